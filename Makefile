@@ -1,0 +1,56 @@
+# `make demo` and `make test` work from a fresh clone: each sets everything up first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed.stamp
+WORKDIR ?= ./demo-out
+PYTEST_WORKERS ?= 2
+
+# One thread a process: two test workers must not fight over two cores.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-server lint format typecheck constraints clean
+
+help:  ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## Create .venv and install segpipe with its development tools
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "segpipe needs Python 3.11 or newer, and $(PYTHON) is not; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Draw scenes, train, certify, label a bucket under Prefect: under 3 minutes
+	$(BIN)/python -m flows.demo --workdir $(WORKDIR)
+
+test: $(STAMP)  ## Run the fast test suite: under 8 minutes on two cores
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
+
+test-slow: $(STAMP)  ## Run the tests that take long
+	$(TEST_ENV) $(BIN)/python -m pytest -m slow
+
+test-server: $(STAMP)  ## Run the tests that start a real Prefect server
+	$(TEST_ENV) $(BIN)/python -m pytest -m server
+
+lint: $(STAMP)  ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)  ## Fix style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(STAMP)  ## Check types
+	$(BIN)/mypy
+
+constraints:  ## Write the installed set to constraints.txt
+	@{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --exclude-editable | sed 's/^\(torch==[^+]*\)+.*/\1/'; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## Remove the environment, caches and the demo's output
+	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,162 @@
+"""Settings shared by the command line and the flows: each field states its unit, its default and the reason.
+
+The option's help text, the form in the Prefect UI and the validation all come from here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+Device = Literal["auto", "cpu", "cuda"]
+Location = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _height_by_width(size: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
+        raise ValueError(f"{size!r} is not HEIGHTxWIDTH in pixels, for example 240x320")
+    return size
+
+
+ImageSize = Annotated[str, AfterValidator(_height_by_width)]
+
+_DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainSettings(_Settings):
+    """What `segpipe train` needs to turn a labelled data set into a model bundle."""
+
+    data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
+    model: Location = Field(description="Where the model bundle goes: a folder at any fsspec URL.")
+    split: Location = Field("train", description="Split of the data set to learn from.")
+    val_split: Location = Field(
+        "val", description="Split that picks the best weights; never learnt from, so its figures stay honest."
+    )
+    architecture: Literal["unet", "plain"] = Field(
+        "unet",
+        description="Networks: unet, the default, sees the whole scene; plain is the published stack.",
+    )
+    objective: Literal["hybrid", "adversarial", "supervised"] = Field(
+        "hybrid",
+        description="What the generator minimises: hybrid adds a small adversarial term to cross-entropy and "
+        "Dice, adversarial is the published recipe (the discriminator alone), supervised has no such term.",
+    )
+    gan_loss: Literal["bce", "lsgan", "hinge", "wgan-gp"] = Field(
+        "bce", description="Adversarial loss; bce as published and the steadiest of the four here."
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes over the training split; unset: as many as a data set of that size needs.",
+    )
+    image_size: ImageSize | None = Field(
+        None,
+        description="Working size in pixels, HEIGHTxWIDTH, for example 240x320; unset: chosen from the data.",
+    )
+    device: Device = Field("auto", description=_DEVICE)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of every random draw; on the CPU one seed gives the same model again.",
+    )
+    resume: bool = Field(
+        False, description="Go on from the last checkpoint of a stopped training and end in the same place."
+    )
+    adversarial_weight: float = Field(
+        0.01,
+        ge=0,
+        description="Weight of the adversarial term in hybrid (cross-entropy and Dice weigh 1); "
+        "larger sharpens masks but unsettles training.",
+    )
+    batch_size: int = Field(
+        8, ge=1, description="Images per step; 8 is stable for batch norm and fits two cores and small GPUs."
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="Adam's step size; unset: 0.0002 for the published recipe, larger for the others.",
+    )
+
+
+class EvaluateSettings(_Settings):
+    """What `segpipe evaluate` needs to measure a model on labelled images."""
+
+    model: Location = Field(description="Model bundle: a folder at any fsspec URL.")
+    data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
+    split: Location = Field(description="Split to measure on; one the model has not learnt from.")
+    device: Device = Field("auto", description=_DEVICE)
+
+
+class CalibrateSettings(_Settings):
+    """What `segpipe calibrate` needs to find the threshold that keeps a promise."""
+
+    model: Location = Field(description="Model bundle that gets policy.json: a folder at any fsspec URL.")
+    data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
+    split: Location = Field(
+        description="Split to certify on: images like those to label, unseen in training and validation."
+    )
+    min_iou: float = Field(
+        gt=0, lt=1, description="A mask with a mean IoU below this (0 to 1) counts as bad; the task decides."
+    )
+    max_bad_fraction: float = Field(
+        gt=0, lt=1, description="Largest share of bad masks (0 to 1) among those accepted; the task decides."
+    )
+    confidence: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="Probability (0 to 1) that the promise holds; 0.9 takes some hundred images to certify.",
+    )
+    device: Device = Field("auto", description=_DEVICE)
+
+
+class LabelSettings(_Settings):
+    """How a labelling run does its work; what it labels is given apart."""
+
+    shard_images: int = Field(
+        256,
+        ge=1,
+        title="Images per shard",
+        description="Images per shard, the unit of progress and of what a kill can cost; "
+        "256 keeps parts few and a lost shard cheap.",
+    )
+    batch_images: int = Field(
+        8,
+        ge=1,
+        title="Images per batch",
+        description="Images labelled at once; 8 keeps a CPU busy in little memory, a GPU likes more.",
+    )
+    max_image_pixels: int = Field(
+        100_000_000,
+        ge=1,
+        title="Largest image, pixels",
+        description="An image with more pixels fails as too_large, undecoded, so that a decompression bomb "
+        "cannot fill the memory; 100 million is a 300 MB array.",
+    )
+    fetch_threads: int = Field(
+        8,
+        ge=1,
+        title="Fetch threads",
+        description="Images fetched and decoded at once; 8 hides the latency of object storage.",
+    )
+    encode_threads: int = Field(
+        2,
+        ge=1,
+        title="Encode threads",
+        description="Masks compressed and uploaded at once; 2 keep up with one device and leave it cores.",
+    )
+    claim_seconds: float = Field(
+        60.0,
+        gt=0,
+        title="Claim, seconds",
+        description="Seconds until the claim of a killed run expires and another may label into the same OUTPUT; "
+        "a live run renews it, 60 outlasts a slow storage request.",
+    )
+    device: Device = Field("auto", title="Device", description=_DEVICE)

@@ -1,0 +1,47 @@
+"""The errors segpipe raises: each message is one line that names the thing, the reason and the remedy."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ImageFailure = Literal["unreadable", "unsupported", "too_large"]
+
+
+class SegpipeError(Exception):
+    """Base of every error a user can cause or meet; the CLI prints its message and exits 1."""
+
+
+class StorageError(SegpipeError):
+    """Object storage refused, failed or timed out."""
+
+
+class NotFoundError(StorageError):
+    """The object, folder or bucket does not exist."""
+
+
+class AlreadyExistsError(StorageError):
+    """An exclusive create met an existing object."""
+
+
+class ImageError(SegpipeError):
+    """An image's bytes cannot be used; `reason` is the manifest's reason."""
+
+    def __init__(self, reason: ImageFailure, message: str) -> None:
+        super().__init__(message)
+        self.reason: ImageFailure = reason
+
+
+class DatasetError(SegpipeError):
+    """A labelled data set breaks contract C1."""
+
+
+class ModelError(SegpipeError):
+    """A model bundle is missing, damaged or of another version."""
+
+
+class PolicyError(SegpipeError):
+    """A policy is damaged or belongs to another model."""
+
+
+class RunError(SegpipeError):
+    """A labelling or training run cannot start, go on or resume."""

@@ -1,0 +1,59 @@
+"""Command-line options made from the settings, so that defaults, help and validation exist once."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def options_of(kind: type[BaseModel]) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option per field of the settings."""
+
+    def decorate(command: Command) -> Command:
+        for name, field in reversed(kind.model_fields.items()):
+            command = _option(name, field)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
+    details: dict[str, Any] = {"help": field.description, "required": field.is_required()}
+    if not field.is_required():
+        details |= {"default": field.default, "show_default": field.default is not None}
+    if field.annotation is bool:
+        return click.option(_flag(name), is_flag=True, **details)
+    return click.option(_flag(name), type=_click_type(field.annotation), **details)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _click_type(annotation: Any) -> click.ParamType:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return _click_type(next(part for part in parts if part is not type(None)))
+    if origin is Annotated:
+        return _click_type(parts[0])
+    if origin is Literal:
+        return click.Choice(parts)
+    return click.types.convert_type(annotation)
+
+
+def build(kind: type[Settings], values: Mapping[str, object]) -> Settings:
+    """The settings with these values; raises click.BadParameter that names the option at fault."""
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        raise click.BadParameter(reason, param_hint=_flag(str(first["loc"][0]))) from None
