@@ -1,0 +1,228 @@
+"""Labelled data sets (contract C1) at any fsspec URL: open, check, read and write.
+
+ROOT/dataset.json            {"name": ..., "classes": [...], "ignore_index": 255}
+ROOT/SPLIT/images/KEY.jpg    or .jpeg, .png
+ROOT/SPLIT/masks/KEY.png     one channel, class indices, sized like the image as displayed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segpipe import storage
+from segpipe.errors import DatasetError, ImageError, NotFoundError
+from segpipe.images import class_palette, decode_image, decode_mask, encode_mask
+
+DESCRIPTION = "dataset.json"
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
+MASK_EXTENSIONS = frozenset({".png"})
+MAX_CLASSES = 255  # a mask stores one byte a pixel, and one value is left for the ignore index
+READ_THREADS = 8
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled data set: where it is and what its masks mean."""
+
+    root: str
+    name: str
+    classes: tuple[str, ...]
+    ignore_index: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its mask; `key` is the image's path below images/ without its extension."""
+
+    key: str
+    image_uri: str
+    mask_uri: str
+
+
+def open_dataset(root: str) -> Dataset:
+    """Read and check ROOT/dataset.json.
+
+    Raises DatasetError when it is missing, no JSON, or names no usable classes and ignore index.
+    """
+    root = storage.normalise(root)
+    uri = storage.join(root, DESCRIPTION)
+    try:
+        description = json.loads(storage.read_bytes(uri))
+    except NotFoundError:
+        raise DatasetError(
+            f"{uri} is missing: a data set's root needs it, with name, classes and ignore_index"
+        ) from None
+    except ValueError as error:
+        raise DatasetError(f"{uri} is not valid JSON ({error}): correct it") from None
+    if not isinstance(description, dict):
+        raise DatasetError(f'{uri} must be a JSON object such as {{"classes": ["background", "cell"]}}')
+    classes = _checked_classes(description.get("classes"), uri)
+    ignore_index = _checked_ignore_index(description.get("ignore_index", 255), classes, uri)
+    name = str(description.get("name") or PurePosixPath(root).name)
+    return Dataset(root, name, classes, ignore_index)
+
+
+def list_samples(dataset: Dataset, split: str) -> list[Sample]:
+    """All samples of a split, sorted by key.
+
+    Raises DatasetError when the split is missing or empty, when an image lacks its mask or a mask its image,
+    and when two images share a key. Files that are no images (a README, thumbnails) are not looked at.
+    """
+    uris = _split_uris(dataset, split)
+    images = _by_key(uris, "images/", IMAGE_EXTENSIONS)
+    masks = _by_key(uris, "masks/", MASK_EXTENSIONS)
+    folder = storage.join(dataset.root, split)
+    if not images:
+        raise DatasetError(f"{folder}/images holds no .jpg, .jpeg or .png: put the split's images there")
+    _refuse_unpaired(images.keys() - masks.keys(), images, f"no mask in {folder}/masks", "KEY.png")
+    _refuse_unpaired(masks.keys() - images.keys(), masks, f"no image in {folder}/images", "KEY.jpg or .png")
+    return [Sample(key, images[key], masks[key]) for key in sorted(images)]
+
+
+def read_sample(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Image (HxWx3 uint8, displayed orientation) and mask (HxW uint8, class indices or the ignore index).
+
+    Raises DatasetError when either cannot be decoded, their sizes differ or a class is out of range.
+    """
+    image = _decoded(decode_image, sample.image_uri)
+    mask = _decoded(decode_mask, sample.mask_uri)
+    _check_size(image, mask, sample)
+    _check_range(mask, dataset, sample.mask_uri)
+    return image, mask
+
+
+def fingerprint(dataset: Dataset, split: str) -> str:
+    """SHA-256 (hex) over classes, ignore index, keys and the bytes of every image and mask of a split."""
+    digest = hashlib.sha256(json.dumps([dataset.classes, dataset.ignore_index]).encode())
+    samples = list_samples(dataset, split)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        contents = pool.map(_content_digest, samples)
+        for sample, content in zip(samples, contents, strict=True):
+            digest.update(json.dumps([sample.key, *content]).encode())
+    return digest.hexdigest()
+
+
+def write_dataset(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
+    """Write ROOT/dataset.json; DatasetError when the classes or the ignore index are unusable."""
+    root = storage.normalise(root)
+    uri = storage.join(root, DESCRIPTION)
+    checked = _checked_classes(list(classes), uri)
+    dataset = Dataset(root, name, checked, _checked_ignore_index(ignore_index, checked, uri))
+    description = {"name": name, "classes": list(checked), "ignore_index": ignore_index}
+    storage.put(uri, json.dumps(description, indent=1).encode())
+    return dataset
+
+
+def write_sample(dataset: Dataset, split: str, key: str, image: np.ndarray, mask: np.ndarray) -> None:
+    """Write one sample without loss: image HxWx3 uint8, mask HxW uint8; DatasetError when they do not fit."""
+    folder = storage.join(dataset.root, split)
+    sample = Sample(key, storage.join(folder, f"images/{key}.png"), storage.join(folder, f"masks/{key}.png"))
+    _check_size(image, mask, sample)
+    _check_range(mask, dataset, sample.mask_uri)
+    storage.put(sample.mask_uri, encode_mask(mask, class_palette(len(dataset.classes))))
+    storage.put(sample.image_uri, _encode_image(image))
+
+
+def _checked_classes(classes: Any, uri: str) -> tuple[str, ...]:
+    if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
+        raise DatasetError(f'{uri}: "classes" must be a list of names, in the order of the mask\'s indices')
+    if not 2 <= len(classes) <= MAX_CLASSES:
+        raise DatasetError(
+            f'{uri}: "classes" has {len(classes)} names; segmentation needs 2 to {MAX_CLASSES} of them'
+        )
+    repeated = sorted({name for name in classes if classes.count(name) > 1})
+    if repeated:
+        raise DatasetError(f'{uri}: "classes" names {repeated[0]!r} twice; give every class its own name')
+    return tuple(classes)
+
+
+def _checked_ignore_index(ignore_index: Any, classes: tuple[str, ...], uri: str) -> int:
+    if type(ignore_index) is not int or not len(classes) <= ignore_index <= 255:
+        raise DatasetError(
+            f'{uri}: "ignore_index" is {ignore_index!r}; with {len(classes)} classes it must be '
+            f"a whole number from {len(classes)} to 255, so that it is no class"
+        )
+    return ignore_index
+
+
+def _split_uris(dataset: Dataset, split: str) -> dict[str, str]:
+    """Key below the split -> URI, for every object of the split."""
+    try:
+        uris = {item.key: item.uri for item in storage.list_objects(storage.join(dataset.root, split))}
+    except NotFoundError:
+        uris = {}
+    if not uris:
+        present = ", ".join(_split_names(dataset)) or "none"
+        raise DatasetError(f"{dataset.root} has no split {split!r}; it has: {present}")
+    return uris
+
+
+def _split_names(dataset: Dataset) -> list[str]:
+    keys = (item.key for item in storage.list_objects(dataset.root))
+    return sorted({key.split("/")[0] for key in keys if "/images/" in key})
+
+
+def _by_key(uris: dict[str, str], folder: str, extensions: frozenset[str]) -> dict[str, str]:
+    """Sample key -> URI of the files of one folder; DatasetError when two files share a key."""
+    found: dict[str, str] = {}
+    for path, uri in uris.items():
+        if not path.startswith(folder) or PurePosixPath(path).suffix.lower() not in extensions:
+            continue
+        key = path.removeprefix(folder).rpartition(".")[0]
+        if key in found:
+            raise DatasetError(f"{found[key]} and {uri} share the key {key!r}: rename or remove one")
+        found[key] = uri
+    return found
+
+
+def _refuse_unpaired(keys: set[str], uris: dict[str, str], lack: str, remedy: str) -> None:
+    if keys:
+        first, others = uris[min(keys)], len(keys) - 1
+        also = f" (nor have {others} more)" if others else ""
+        raise DatasetError(f"{first} has {lack}{also}: add {remedy} or remove the file")
+
+
+def _decoded(decode: Any, uri: str) -> np.ndarray:
+    try:
+        return decode(storage.read_bytes(uri))
+    except ImageError as error:
+        raise DatasetError(f"{uri} cannot be used: {error}; replace or remove it") from error
+
+
+def _check_size(image: np.ndarray, mask: np.ndarray, sample: Sample) -> None:
+    if image.shape[:2] != mask.shape:
+        raise DatasetError(
+            f"{sample.mask_uri} is {mask.shape[1]}x{mask.shape[0]} but its image {sample.image_uri} is "
+            f"{image.shape[1]}x{image.shape[0]} as displayed: give the mask its image's size and orientation"
+        )
+
+
+def _check_range(mask: np.ndarray, dataset: Dataset, uri: str) -> None:
+    wrong = mask[(mask >= len(dataset.classes)) & (mask != dataset.ignore_index)]
+    if wrong.size:
+        raise DatasetError(
+            f"{uri} holds class {int(wrong.max())} but the data set has {len(dataset.classes)} classes "
+            f"(0 to {len(dataset.classes) - 1}, {dataset.ignore_index} is ignored): correct the mask or "
+            f"{DESCRIPTION}"
+        )
+
+
+def _content_digest(sample: Sample) -> tuple[str, str]:
+    image, mask = (storage.read_bytes(uri) for uri in (sample.image_uri, sample.mask_uri))
+    return hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()
+
+
+def _encode_image(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,202 @@
+"""Bytes to RGB array, safely; masks to and from indexed PNG; overlays."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from segpipe.errors import ImageError
+
+MAX_PIXELS = 100_000_000
+
+# By content, never by name; JpegImageFile takes the first picture of a multi-picture (MPO) file.
+_READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
+    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
+    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
+    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
+    (re.compile(rb"GIF8[79]a"), GifImageFile),
+    (re.compile(rb"BM"), BmpImageFile),
+    (re.compile(rb"P[1-6f]\s"), PpmImageFile),
+)
+_OTHER_FORMATS = (
+    (re.compile(rb"....ftyp", re.DOTALL), "HEIC, AVIF or a video"),
+    (re.compile(rb"\0\0\0\x0cjP  "), "JPEG 2000"),
+    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
+    (re.compile(rb"8BPS"), "Photoshop"),
+)
+_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+_QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+_PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
+_GREY_STEP = {2: 85, 4: 17}  # Pillow stretches 2- and 4-bit grey to 0..255
+
+
+def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """JPEG, PNG, WebP, TIFF, BMP, GIF or PPM bytes to HxWx3 uint8 RGB, turned as displayed (EXIF).
+
+    ImageError: unreadable (damaged, no image), unsupported (frames, pixel type), too_large (`max_pixels`).
+    """
+    with _image_errors():
+        image = _open(data, max_pixels)
+        if image.mode not in _EIGHT_BIT_MODES and not _is_grey16(image):
+            raise ImageError(
+                "unsupported", f"pixel type {image.mode} has no known value range; save it as 8 bit"
+            )
+        image.load()
+        rgb = _grey16_to_rgb(image) if _is_grey16(image) else _to_rgb(image)
+        return np.ascontiguousarray(_turned(rgb, _orientation(image)))
+
+
+def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
+    """HxW uint8 class indices to an indexed PNG; `palette` is Kx3 uint8. ImageError on other masks."""
+    if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:
+        raise ImageError("unsupported", f"a mask is HxW uint8, got {mask.dtype} {mask.shape}")
+    # Every index needs an entry: Pillow packs a short palette in fewer bits and would cut the index.
+    colours = np.zeros((max(len(palette), int(mask.max()) + 1), 3), np.uint8)
+    colours[: len(palette)] = palette
+    image = Image.fromarray(mask)
+    image.putpalette(colours.tobytes())
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Indexed or grey PNG to HxW uint8 class indices. ImageError as `decode_image`, and for colour masks."""
+    with _image_errors():
+        image = _open(data, max_pixels)
+        if not isinstance(image, PngImageFile):
+            raise ImageError("unsupported", "a mask must be a PNG: other formats change class indices")
+        if image.mode not in ("1", "L", "P", "I;16"):
+            raise ImageError(
+                "unsupported", f"masks must be one channel of class indices, this one is {image.mode}"
+            )
+        image.load()
+        indices = np.asarray(image)
+        if indices.max() > 255:
+            raise ImageError(
+                "unsupported", f"a mask holds class indices 0 to 255, this one has {indices.max()}"
+            )
+    step = _GREY_STEP.get(data[_PNG_DEPTH_BYTE], 1) if image.mode == "L" else 1
+    return indices.astype(np.uint8) // np.uint8(step)
+
+
+def class_palette(n_classes: int) -> np.ndarray:
+    """Kx3 uint8 colours, distinct for up to 256 classes: the PASCAL VOC colour map (class 0 is black)."""
+    if not 1 <= n_classes <= 256:
+        raise ImageError("unsupported", f"a mask holds 1 to 256 classes, not {n_classes}")
+    index = np.arange(n_classes)
+    channels = [sum(((index >> (3 * bit + c)) & 1) << (7 - bit) for bit in range(8)) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:
+    """Mask colours over an HxWx3 uint8 image, HxWx3 uint8; `opacity` 0 to 1.
+
+    Indices beyond the palette, as the ignore index, leave the image bare. ImageError when the sizes differ.
+    """
+    if image.shape[:2] != mask.shape:
+        raise ImageError("unsupported", f"image {image.shape[:2]} and mask {mask.shape} differ in size")
+    known = mask < len(palette)
+    blended = image.copy()
+    blended[known] = np.rint((1 - opacity) * image[known] + opacity * palette[mask[known]])
+    return blended
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    try:
+        yield
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError("too_large", f"needs too much memory ({error}); make it smaller") from error
+    except Exception as error:  # decoders of damaged files raise nearly every type there is
+        raise ImageError("unreadable", f"damaged or cut off ({type(error).__name__}: {error})") from error
+
+
+def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """The image with its header read, of one frame and at most `max_pixels`; no pixel decoded yet.
+
+    The reader is called itself, because Image.open has a size limit of its own that is one for all threads.
+    """
+    _ignore_pillow_warnings()
+    image = _reader(data)(BytesIO(data))
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            "too_large", f"{width}x{height} is over {max_pixels} pixels; shrink it or raise the limit"
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ImageError(
+            "unsupported", f"holds {frames} frames, one is expected; split it into single images"
+        )
+    return image
+
+
+def _reader(data: bytes) -> type[ImageFile.ImageFile]:
+    for signature, reader in _READERS:
+        if signature.match(data):
+            return reader
+    for signature, name in _OTHER_FORMATS:
+        if signature.match(data):
+            raise ImageError("unsupported", f"{name} is not supported; convert it to JPEG or PNG")
+    raise ImageError(
+        "unreadable", "the file is empty" if not data else f"no image: it begins with {data[:8]!r}"
+    )
+
+
+def _ignore_pillow_warnings() -> None:
+    """Keep Pillow's remarks on odd metadata quiet for good: catch_warnings is not safe with threads."""
+    if _QUIET_PILLOW not in warnings.filters[:1]:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _is_grey16(image: ImageFile.ImageFile) -> bool:
+    # Pillow reads a 16-bit PGM as 32-bit integers, stretched to 0..65535.
+    return image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, PpmImageFile))
+
+
+def _grey16_to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
+    """0..65535 (12-bit TIFF: 0..4095) to 0..255 by the full range, rounded: HxWx3 uint8."""
+    values, full = np.asarray(image).astype(np.uint32), 65535
+    if isinstance(image, TiffImageFile):
+        full = (1 << image.tag_v2[BITSPERSAMPLE][0]) - 1
+        if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow leaves as it is
+            values = full - values
+    grey = ((values * 255 + full // 2) // full).astype(np.uint8)
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
+    # Alpha is dropped: the camera's colours are below it, while compositing would invent a background.
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF is ignored by every viewer, and the picture is whole
+        return 1
+
+
+def _turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
+    """The picture as displayed, from EXIF orientation 1 to 8 (Exif 2.32, tag 0x0112)."""
+    swapped = rgb.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else rgb
+    upside_down = orientation in (3, 4, 7, 8)
+    mirrored = orientation in (2, 3, 6, 7)
+    return swapped[:: -1 if upside_down else 1, :: -1 if mirrored else 1]

@@ -1,0 +1,129 @@
+"""Fixtures shared by every test module; importing this pulls in neither torch nor prefect."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+SERVER_START_SECONDS = 60
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real S3 server (moto) of this session; the AWS_* environment points at it."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("moto") / "server.log"
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with log.open("wb") as output, pytest.MonkeyPatch.context() as environment:
+        few_keys_a_page = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "10"}  # so that every listing has to page
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=few_keys_a_page)
+        try:
+            _wait_until_up(url, server, log)
+            _point_aws_at(url, environment)
+            yield url
+        finally:
+            server.terminate()
+            server.wait(timeout=10)
+
+
+@pytest.fixture
+def s3_bucket(s3_server: str) -> str:
+    """Name of a fresh, empty bucket on `s3_server`."""
+    import boto3
+
+    name = f"bucket-{uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def storage_root(request: pytest.FixtureRequest) -> str:
+    """URL of a fresh, existing, empty folder on each kind of storage in turn."""
+    if request.param == "local":
+        tmp_path: Path = request.getfixturevalue("tmp_path")
+        return str(tmp_path)
+    if request.param == "memory":
+        root = f"memory://{uuid4().hex[:12]}"
+        fsspec.filesystem("memory").makedirs(root)
+        return root
+    return f"s3://{request.getfixturevalue('s3_bucket')}"
+
+
+@pytest.fixture
+def encoded() -> Callable[..., bytes]:
+    """A function (array or Pillow image, format="PNG", **save options) -> file bytes."""
+
+    def encode(image: np.ndarray | Image.Image, format: str = "PNG", **options: object) -> bytes:  # noqa: A002
+        picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        buffer = BytesIO()
+        picture.save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A labelled data set of drawn scenes, 32x64 pixels: train 12, val 6, calibration 40 images."""
+    from segpipe.scenes import write_labelled
+
+    root = str(tmp_path_factory.mktemp("streets"))
+    rng = np.random.default_rng(7)
+    for split, n_images in (("train", 12), ("val", 6), ("calibration", 40)):
+        write_labelled(root, split, n_images, 0, rng, height=32, width=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_model(streets: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model bundle trained for a few epochs on `streets`; tests that write into a bundle copy it first."""
+    from segpipe.config import TrainSettings
+    from segpipe.training.run import train
+
+    model = str(tmp_path_factory.mktemp("models") / "streets")
+    train(TrainSettings(data=streets, model=model, epochs=3, batch_size=4, device="cpu", seed=5))
+    return model
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + SERVER_START_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{url}/moto-api/", timeout=5).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.1)
+        else:
+            return
+    pytest.fail(f"the S3 test server at {url} did not start: {log.read_text()[-2000:]}")
+
+
+def _point_aws_at(url: str, environment: pytest.MonkeyPatch) -> None:
+    # The dummies are like no word of a path or message, since redaction hides them wherever they stand.
+    environment.setenv("AWS_ENDPOINT_URL", url)
+    environment.setenv("AWS_ACCESS_KEY_ID", "DUMMYACCESSKEYID0001")
+    environment.setenv("AWS_SECRET_ACCESS_KEY", "dummy-secret-access-value-0001")
+    environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+        environment.delenv(name, raising=False)

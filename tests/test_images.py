@@ -1,0 +1,419 @@
+from __future__ import annotations
+
+import struct
+import warnings
+import zipfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from PIL import Image
+
+from segpipe.errors import ImageError
+from segpipe.images import class_palette, decode_image, decode_mask, encode_mask, overlay
+
+RED, GREEN, BLUE, WHITE, BLACK, GREY = (
+    (255, 0, 0),
+    (0, 255, 0),
+    (0, 0, 255),
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+)
+
+
+def failure(data: bytes, **options: int) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decode_image(data, **options)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def mask_failure(data: bytes) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decode_mask(data)
+    return caught.value
+
+
+def png(
+    width: int, height: int, depth: int, colour_type: int, rows: bytes, *extra: tuple[bytes, bytes]
+) -> bytes:
+    """A PNG written by hand, from its specification (rows include the filter byte of each row)."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# --- what is decoded ---
+
+
+@pytest.mark.parametrize("file_type", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
+def test_lossless_formats_give_their_pixels(encoded, file_type):
+    pixels = np.array([[RED, GREEN, BLUE], [WHITE, BLACK, GREY]], np.uint8)
+    image = Image.fromarray(pixels)
+    if file_type == "GIF":
+        image = image.quantize(8)
+    decoded = decode_image(encoded(image, file_type, **({"lossless": True} if file_type == "WEBP" else {})))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.c_contiguous
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+def test_jpeg_gives_height_width_and_colour(encoded):
+    decoded = decode_image(encoded(np.full((8, 16, 3), (200, 100, 50), np.uint8), "JPEG", quality=95))
+    assert decoded.shape == (8, 16, 3)
+    assert np.abs(decoded.astype(int) - (200, 100, 50)).max() <= 3
+
+
+def test_multi_picture_jpeg_gives_its_first_picture(encoded):
+    first = Image.fromarray(np.full((8, 8, 3), 200, np.uint8))
+    second = Image.fromarray(np.full((8, 8, 3), 20, np.uint8))
+    decoded = decode_image(encoded(first, "MPO", save_all=True, append_images=[second]))
+    assert abs(int(decoded.mean()) - 200) <= 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "pixel", "expected"),
+    [
+        ("1", 1, WHITE),
+        ("L", 77, (77, 77, 77)),
+        ("LA", (77, 0), (77, 77, 77)),
+        ("RGB", (1, 2, 3), (1, 2, 3)),
+        ("RGBA", (1, 2, 3, 0), (1, 2, 3)),
+    ],
+)
+def test_every_8_bit_mode_becomes_rgb_without_alpha(encoded, mode, pixel, expected):
+    decoded = decode_image(encoded(Image.new(mode, (3, 2), pixel)))
+    np.testing.assert_array_equal(decoded, np.full((2, 3, 3), expected, np.uint8))
+
+
+@pytest.mark.parametrize("transparency", [0, b"\x00\x80"])
+def test_palette_with_transparency_gives_the_palette_colours(encoded, transparency):
+    image = Image.fromarray(np.array([[0, 1]], np.uint8))
+    image.putpalette([*RED, *GREEN])
+    np.testing.assert_array_equal(decode_image(encoded(image, transparency=transparency)), [[RED, GREEN]])
+
+
+def test_cmyk_and_ycbcr_become_rgb(encoded):
+    cmyk = decode_image(encoded(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF"))
+    np.testing.assert_array_equal(cmyk, np.full((2, 2, 3), RED, np.uint8))
+    # Full-range BT.601, as in JFIF: Y=76, Cb=85, Cr=255 is red to within rounding.
+    ycbcr = decode_image(encoded(Image.new("YCbCr", (2, 2), (76, 85, 255)), "TIFF"))
+    assert np.abs(ycbcr.astype(int) - RED).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2"])
+@pytest.mark.parametrize("file_type", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_by_its_full_range(encoded, file_type, dtype):
+    # 65535 / 255 = 257: 128 rounds down, 129 rounds up, 32896 = 128 * 257.
+    values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    grey = decode_image(encoded(values.astype(dtype), file_type))[0]
+    np.testing.assert_array_equal(grey, np.repeat([[0], [0], [1], [1], [128], [255]], 3, axis=1))
+
+
+def test_16_bit_pgm_is_scaled_by_its_full_range():
+    data = b"P5 3 1 65535\n" + struct.pack(">3H", 0, 32896, 65535)
+    np.testing.assert_array_equal(decode_image(data)[0, :, 0], [0, 128, 255])
+
+
+def test_12_bit_and_white_is_zero_tiff(encoded):
+    # 12 bits: 0x800 = 2048 of 4095 is 127.53, that is 128; 0xFFF is 255.
+    plain = encoded(np.zeros((1, 2), np.uint16), "TIFF")
+    twelve = bytearray(plain)
+    offset = struct.unpack("<I", plain[4:8])[0]
+    for entry in range(struct.unpack_from("<H", plain, offset)[0]):
+        at = offset + 2 + 12 * entry
+        tag = struct.unpack_from("<H", plain, at)[0]
+        if tag == 258:
+            struct.pack_into("<H", twelve, at + 8, 12)
+        if tag == 273:
+            strip = struct.unpack_from("<I", plain, at + 8)[0]
+        if tag == 279:
+            struct.pack_into("<I", twelve, at + 8, 3)
+    twelve[strip : strip + 3] = bytes([0x80, 0x0F, 0xFF])
+    np.testing.assert_array_equal(decode_image(bytes(twelve))[0, :, 0], [128, 255])
+    inverted = encoded(np.array([[0, 65535]], np.uint16), "TIFF", tiffinfo={262: 0})
+    np.testing.assert_array_equal(decode_image(inverted)[0, :, 0], [255, 0])
+
+
+def test_16_bit_rgb_png_keeps_the_high_byte():
+    row = b"\0" + struct.pack(">6H", 0xFFFF, 0x8000, 0, 0x0100, 0x00FF, 0x7F00)
+    np.testing.assert_array_equal(decode_image(png(2, 1, 16, 2, row)), [[(255, 128, 0), (1, 0, 127)]])
+
+
+# The picture as people see it, 2 rows of 3:   R G B / W K Y
+SEEN = np.array([[RED, GREEN, BLUE], [WHITE, BLACK, GREY]], np.uint8)
+R, G, B, W, K, Y = SEEN.reshape(6, 3)
+# What the sensor stored, worked out by hand from where row 0 and column 0 are seen (Exif 2.32, tag 0x0112).
+STORED = {
+    1: [[R, G, B], [W, K, Y]],  # row 0 top, column 0 left
+    2: [[B, G, R], [Y, K, W]],  # top, right
+    3: [[Y, K, W], [B, G, R]],  # bottom, right
+    4: [[W, K, Y], [R, G, B]],  # bottom, left
+    5: [[R, W], [G, K], [B, Y]],  # left, top
+    6: [[B, Y], [G, K], [R, W]],  # right, top
+    7: [[Y, B], [K, G], [W, R]],  # right, bottom
+    8: [[W, R], [K, G], [Y, B]],  # left, bottom
+}
+
+
+@pytest.mark.parametrize("file_type", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(encoded, orientation, file_type):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if file_type == "WEBP" else {}
+    data = encoded(np.array(STORED[orientation], np.uint8), file_type, exif=exif, **options)
+    np.testing.assert_array_equal(decode_image(data), SEEN)
+
+
+def test_exif_orientation_of_a_jpeg_and_of_16_bit_grey(encoded):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored row 0 is the right column
+    stored = np.zeros((8, 16, 3), np.uint8)
+    stored[:4] = 255
+    decoded = decode_image(encoded(stored, "JPEG", exif=exif, quality=95))
+    assert decoded.shape == (16, 8, 3)
+    assert decoded[:, 4:].min() > 250
+    assert decoded[:, :4].max() < 5
+    deep = decode_image(encoded(np.array([[0, 65535]], np.uint16), exif=exif))
+    np.testing.assert_array_equal(deep[:, :, 0], [[0], [255]])
+
+
+def test_damaged_exif_does_not_cost_the_picture(encoded):
+    data = encoded(np.full((4, 4, 3), 90, np.uint8), "JPEG", exif=b"Exif\0\0garbage, no TIFF header")
+    assert abs(int(decode_image(data).mean()) - 90) <= 2
+
+
+# --- what is refused, and why ---
+
+
+def test_float_and_32_bit_integers_are_unsupported(encoded):
+    for array in (np.zeros((2, 2), np.float32), np.zeros((2, 2), np.int32)):
+        error = failure(encoded(array, "TIFF"))
+        assert error.reason == "unsupported"
+        assert "value range" in str(error)
+    assert failure(b"Pf 1 1 -1.0\n" + struct.pack("<f", 0.5)).reason == "unsupported"
+
+
+@pytest.mark.parametrize("file_type", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_several_frames_are_unsupported_and_counted(encoded, file_type):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, GREEN, BLUE)]
+    error = failure(encoded(frames[0], file_type, save_all=True, append_images=frames[1:]))
+    assert error.reason == "unsupported"
+    assert "3 frames" in str(error)
+
+
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
+def test_an_image_over_the_pixel_limit_is_too_large(encoded, file_type):
+    data = encoded(Image.new("L", (11, 10)), file_type)
+    error = failure(data, max_pixels=109)
+    assert error.reason == "too_large"
+    assert "11x10" in str(error)
+    assert decode_image(data, max_pixels=110).shape == (10, 11, 3)
+
+
+def test_a_declared_size_is_refused_before_any_pixel_is_decoded():
+    bomb = png(60_000, 60_000, 8, 2, b"")  # 10.8 GB of pixels, none of them there
+    assert failure(bomb).reason == "too_large"
+    assert failure(bomb, max_pixels=60_000 * 60_000).reason == "unreadable"
+
+
+def test_pillows_own_limit_does_not_get_in_the_way(monkeypatch, encoded):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    assert decode_image(encoded(np.zeros((10, 10, 3), np.uint8))).shape == (10, 10, 3)
+
+
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
+def test_a_cut_off_file_is_unreadable(encoded, file_type):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    data = encoded(noise, file_type)
+    for share in (0.05, 0.5, 0.9):
+        assert failure(data[: int(len(data) * share)]).reason == "unreadable"
+
+
+def test_what_is_no_image_is_unreadable():
+    archive = BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.jpg", b"x")
+    page = b"<!DOCTYPE html><html><body>503</body></html>"
+    for data in (b"", b"\0", b"\xff\xd8\xff", b"BM", b"P6 ", page, archive.getvalue(), bytes(range(256))):
+        assert failure(data).reason == "unreadable"
+
+
+def test_a_format_that_is_an_image_but_not_ours_is_unsupported():
+    error = failure(b"\0\0\0\x18ftypheic" + bytes(100))
+    assert error.reason == "unsupported"
+    assert "HEIC" in str(error)
+
+
+def test_the_content_counts_and_never_the_declared_type(encoded):
+    assert decode_image(encoded(np.zeros((2, 2, 3), np.uint8), "BMP")).shape == (2, 2, 3)
+
+
+def test_a_png_text_bomb_is_unreadable():
+    bomb = b"comment\0\0" + zlib.compress(bytes(80_000_000), 9)
+    assert failure(png(1, 1, 8, 0, b"\0\0", (b"zTXt", bomb))).reason == "unreadable"
+
+
+def test_a_wrong_checksum_is_unreadable(encoded):
+    data = bytearray(encoded(np.zeros((4, 4, 3), np.uint8)))
+    data[data.index(b"IHDR") + 6] ^= 1
+    assert failure(bytes(data)).reason == "unreadable"
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_damage_gives_an_image_or_an_image_error(data):
+    signature = data.draw(st.sampled_from(list(SAMPLES.values())))
+    damaged = bytearray(signature)
+    for _ in range(data.draw(st.integers(1, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            decoded = decode_image(bytes(damaged), max_pixels=10_000)
+        except ImageError as error:
+            outcome = error.reason
+        else:
+            outcome = f"{decoded.dtype} {decoded.ndim}"
+    assert outcome in ("unreadable", "unsupported", "too_large", "uint8 3")
+
+
+def _samples() -> dict[str, bytes]:
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (16, 16, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = {}
+    for file_type in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"):
+        buffer = BytesIO()
+        image.save(
+            buffer, file_type, **({"exif": exif} if file_type in ("JPEG", "PNG", "WEBP", "TIFF") else {})
+        )
+        found[file_type] = buffer.getvalue()
+    return found
+
+
+SAMPLES = _samples()
+
+
+def test_no_warning_escapes_and_none_becomes_an_error(encoded):
+    # A tag that points far behind the end: Pillow warns "Corrupt EXIF data".
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x0f\x01\x02\0\xff\0\0\0\xff\xff\0\0\x12\x01\x03\0"
+    data = encoded(np.full((4, 4, 3), 90, np.uint8), "JPEG", exif=exif)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8))
+    palette.putpalette([*RED, *GREEN])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Image.open(BytesIO(data)).getexif().get(0x0112)
+        assert seen, "the file must be one that Pillow warns about"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_image(data).shape == (4, 4, 3)
+        assert decode_image(encoded(palette, transparency=b"\x00\x80")).shape == (1, 2, 3)
+
+
+def test_threads_decode_the_same_as_one(encoded):
+    files = [encoded(np.full((32, 32, 3), value, np.uint8)) for value in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        for value, decoded in enumerate(pool.map(decode_image, files)):
+            assert (decoded == value).all()
+
+
+# --- masks ---
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st_numpy.arrays(np.uint8, st_numpy.array_shapes(min_dims=2, max_dims=2, max_side=20)), st.integers(1, 256)
+)
+def test_masks_round_trip_whatever_the_palette(mask, n_classes):
+    np.testing.assert_array_equal(decode_mask(encode_mask(mask, class_palette(n_classes))), mask)
+
+
+def test_every_index_round_trips_and_shows_its_palette_colour():
+    mask = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    palette = class_palette(256)
+    data = encode_mask(mask, palette)
+    np.testing.assert_array_equal(decode_mask(data), mask)
+    np.testing.assert_array_equal(decode_image(data), palette[mask])
+    assert Image.open(BytesIO(data)).mode == "P"
+
+
+def test_the_same_mask_gives_the_same_bytes():
+    mask = np.random.default_rng(2).integers(0, 8, (50, 40), np.uint8)
+    assert encode_mask(mask, class_palette(8)) == encode_mask(mask.copy(), class_palette(8))
+
+
+def test_only_height_by_width_uint8_is_a_mask():
+    for mask in (np.zeros((2, 2), np.int64), np.zeros((2, 2, 1), np.uint8), np.zeros((0, 2), np.uint8)):
+        with pytest.raises(ImageError, match="HxW uint8"):
+            encode_mask(mask, class_palette(2))
+
+
+def test_grey_masks_hold_class_indices(encoded):
+    mask = np.array([[0, 1, 255]], np.uint8)
+    np.testing.assert_array_equal(decode_mask(encoded(mask)), mask)
+    np.testing.assert_array_equal(decode_mask(encoded(mask.astype(np.uint16))), mask)
+    assert decode_mask(encoded(mask.astype(np.uint16))).dtype == np.uint8
+
+
+@pytest.mark.parametrize(("depth", "row"), [(1, 0b01000000), (2, 0b00011011), (4, 0b00001111)])
+def test_grey_masks_of_few_bits_are_not_stretched(depth, row):
+    count = 8 // depth
+    expected = [(row >> (8 - depth * (i + 1))) & ((1 << depth) - 1) for i in range(count)]
+    decoded = decode_mask(png(count, 1, depth, 0, bytes([0, row])))
+    np.testing.assert_array_equal(decoded, [expected])
+
+
+def test_masks_that_are_no_class_indices_are_refused(encoded):
+    grid = np.zeros((2, 2), np.uint8)
+    colour = mask_failure(encoded(np.zeros((2, 2, 3), np.uint8)))
+    assert colour.reason == "unsupported"
+    assert "masks must be one channel of class indices" in str(colour)
+    assert "256" in str(mask_failure(encoded(np.full((2, 2), 256, np.uint16))))
+    assert "must be a PNG" in str(mask_failure(encoded(grid, "JPEG")))
+    assert (
+        mask_failure(encoded(np.random.default_rng(0).integers(0, 9, (64, 64), np.uint8))[:-200]).reason
+        == "unreadable"
+    )
+    assert mask_failure(b"").reason == "unreadable"
+    with pytest.raises(ImageError) as caught:
+        decode_mask(encoded(grid), max_pixels=3)
+    assert caught.value.reason == "too_large"
+
+
+# --- colours and overlays ---
+
+
+def test_class_palette_is_the_pascal_voc_one():
+    # The first entries as published with PASCAL VOC 2012 (VOClabelcolormap).
+    voc = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    voc += [(128, 128, 128), (64, 0, 0)]
+    np.testing.assert_array_equal(class_palette(9), voc)
+    assert class_palette(9).dtype == np.uint8
+    assert len({tuple(colour) for colour in class_palette(256)}) == 256
+    for count in (0, 257):
+        with pytest.raises(ImageError, match="1 to 256"):
+            class_palette(count)
+
+
+def test_overlay_blends_and_leaves_ignored_pixels_bare():
+    image = np.array([[(100, 100, 100), (10, 20, 30)]], np.uint8)
+    palette = np.array([(0, 0, 0), (200, 0, 100)], np.uint8)
+    # 0.75 * 100 + 0.25 * (200, 0, 100) = (125, 75, 100); index 255 is no class.
+    blended = overlay(image, np.array([[1, 255]], np.uint8), palette, opacity=0.25)
+    np.testing.assert_array_equal(blended, [[(125, 75, 100), (10, 20, 30)]])
+    assert blended.dtype == np.uint8
+    np.testing.assert_array_equal(image[0, 0], (100, 100, 100))
+    with pytest.raises(ImageError, match="differ in size"):
+        overlay(image, np.zeros((2, 2), np.uint8), palette)
