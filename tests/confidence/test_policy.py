@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segpipe.confidence.policy import (
+    check_policy_for_model,
+    display_confidence,
+    from_json,
+    make_policy,
+    promise,
+    to_json,
+)
+from segpipe.errors import PolicyError
+
+
+def policy_for(scores, image_ious, min_iou=0.6, max_bad_fraction=0.1, confidence=0.9, **options):
+    return make_policy(
+        scores,
+        image_ious,
+        model_id="0123456789ab",
+        min_iou=min_iou,
+        max_bad_fraction=max_bad_fraction,
+        confidence=confidence,
+        calibration_fingerprint="f" * 64,
+        created_at="2026-01-02T03:04:05+00:00",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def policy():
+    # the better half of 200 images is good, the other half bad
+    scores = np.arange(200.0)
+    return policy_for(scores, np.where(scores >= 100, 0.9, 0.3))
+
+
+def test_the_threshold_keeps_the_good_half_and_some_slack(policy):
+    assert policy.threshold <= 100
+    assert policy.accepted == 200 - policy.threshold
+    assert policy.bad == 100 - policy.threshold
+    assert policy.p_value <= 0.1
+    assert policy.n_calibration == 200
+
+
+def test_bad_means_strictly_below_the_minimum_iou():
+    at_limit = policy_for(np.arange(50.0), np.full(50, 0.6))
+    below = policy_for(np.arange(50.0), np.full(50, 0.6 - 1e-9))
+    assert (at_limit.bad, at_limit.accepted) == (0, 50)
+    assert below.threshold is None
+
+
+def test_given_candidate_thresholds_are_the_ones_used():
+    scores = np.arange(50.0)
+    assert policy_for(scores, np.ones(50), candidate_thresholds=[10.5, 20.5]).threshold == 10.5
+
+
+def test_score_quantiles_are_the_percentiles(policy):
+    assert len(policy.score_quantiles) == 101
+    assert policy.score_quantiles[::50] == pytest.approx((0.0, 99.5, 199.0))
+
+
+def test_display_confidence_of_a_hand_worked_isotonic_fit():
+    # 0.2, then 0.6 and 0.4 pooled to 0.5, then 0.9
+    shown = policy_for([0, 1, 2, 3], [0.2, 0.6, 0.4, 0.9])
+    expected = {-5: 0.2, 0: 0.2, 0.5: 0.35, 1: 0.5, 1.7: 0.5, 2: 0.5, 2.5: 0.7, 3: 0.9, 99: 0.9}
+    assert {score: pytest.approx(display_confidence(shown, score)) for score in expected} == expected
+    assert display_confidence(shown, math.nan) == 0.0
+
+
+def test_display_confidence_pools_equal_scores():
+    shown = policy_for([0, 1, 1, 1], [0.0, 0.3, 0.6, 0.9])
+    assert display_confidence(shown, 1) == pytest.approx(0.6)
+    falling = policy_for([0, 0, 1], [0.9, 0.9, 0.3])
+    assert display_confidence(falling, 0) == pytest.approx(0.7)
+
+
+def test_a_single_calibration_image_promises_nothing_but_makes_a_policy():
+    lone = policy_for([1.0], [0.8])
+    assert lone.threshold is None
+    assert lone.labelled_images_needed == 21
+    assert display_confidence(lone, -3) == pytest.approx(0.8)
+
+
+@given(
+    st.lists(st.tuples(st.floats(-50, 50), st.floats(0, 1)), min_size=1, max_size=30),
+    st.lists(st.floats(-60, 60), min_size=2, max_size=5),
+)
+def test_display_confidence_never_falls_as_the_score_rises(images, asked):
+    shown = policy_for(*zip(*images, strict=True))
+    values = [display_confidence(shown, score) for score in sorted(asked)]
+    assert all(0 <= value <= 1 for value in values)
+    assert all(a <= b + 1e-9 for a, b in itertools.pairwise(values))
+
+
+def test_the_promise_is_a_sentence_with_its_proof():
+    scores = np.arange(130.0)
+    signed = policy_for(scores, [0.3] + [0.9] * 129, max_bad_fraction=0.05, confidence=0.95)
+    assert promise(signed) == (
+        "at most 5% of accepted masks have IoU below 0.60, with 95% confidence "
+        "(accepted 130 of 130 calibration images, 1 bad)"
+    )
+
+
+def test_the_promise_does_not_round_its_numbers():
+    precise = policy_for(np.arange(500.0), np.ones(500), 0.625, 0.025, 0.995)
+    assert "at most 2.5% of accepted masks have IoU below 0.625, with 99.5% confidence" in promise(precise)
+
+
+def test_without_a_threshold_it_says_how_many_images_are_missing():
+    few = policy_for(np.arange(10.0), np.ones(10))
+    assert few.labelled_images_needed == 12
+    assert promise(few) == (
+        "nothing is accepted: 10 calibration images cannot prove that at most 10% of accepted masks have IoU "
+        "below 0.60, with 90% confidence; about 12 more labelled images are needed"
+    )
+
+
+def test_without_hope_it_says_so():
+    hopeless = policy_for(np.arange(100.0), np.zeros(100))
+    assert hopeless.labelled_images_needed is None
+    assert "more labels are not expected to help" in promise(hopeless)
+
+
+def test_a_policy_belongs_to_one_model(policy):
+    check_policy_for_model(policy, "0123456789ab")
+    with pytest.raises(PolicyError, match="made for model 0123456789ab, not for ffff"):
+        check_policy_for_model(policy, "ffff")
+
+
+def test_json_round_trip_is_exact(policy):
+    assert from_json(to_json(policy)) == policy
+    promised_nothing = policy_for([1.0], [0.0])
+    assert from_json(to_json(promised_nothing)) == promised_nothing
+
+
+def test_the_id_names_the_content():
+    images = ([1.0, 2.0], [0.5, 0.7])
+    assert policy_for(*images).policy_id == policy_for(*images).policy_id
+    assert policy_for(*images).policy_id != policy_for(*images, min_iou=0.61).policy_id
+    assert len(policy_for(*images).policy_id) == 12
+
+
+def test_any_json_writer_may_have_formatted_the_file(policy):
+    content = json.loads(to_json(policy))
+    reordered = dict(sorted(content.items(), reverse=True))
+    assert from_json(json.dumps(reordered)) == policy
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(policy_for([1.0], [0.8]))])
+def test_every_field_is_needed_and_protected(policy, field):
+    content = json.loads(to_json(policy))
+    without = {name: value for name, value in content.items() if name != field}
+    with pytest.raises(PolicyError, match=f"lacks {field}"):
+        from_json(json.dumps(without))
+    for wrong in ("x", -1.5, True, [], {}, math.nan, None):
+        if wrong != content[field]:
+            with pytest.raises(PolicyError) as caught:
+                from_json(json.dumps({**content, field: wrong}))
+            assert "\n" not in str(caught.value)
+
+
+def test_a_threshold_lowered_by_hand_is_refused(policy):
+    content = json.loads(to_json(policy))
+    with pytest.raises(PolicyError, match="edited"):
+        from_json(json.dumps({**content, "threshold": content["threshold"] - 1}))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": None}, "schema version None"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+def test_unknown_versions_and_fields_are_refused(policy, change, message):
+    with pytest.raises(PolicyError, match=message):
+        from_json(json.dumps({**json.loads(to_json(policy)), **change}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"policy"'])
+def test_text_that_is_no_policy_is_refused(text):
+    with pytest.raises(PolicyError, match=r"policy\.json") as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scores", "image_ious", "options", "message"),
+    [
+        ([1.0], [0.5, 0.6], {}, "differ"),
+        ([], [], {}, "finite score"),
+        ([math.nan], [0.5], {}, "finite score"),
+        ([1.0, 2.0], [0.5, math.nan], {}, "calibration image 1 has IoU nan"),
+        ([1.0], [60.0], {}, "IoU 60.0"),
+        ([1.0], [0.5], {"min_iou": 60}, "min IoU 60"),
+        ([1.0], [0.5], {"max_bad_fraction": 5}, "max bad fraction"),
+        ([1.0], [0.5], {"confidence": 95}, "confidence"),
+    ],
+)
+def test_unusable_calibration_is_named_in_one_line(scores, image_ious, options, message):
+    with pytest.raises(PolicyError, match=message) as caught:
+        policy_for(scores, image_ious, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_that_could_not_be_scored_count_but_are_not_accepted():
+    scores = [math.nan] * 10 + list(range(40))
+    judged = policy_for(scores, [0.0] * 10 + [0.9] * 40)
+    assert (judged.n_calibration, judged.accepted, judged.bad) == (50, 40, 0)
+    assert display_confidence(judged, 5) == pytest.approx(0.9)
