@@ -1,0 +1,111 @@
+"""Mask quality after training, one recipe after the other, on any labelled data set (contract C1).
+
+    python benchmarks/train_quality.py DATA --models FOLDER [--recipes hybrid,supervised,original]
+
+Trains every recipe on split train with the same seed, evaluates the best checkpoint on split val at each
+image's own size, prints one table with the ratio to the supervised recipe of the same run, and writes it
+below results/.
+Validation picks the checkpoint, so its figures are a little flattering; a held-out split tells the truth.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from machine import describe_machine
+
+from segpipe.config import TrainSettings
+from segpipe.datasets import open_dataset
+from segpipe.tables import columns
+from segpipe.training.evaluation import evaluate
+from segpipe.training.run import train
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "hybrid": {"objective": "hybrid"},
+    "supervised": {"objective": "supervised"},
+    "original": {"architecture": "plain", "objective": "adversarial"},
+}
+RESULTS = Path(__file__).parent / "results"
+
+
+@click.command()
+@click.argument("data")
+@click.option("--models", required=True, help="Folder for the trained bundles.")
+@click.option("--recipes", default="hybrid,supervised,original", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--epochs", type=int, help="Passes of hybrid and supervised; unset: the default.")
+@click.option("--original-epochs", default=4, show_default=True, help="Passes of the original recipe.")
+@click.option("--original-size", default="96x128", show_default=True, help="Its working size; it is slow.")
+def main(
+    data: str,
+    models: str,
+    recipes: str,
+    seed: int,
+    epochs: int | None,
+    original_epochs: int,
+    original_size: str,
+) -> None:
+    """Train and evaluate each recipe on DATA."""
+    own = {"original": {"epochs": original_epochs, "image_size": original_size}}
+    rows = {}
+    for name in recipes.split(","):
+        values = RECIPES[name] | {"epochs": epochs} | own.get(name, {})
+        rows[name] = measure(
+            data, f"{models}/{name}", TrainSettings(data=data, model="-", seed=seed, **values)
+        )
+    write_results(open_dataset(data).name, seed, rows)
+
+
+def measure(data: str, model: str, settings: TrainSettings) -> dict[str, Any]:
+    """Train one recipe and evaluate it."""
+    trained = train(settings.model_copy(update={"model": model}))
+    evaluation = asdict(evaluate(model, data, "val"))
+    return {
+        "settings": settings.model_dump(exclude={"data", "model", "resume"}),
+        "minutes": trained.seconds / 60,
+        "epochs": trained.epochs,
+        "model_id": trained.model_id,
+        **evaluation,
+    }
+
+
+def write_results(dataset: str, seed: int, rows: dict[str, dict[str, Any]]) -> None:
+    """Print the table, and keep it with all figures as JSON."""
+    today = datetime.now(UTC).date().isoformat()
+    result = {"date": today, "data": dataset, "seed": seed, "machine": describe_machine(), "recipes": rows}
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"train_quality-{dataset}-{'+'.join(rows)}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    base = rows.get("supervised")
+    header = (
+        "recipe",
+        "mean IoU",
+        "/ supervised",
+        "pixel accuracy",
+        "mean image IoU",
+        "D gap closed",
+        "minutes",
+    )
+    body = [
+        (
+            name,
+            f"{row['mean_iou']:.3f}",
+            f"{row['mean_iou'] / base['mean_iou']:.2f}" if base else "-",
+            f"{row['pixel_accuracy']:.3f}",
+            f"{row['mean_image_iou']:.3f}",
+            f"{row['scores']['discriminator']['gap_closed']:.2f}",
+            f"{row['minutes']:.1f}",
+        )
+        for name, row in rows.items()
+    ]
+    click.echo("\n".join(columns([header, *body])))
+    click.echo(f"written to {path.name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What a trained model is on disk (contract C2): model.json and two safetensors files in one folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from segpipe import storage
+from segpipe.errors import ModelError, NotFoundError
+from segpipe.models.discriminator import Discriminator, build_discriminator
+from segpipe.models.generator import Generator, build_generator
+from segpipe.models.masks import channel_count
+
+BUNDLE_VERSION = 1
+
+
+class ModelSpec(BaseModel):
+    """Everything that decides what the networks compute, besides their weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    architecture: Literal["unet", "plain"]
+    classes: tuple[str, ...] = Field(min_length=2, max_length=255)
+    ignore_index: int = Field(ge=0, le=255)
+    working_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    standard_deviation: tuple[float, float, float]
+    shown_masks: Literal["hard", "soft"]
+    """Which masks the discriminator was trained on: one-hot, or the generator's probabilities."""
+
+    @property
+    def mask_channels(self) -> int:
+        return channel_count(self.architecture, len(self.classes))
+
+
+class ModelCard(BaseModel):
+    """model.json: the spec, and where the model comes from."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle_version: Literal[1] = 1
+    model_id: str
+    spec: ModelSpec
+    training_data: dict[str, str]
+    training_settings: dict[str, Any]
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    created_at: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model in memory, in evaluation mode."""
+
+    card: ModelCard
+    generator: Generator
+    discriminator: Discriminator
+
+    @property
+    def model_id(self) -> str:
+        return self.card.model_id
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.card.spec
+
+
+def encode_weights(network: nn.Module) -> bytes:
+    """The network's state as safetensors bytes; the same weights always give the same bytes."""
+    return save_tensors({name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()})
+
+
+def model_digest(spec: ModelSpec, generator: bytes, discriminator: bytes) -> str:
+    """model_id: the first 12 hex digits of the SHA-256 of both weight files and the spec."""
+    digest = hashlib.sha256()
+    for part in (generator, discriminator, spec.model_dump_json().encode()):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:12]
+
+
+def build_networks(
+    spec: ModelSpec,
+) -> tuple[Generator, Discriminator]:
+    """New, untrained networks of a spec."""
+    return (
+        build_generator(spec.architecture, spec.mask_channels),
+        build_discriminator(spec.architecture, spec.mask_channels),
+    )
+
+
+def save_bundle(url: str, card: ModelCard, generator: bytes, discriminator: bytes) -> None:
+    """Write a bundle, weights first and model.json last: a folder with model.json is complete."""
+    storage.put(storage.join(url, "generator.safetensors"), generator)
+    storage.put(storage.join(url, "discriminator.safetensors"), discriminator)
+    storage.put(storage.join(url, "model.json"), card.model_dump_json(indent=2).encode())
+
+
+def read_card(url: str) -> ModelCard:
+    """The model.json of a bundle. Raises ModelError: missing, damaged or of another version."""
+    uri = storage.join(storage.normalise(url), "model.json")
+    try:
+        content = storage.read_bytes(uri)
+    except NotFoundError as error:
+        raise ModelError(f"no model at {url}: {uri} is not there; train one with `segpipe train`") from error
+    return _parse_card(url, content)
+
+
+def _parse_card(url: str, content: bytes) -> ModelCard:
+    try:
+        version = json.loads(content).get("bundle_version")
+        if version != BUNDLE_VERSION:
+            raise ModelError(f"model at {url} has bundle version {version}, not {BUNDLE_VERSION}: retrain it")
+        return ModelCard.model_validate_json(content)
+    except (ValidationError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"model at {url} has a damaged model.json: copy the bundle again or retrain"
+        ) from error
+
+
+def load_bundle(url: str, device: str) -> Bundle:
+    """Load a bundle onto a torch device. Raises ModelError: missing, damaged, or weights that do not fit."""
+    root = storage.normalise(url)
+    card = read_card(root)
+    weights = [_read_weights(root, name) for name in ("generator", "discriminator")]
+    if model_digest(card.spec, *weights) != card.model_id:
+        raise ModelError(
+            f"model at {url} is not {card.model_id}: its files were changed; copy the bundle again"
+        )
+    generator, discriminator = build_networks(card.spec)
+    for network, content in zip((generator, discriminator), weights, strict=True):
+        _fill(network, content, url)
+        network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+    return Bundle(card, generator, discriminator)
+
+
+def _read_weights(root: str, name: str) -> bytes:
+    uri = storage.join(root, f"{name}.safetensors")
+    try:
+        return storage.read_bytes(uri)
+    except NotFoundError as error:
+        raise ModelError(
+            f"model at {root} is incomplete: {uri} is not there; copy the bundle again"
+        ) from error
+
+
+def _fill(network: nn.Module, content: bytes, url: str) -> None:
+    try:
+        tensors: dict[str, Tensor] = load_tensors(content)
+        network.load_state_dict(tensors)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise ModelError(f"model at {url} has weights that do not fit its model.json: retrain it") from error

@@ -1,0 +1,67 @@
+"""The conditional discriminators: image and mask together to a map of real/fake logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.parametrizations import spectral_norm
+
+SCORE_WIDTHS = (32, 64, 128)
+
+
+class PlainDiscriminator(nn.Module):
+    """The original recipe: the generator's stack from 3 + channels inputs to one logit per pixel.
+
+    image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H,W); the published sigmoid lies in the loss.
+    """
+
+    def __init__(self, mask_channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3 + mask_channels, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 1, 3, padding=1),
+        )
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return self.layers(torch.cat([image, mask], dim=1))
+
+
+def _down(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True))
+
+
+class UNetDiscriminator(nn.Module):
+    """A small fully convolutional U-Net with spectral norm (Miyato et al. 2018; Schoenfeld et al. 2020).
+
+    image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H/4,W/4), H and W multiples of 8.
+    """
+
+    def __init__(self, mask_channels: int, widths: tuple[int, int, int] = SCORE_WIDTHS) -> None:
+        super().__init__()
+        fine, middle, coarse = widths
+        self.down_fine = _down(3 + mask_channels, fine)
+        self.down_middle = _down(fine, middle)
+        self.down_coarse = _down(middle, coarse)
+        self.lateral = spectral_norm(nn.Conv2d(coarse, middle, 1))
+        self.merge = spectral_norm(nn.Conv2d(middle, middle, 3, padding=1))
+        self.head = spectral_norm(nn.Conv2d(middle, 1, 1))
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        middle = self.down_middle(self.down_fine(torch.cat([image, mask], dim=1)))
+        coarse = self.lateral(self.down_coarse(middle))
+        raised = functional.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
+        return self.head(functional.leaky_relu(self.merge(middle + raised), 0.2))
+
+
+Discriminator = PlainDiscriminator | UNetDiscriminator
+
+
+def build_discriminator(architecture: str, mask_channels: int) -> Discriminator:
+    """A new discriminator; architecture is `unet` or `plain`, as the generator's."""
+    if architecture == "plain":
+        return PlainDiscriminator(mask_channels)
+    return UNetDiscriminator(mask_channels)

@@ -1,0 +1,107 @@
+"""The generators: image to class logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+UNET_WIDTHS = (16, 48, 80, 128)
+
+
+class PlainGenerator(nn.Sequential):
+    """The original recipe: three 3x3 convolutions, 64 wide; (B,3,H,W) -> logits (B,channels,H,W).
+
+    The published sigmoid (one channel) or softmax (K channels) is applied by `models.masks.probabilities`.
+    """
+
+    output_stride = 1
+
+    def __init__(self, mask_channels: int) -> None:
+        super().__init__(
+            nn.Conv2d(3, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, mask_channels, 3, padding=1),
+        )
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+) -> nn.Sequential:
+    padding = dilation * (kernel - 1) // 2
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut (He et al. 2016)."""
+
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.first = _convolution(channels, channels, dilation=dilation)
+        self.second = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.relu(features + self.second(self.first(features)))
+
+
+class UNetGenerator(nn.Module):
+    """A residual U-Net (Ronneberger et al. 2015); (B,3,H,W) -> logits (B,K,H/2,W/2), H and W multiples of 16.
+
+    Most of the width sits at 1/4 to 1/16 of the image, where a convolution is cheap on CPU and GPU alike;
+    the logits are upsampled to each image's own size.
+    """
+
+    output_stride = 2
+
+    def __init__(self, mask_channels: int, widths: tuple[int, int, int, int] = UNET_WIDTHS) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = widths
+        self.stem = _convolution(3, half, kernel=5, stride=2)
+        self.encoder = nn.ModuleList(
+            [
+                nn.Sequential(_convolution(half, quarter, stride=2), ResidualBlock(quarter)),
+                nn.Sequential(
+                    _convolution(quarter, eighth, stride=2), ResidualBlock(eighth), ResidualBlock(eighth)
+                ),
+                nn.Sequential(
+                    _convolution(eighth, sixteenth, stride=2),
+                    *[ResidualBlock(sixteenth, dilation) for dilation in (1, 2, 4)],
+                    nn.Dropout2d(0.1),
+                ),
+            ]
+        )
+        pairs = [(sixteenth, eighth), (eighth, quarter), (quarter, half)]
+        self.lateral = nn.ModuleList([nn.Conv2d(deep, shallow, 1) for deep, shallow in pairs])
+        self.decoder = nn.ModuleList([_convolution(2 * shallow, shallow) for _, shallow in pairs])
+        self.head = nn.Conv2d(half, mask_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.stem(image)
+        skips = []
+        for stage in self.encoder:
+            skips.append(features)
+            features = stage(features)
+        for lateral, decoder, skip in zip(self.lateral, self.decoder, reversed(skips), strict=True):
+            raised = functional.interpolate(
+                lateral(features), size=skip.shape[-2:], mode="bilinear", align_corners=False
+            )
+            features = decoder(torch.cat([raised, skip], dim=1))
+        return self.head(features)
+
+
+Generator = PlainGenerator | UNetGenerator
+
+
+def build_generator(architecture: str, mask_channels: int) -> Generator:
+    """A new generator; architecture is `unet` or `plain`, mask_channels 1 (sigmoid) or K (softmax)."""
+    if architecture == "plain":
+        return PlainGenerator(mask_channels)
+    return UNetGenerator(mask_channels)

@@ -1,0 +1,44 @@
+"""Between logits, probabilities, class indices and the mask channels a discriminator sees."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def channel_count(architecture: str, n_classes: int) -> int:
+    """Mask channels: the original recipe has one sigmoid channel for two classes; otherwise K."""
+    return 1 if architecture == "plain" and n_classes == 2 else n_classes
+
+
+def class_logits(logits: Tensor) -> Tensor:
+    """(B,1 or K,H,W) generator logits -> (B,K,H,W) whose softmax is the class probability."""
+    if logits.shape[1] == 1:
+        return torch.cat([torch.zeros_like(logits), logits], dim=1)
+    return logits
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """Soft mask channels: sigmoid of one channel, softmax of K; same shape as the logits."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+
+
+def mask_channels(labels: Tensor, channels: int, ignore_index: int) -> Tensor:
+    """Hard mask channels (B,channels,H,W) float of class indices (B,H,W); ignored pixels are all zero."""
+    known = labels != ignore_index
+    if channels == 1:
+        return ((labels == 1) & known).unsqueeze(1).float()
+    one_hot = functional.one_hot(labels.where(known, 0).long(), channels).permute(0, 3, 1, 2)
+    return one_hot.float() * known.unsqueeze(1)
+
+
+def hard_channels(logits: Tensor) -> Tensor:
+    """Hard mask channels of the most probable class; the gradient passes straight through to the soft ones.
+
+    Bengio et al. 2013: without it the discriminator would tell one-hot from soft, not right from wrong.
+    """
+    soft = probabilities(logits)
+    labels = class_logits(logits).argmax(dim=1)
+    hard = mask_channels(labels, logits.shape[1], ignore_index=-1)
+    return hard + soft - soft.detach()

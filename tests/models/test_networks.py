@@ -1,0 +1,84 @@
+"""Shapes, the published stacks, and what a discriminator is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from segpipe.models.discriminator import build_discriminator
+from segpipe.models.generator import build_generator
+from segpipe.models.masks import channel_count, class_logits, hard_channels, mask_channels, probabilities
+
+
+def layers_of(network: nn.Module) -> list[tuple[type, int, int, tuple[int, ...]] | type]:
+    return [
+        (type(m), m.in_channels, m.out_channels, m.kernel_size) if isinstance(m, nn.Conv2d) else type(m)
+        for m in network.modules()
+        if isinstance(m, nn.Conv2d | nn.ReLU)
+    ]
+
+
+def test_the_plain_networks_are_the_published_stacks() -> None:
+    def stack(inputs: int, outputs: int) -> list[object]:
+        ends = [(3, 3)] * 3
+        shapes = [(inputs, 64), (64, 64), (64, outputs)]
+        convolutions = [(nn.Conv2d, *shape, kernel) for shape, kernel in zip(shapes, ends, strict=True)]
+        return [convolutions[0], nn.ReLU, convolutions[1], nn.ReLU, convolutions[2]]
+
+    assert layers_of(build_generator("plain", 1)) == stack(3, 1)
+    assert layers_of(build_discriminator("plain", 1)) == stack(4, 1)
+    assert layers_of(build_generator("plain", 11)) == stack(3, 11)
+    assert layers_of(build_discriminator("plain", 11)) == stack(14, 1)
+
+
+def test_two_classes_are_one_sigmoid_channel_in_the_original_recipe_only() -> None:
+    assert (channel_count("plain", 2), channel_count("plain", 3), channel_count("unet", 2)) == (1, 3, 2)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 160), (352, 480)])
+def test_the_unet_gives_logits_at_half_the_working_size(size: tuple[int, int]) -> None:
+    generator = build_generator("unet", 5).eval()
+    discriminator = build_discriminator("unet", 5).eval()
+    with torch.inference_mode():
+        logits = generator(torch.randn(1, 3, *size))
+        verdict = discriminator(torch.randn(1, 3, *logits.shape[-2:]), logits.softmax(1))
+    assert logits.shape == (1, 5, size[0] // 2, size[1] // 2)
+    assert verdict.shape[:2] == (1, 1)
+
+
+def test_a_verdict_depends_on_image_and_mask_together() -> None:
+    torch.manual_seed(0)
+    discriminator = build_discriminator("unet", 2).eval()
+    images = torch.randn(2, 3, 32, 32)
+    masks = mask_channels(torch.randint(0, 2, (2, 32, 32)), 2, 255)
+    with torch.inference_mode():
+        right, wrong_mask = discriminator(images, masks), discriminator(images, masks.flip(0))
+        wrong_image = discriminator(images.flip(0), masks)
+    assert not torch.allclose(right, wrong_mask)
+    assert not torch.allclose(right, wrong_image)
+
+
+def test_one_channel_becomes_two_classes_with_the_same_probability() -> None:
+    logits = torch.tensor([-2.0, 0.0, 3.0]).view(1, 1, 1, 3)
+    torch.testing.assert_close(class_logits(logits).softmax(1)[:, 1:], logits.sigmoid())
+    torch.testing.assert_close(probabilities(logits), logits.sigmoid())
+
+
+def test_mask_channels_are_one_hot_and_blank_where_ignored() -> None:
+    labels = torch.tensor([[[0, 2, 255]]])
+    assert mask_channels(labels, 3, 255).tolist() == [[[[1, 0, 0]], [[0, 0, 0]], [[0, 1, 0]]]]
+    assert mask_channels(torch.tensor([[[0, 1, 255]]]), 1, 255).tolist() == [[[[0, 1, 0]]]]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_hard_channels_are_one_hot_forward_and_soft_backward(channels: int) -> None:
+    logits = torch.randn(2, channels, 3, 3, requires_grad=True)
+    weights = torch.randn(2, channels, 3, 3)
+    hard = hard_channels(logits)
+    assert set(hard.detach().round(decimals=5).unique().tolist()) <= {0.0, 1.0}
+    (hard * weights).sum().backward()
+    straight = logits.grad
+    again = logits.detach().requires_grad_(True)
+    (probabilities(again) * weights).sum().backward()
+    torch.testing.assert_close(straight, again.grad)

@@ -1,0 +1,101 @@
+"""`evaluate` and `calibrate` against the same figures computed from the labeler's masks by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import segpipe
+from segpipe import storage
+from segpipe.confidence.policy import from_json
+from segpipe.config import CalibrateSettings
+from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset
+from segpipe.errors import DatasetError
+from segpipe.training.calibration import calibrate
+from segpipe.training.evaluation import evaluate
+
+
+def truth_and_masks(streets: str, model: str, split: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    dataset, labeler = open_dataset(streets), segpipe.load_model(model, "cpu")
+    found = []
+    for sample in list_samples(dataset, split):
+        image, truth = read_sample(dataset, sample)
+        (labeled,) = labeler.label([image])
+        found.append((truth, labeled.mask, labeled.discriminator_score))
+    return found
+
+
+def iou(truth: np.ndarray, mask: np.ndarray) -> float:
+    known = truth != 255
+    classes = np.union1d(truth[known], mask[known])
+    shares = [
+        ((truth == c) & (mask == c) & known).sum() / (((truth == c) | (mask == c)) & known).sum()
+        for c in classes
+    ]
+    return float(np.mean(shares))
+
+
+def test_quality_is_what_the_masks_of_the_labeler_give(streets: str, trained_model: str) -> None:
+    result = evaluate(trained_model, streets, "val", "cpu")
+    found = truth_and_masks(streets, trained_model, "val")
+    truth = np.concatenate([pair[0].ravel() for pair in found])
+    mask = np.concatenate([pair[1].ravel() for pair in found])
+    assert result.n == len(found) == 6
+    assert result.pixel_accuracy == pytest.approx((truth == mask).mean(), abs=1e-3)
+    assert result.mean_iou == pytest.approx(iou(truth, mask), abs=1e-3)
+    assert result.mean_image_iou == pytest.approx(np.mean([iou(t, m) for t, m, _ in found]), abs=1e-3)
+    assert list(result.per_class_iou) == list(open_dataset(streets).classes)
+    assert set(result.scores) == {
+        "discriminator",
+        "adversarial",
+        "max_softmax",
+        "entropy",
+        "soft_dice",
+        "flip_tta",
+    }
+    assert set(result.scores["discriminator"]) == {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
+
+
+def test_another_datas_classes_are_refused(trained_model: str, tmp_path: Path) -> None:
+    write_dataset(str(tmp_path), "cells", ["background", "cell"], 255)
+    with pytest.raises(DatasetError, match="has the classes background, cell but the model knows sky"):
+        evaluate(trained_model, str(tmp_path), "val", "cpu")
+
+
+def calibration(streets: str, model: str, split: str = "calibration", **values: float) -> CalibrateSettings:
+    target = {"min_iou": 0.2, "max_bad_fraction": 0.3, "confidence": 0.8} | values
+    return CalibrateSettings(data=streets, model=model, split=split, device="cpu", **target)  # type: ignore[arg-type]
+
+
+def test_calibrate_writes_a_policy_whose_counts_are_true(
+    streets: str, trained_model: str, tmp_path: Path
+) -> None:
+    model = str(tmp_path / "copy")
+    shutil.copytree(trained_model, model)
+    found = truth_and_masks(streets, model, "calibration")
+    ious = np.asarray([iou(truth, mask) for truth, mask, _ in found])
+    easy = float(np.quantile(ious, 0.05))
+    policy = calibrate(calibration(streets, model, min_iou=easy))
+    scores = np.asarray([score for *_, score in found])
+    assert policy.threshold is not None
+    accepted = scores >= policy.threshold - 1e-4
+    assert policy.n_calibration == 40
+    assert policy.accepted == accepted.sum()
+    assert policy.bad == (ious[accepted] < easy - 1e-6).sum()
+    assert policy == from_json(storage.read_bytes(f"{model}/policy.json").decode())
+    assert segpipe.load_model(model, "cpu").policy == policy
+
+
+def test_a_target_out_of_reach_accepts_nothing(streets: str, trained_model: str, tmp_path: Path) -> None:
+    model = str(tmp_path / "copy")
+    shutil.copytree(trained_model, model)
+    policy = calibrate(calibration(streets, model, min_iou=0.99, max_bad_fraction=0.01, confidence=0.95))
+    assert policy.threshold is None
+
+
+def test_calibrating_on_the_training_images_is_refused(streets: str, trained_model: str) -> None:
+    with pytest.raises(DatasetError, match="was trained on split train"):
+        calibrate(calibration(streets, trained_model, split="train"))
