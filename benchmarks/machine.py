@@ -14,6 +14,7 @@ def describe_machine() -> dict[str, str | int]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -55,7 +55,6 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ImageError(
                 "unsupported", f"pixel type {image.mode} has no known value range; save it as 8 bit"
             )
-        image.load()
         rgb = _grey16_to_rgb(image) if _is_grey16(image) else _to_rgb(image)
         return np.ascontiguousarray(_turned(rgb, _orientation(image)))
 
@@ -84,7 +83,6 @@ def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise ImageError(
                 "unsupported", f"masks must be one channel of class indices, this one is {image.mode}"
             )
-        image.load()
         indices = np.asarray(image)
         if indices.max() > 255:
             raise ImageError(

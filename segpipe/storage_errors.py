@@ -32,26 +32,12 @@ _SECRET_VALUE = re.compile(
 _SECRET_VARIABLE = re.compile(r"(SECRET|KEY|KEY_ID|TOKEN|PASSWORD|PASSWD|PASSPHRASE)$", re.IGNORECASE)
 
 # Types by name, so that a local run does not import botocore and aiohttp to look at an error.
-_TRANSIENT_TYPES = {
-    *("ConnectionError", "TimeoutError", "ClientConnectionError", "ClientPayloadError", "HTTPClientError"),
-    *(
-        "IncompleteRead",
-        "IncompleteReadError",
-        "FlexibleChecksumError",
-        "ResponseParserError",
-        "ChangedError",
-    ),
+_TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"} | {
+    *("ClientPayloadError", "IncompleteRead", "FlexibleChecksumError", "ResponseParserError", "ChangedError")
 }
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 _TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH}
-_REFUSED_CODES = {
-    "AccessDenied",
-    "ExpiredToken",
-    "InvalidAccessKeyId",
-    "InvalidToken",
-    "SignatureDoesNotMatch",
-}
 _REFUSED_TYPES = {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 _S3_VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_ENDPOINT_URL"
 
@@ -123,7 +109,7 @@ def _remedy(error: Exception, uri: str) -> str:
         return "a file name below it is not UTF-8, rename it"
     if "://" not in uri:
         return "check the path, its permissions and the disk"
-    if code in _REFUSED_CODES or status in (401, 403) or _types(error) & _REFUSED_TYPES:
+    if code == "InvalidToken" or status in (401, 403) or _types(error) & _REFUSED_TYPES:
         return f"access refused, check {_S3_VARIABLES if uri.startswith('s3') else 'its credentials'}"
     if endpoint := getattr(error, "kwargs", {}).get("endpoint_url"):
         return f"no answer from {urlsplit(endpoint).netloc}, check AWS_ENDPOINT_URL and the network"

@@ -190,8 +190,9 @@ def test_exif_orientation_of_a_jpeg_and_of_16_bit_grey(encoded):
 
 
 def test_damaged_exif_does_not_cost_the_picture(encoded):
-    data = encoded(np.full((4, 4, 3), 90, np.uint8), "JPEG", exif=b"Exif\0\0garbage, no TIFF header")
-    assert abs(int(decode_image(data).mean()) - 90) <= 2
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(np.full((4, 4, 3), 90, np.uint8), kind, exif=b"Exif\0\0garbage, no TIFF header")
+        assert abs(int(decode_image(data).mean()) - 90) <= 2
 
 
 # --- what is refused, and why ---
