@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-SCALE_RANGE = (0.45, 1.3)
+SCALE_RANGE = (0.6, 1.25)
 ASPECT_RANGE = (0.9, 1.1)
 ROTATION_DEGREES = 5.0
 CROP_PIXELS = 160 * 224

@@ -19,7 +19,7 @@ from segpipe.progress import track
 
 READ_THREADS = 4
 SIZE_MULTIPLE = 32
-LARGEST_WORKING_AREA = 360 * 480
+LARGEST_WORKING_AREA = 256 * 352
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LabelledPixels:
 
 
 def choose_working_size(shapes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The working size (height, width) for images of these sizes: their upper-quartile area, at most 360x480
+    """The working size (height, width) for images of these sizes: their upper-quartile area, at most 256x352
     pixels, in their median shape, as multiples of 32."""
     sizes = np.asarray(shapes, dtype=float)
     area = min(float(np.quantile(sizes.prod(axis=1), 0.75)), LARGEST_WORKING_AREA)

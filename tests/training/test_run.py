@@ -156,7 +156,7 @@ def test_few_images_are_seen_more_often() -> None:
 
 
 def test_the_working_size_follows_the_data_and_is_bounded() -> None:
-    assert choose_working_size([(360, 480)] * 5) == (352, 480)
-    assert choose_working_size([(1024, 2048)] * 5) == (288, 576)
+    assert choose_working_size([(360, 480)] * 5) == (256, 352)
+    assert choose_working_size([(1024, 2048)] * 5) == (224, 416)
     assert choose_working_size([(20, 20)]) == (32, 32)
     assert choose_working_size([(256, 256)] * 9 + [(1024, 1024)]) == (256, 256)

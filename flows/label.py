@@ -1,0 +1,144 @@
+"""The flow that labels what is new in a bucket: plan, label, publish.
+
+A retried task, or a flow run retried from the Prefect UI, resumes the same labelling run: its id is made of
+the flow run's id, the plan is frozen under it, and a shard whose part exists is not labelled again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from prefect import State, Task, flow, runtime, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Failed
+from prefect.tasks import exponential_backoff
+
+from flows.run_log import library_log, progress_artifact, without_secrets
+from segpipe import load_model
+from segpipe.config import LabelSettings
+from segpipe.errors import NotFoundError, SegpipeError, StorageError
+from segpipe.labeling.plan import RunPlan
+from segpipe.labeling.run import RunSummary, finish_run, label_run, start_run
+from segpipe.models.labeler import Labeler
+from segpipe.reports import summary as words
+from segpipe.storage import redact
+
+RETRIES = 3
+FIRST_DELAY_SECONDS = 10
+RESUMABLE: dict[str, Any] = {
+    "retries": RETRIES + 1,
+    "retry_delay_seconds": exponential_backoff(FIRST_DELAY_SECONDS),
+    # The model and the plan live in memory: Prefect is to hash neither for a cache, nor to store them.
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+def tries_left(_task: Task, task_run: TaskRun, _state: State) -> bool:
+    """Whether the task may run again; counted here, because at its own limit Prefect logs a traceback."""
+    return task_run.run_count <= RETRIES
+
+
+def storage_may_recover(failed: Task, task_run: TaskRun, state: State) -> bool:
+    """Whether trying again can help: storage that failed can recover, a missing bucket does not appear."""
+    transient = isinstance(state.data, StorageError) and not isinstance(state.data, NotFoundError)
+    return transient and tries_left(failed, task_run, state)
+
+
+@task(name="plan", retry_condition_fn=storage_may_recover, **RESUMABLE)
+def plan_images(
+    source: str, output: str, labeler: Labeler, settings: LabelSettings, run_id: str, limit: int | None
+) -> RunPlan:
+    """List the source and freeze which images this run labels, or take up the plan frozen before."""
+    with library_log(), without_secrets():
+        return start_run(source, output, labeler, settings, run_id, limit)
+
+
+# Whatever stopped it, another try costs at most one shard: it goes on behind the parts that are there.
+@task(name="label", retry_condition_fn=tries_left, **RESUMABLE)
+def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> None:
+    """Label the planned images that have no row yet; one manifest part per shard."""
+    with library_log(), without_secrets():
+        label_run(plan, labeler, settings, progress_artifact)
+
+
+@task(name="publish", retry_condition_fn=storage_may_recover, **RESUMABLE)
+def publish(plan: RunPlan, labeler: Labeler, settings: LabelSettings, model: str) -> RunSummary:
+    """Sum the run up from its manifest parts, in run.json and on the run's page."""
+    with library_log(), without_secrets():
+        summary = finish_run(plan)
+        create_markdown_artifact(
+            summary_markdown(summary, labeler, settings, model),
+            key="label-summary",
+            description=f"What run {summary.run_id} labelled, and what it promises",
+        )
+        create_table_artifact(
+            [asdict(count) for count in words.decision_counts(summary)],
+            key="label-decisions",
+            description=f"Images per decision and reason in run {summary.run_id}",
+        )
+    return summary
+
+
+def summary_markdown(summary: RunSummary, labeler: Labeler, settings: LabelSettings, model: str) -> str:
+    """The run's page: counts, promise, speed, places and what to type next."""
+    counts = [
+        f"| {count.decision} | {count.reason} | {count.images} | {count.share:.1%} |"
+        for count in words.decision_counts(summary)
+    ]
+    facts = {
+        "Source": redact(summary.source),
+        "Planned": words.planned_line(summary),
+        "Promise": words.promise_line(labeler.policy),
+        "Speed": words.speed_line(summary, settings),
+        **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
+    }
+    lines = [
+        f"# {summary.accepted} accepted, {summary.review} to review, {summary.failed} failed",
+        "",
+        "| decision | reason | images | share |",
+        "|---|---|---:|---:|",
+        *counts,
+        "",
+        *(f"- **{name}**: {fact}" for name, fact in facts.items()),
+        "",
+        "```",
+        *words.next_commands(summary, model),
+        "```",
+    ]
+    return "\n".join(lines)
+
+
+def run_name() -> str:
+    """What the run labels and when it was due, for example: label s3://bucket/images 2026-03-01."""
+    due = runtime.flow_run.scheduled_start_time
+    return f"label {redact(runtime.flow_run.parameters['source'])} {due:%Y-%m-%d}"
+
+
+@flow(name="label", flow_run_name=run_name)
+def label(
+    source: str, output: str, model: str, limit: int | None = None, settings: LabelSettings = LabelSettings()
+) -> dict[str, Any] | State:
+    """Label what is new under a folder or bucket: a mask, a confidence and a decision for every image.
+
+    Args:
+        source: Images to label: a folder or bucket at any fsspec URL, for example s3://bucket/images.
+        output: Where masks and manifest go: a folder at any fsspec URL.
+        model: Model bundle to label with: a folder at any fsspec URL; its policy decides what is accepted.
+        limit: Label at most this many images; empty: all that are new.
+        settings: How the work is done; the defaults suit most buckets.
+
+    Returns:
+        The run's summary: run_id, planned, accepted, review, failed, seconds, images_per_second, legs, more.
+    """
+    try:
+        with library_log(), without_secrets():
+            labeler = load_model(model, settings.device)
+        plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
+        label_images(plan, labeler, settings)
+        return asdict(publish(plan, labeler, settings, model))
+    except SegpipeError as error:
+        return Failed(message=redact(str(error)))

@@ -1,0 +1,84 @@
+"""What segpipe says while it works, in the log and on the pages of the Prefect run."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+from segpipe.errors import RunError
+from segpipe.progress import Advance, track
+from segpipe.storage import redact
+
+PROGRESS_SECONDS = 5.0
+PROGRESS_KEY = "label-progress"
+
+
+class _ToRunLog(logging.Handler):
+    def __init__(self, run_logger: logging.LoggerAdapter[logging.Logger] | logging.Logger) -> None:
+        super().__init__()
+        self._run_logger = run_logger
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._run_logger.log(record.levelno, "%s", redact(self.format(record)))
+
+
+@contextmanager
+def library_log() -> Iterator[None]:
+    """Send what the library logs, from any of its threads, to the log of this run, without secrets."""
+    library, handler = logging.getLogger("segpipe"), _ToRunLog(get_run_logger())
+    level, propagate = library.level, library.propagate
+    library.addHandler(handler)
+    library.setLevel(logging.INFO)
+    library.propagate = False  # the run's logger prints already; the root logger would print it again
+    try:
+        yield
+    finally:
+        library.removeHandler(handler)
+        library.setLevel(level)
+        library.propagate = propagate
+
+
+@contextmanager
+def without_secrets() -> Iterator[None]:
+    """Raise an error whose text holds a secret as one that does not: Prefect stores and shows it."""
+    try:
+        yield
+    except Exception as error:
+        if redact(str(error)) == str(error):
+            raise
+        raise RunError(f"{type(error).__name__}: {redact(str(error))}") from None
+
+
+@dataclass
+class _OnPageAndTerminal:
+    """Advances the bar at once and the artifact, which costs a request, every few seconds."""
+
+    bar: Advance
+    artifact: UUID
+    total: int
+    done: int = 0
+    shown_at: float = field(default_factory=time.monotonic)
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.bar.advance(count, note)
+        self.done += count
+        if self.done >= self.total or time.monotonic() - self.shown_at >= PROGRESS_SECONDS:
+            self.shown_at = time.monotonic()
+            update_progress_artifact(self.artifact, 100 * self.done / self.total)
+
+
+@contextmanager
+def progress_artifact(total: int, description: str) -> Iterator[Advance]:
+    """Follow work of a known size on the run's page, and on stderr as everywhere."""
+    text = f"{description}: {total} images"
+    artifact: Any = create_progress_artifact(0.0 if total else 100.0, key=PROGRESS_KEY, description=text)
+    with track(total, description) as bar:
+        yield _OnPageAndTerminal(bar, artifact, total)

@@ -1,0 +1,288 @@
+"""The command line: one thin command per verb.
+
+What a verb needs is imported inside its command, so that `segpipe --help` answers at once.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import click
+from pydantic_core import to_json
+
+from segpipe import __version__
+from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
+from segpipe.errors import SegpipeError
+from segpipe.options import build, options_of
+from segpipe.tables import columns, result_lines
+
+if TYPE_CHECKING:
+    from segpipe.labeling.run import RunSummary
+    from segpipe.models.labeler import Labeler
+
+
+@dataclass
+class _Invocation:
+    debug: bool = False
+
+
+def main() -> NoReturn:
+    """Run the command that the process was started with, and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit status and has said on stderr what went wrong, if anything did."""
+    invocation = _Invocation()
+    try:
+        with _quiet_warnings():
+            return cli.main(list(arguments), "segpipe", standalone_mode=False, obj=invocation) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return _complain("stopped", 130)
+    except _InterruptedError as stop:
+        return _complain(f"stopped; {stop}", 130)
+    except Exception as error:
+        if invocation.debug:
+            _say(traceback.format_exc().rstrip())
+        return _complain(_one_line(error), 1)
+
+
+def _one_line(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    if isinstance(error, SegpipeError):
+        return message
+    return f"unexpected {type(error).__name__}: {message} (run again with --debug for the traceback)"
+
+
+def _complain(message: str, status: int) -> int:
+    _say(f"segpipe: {message}")
+    return status
+
+
+def _say(text: str) -> None:
+    from segpipe.storage import redact
+
+    click.echo(redact(text), err=True)
+
+
+class _InterruptedError(Exception):
+    """Interrupted; the message says how to go on."""
+
+
+@contextmanager
+def _resumable(remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _InterruptedError(remedy) from None
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _say(self.format(record))
+
+
+def _log_to_stderr() -> None:
+    logger = logging.getLogger("segpipe")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
+        logger.addHandler(_StderrHandler())
+
+
+def _set_debug(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        context.ensure_object(_Invocation).debug = True
+
+
+_debug = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show the traceback of a failure.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_model = click.option("--model", required=True, help="Model bundle: a folder at any fsspec URL.")
+_limit = click.option("--limit", type=click.IntRange(min=1), help="Label at most this many images.")
+
+
+def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
+    click.echo(_json_text(result) if as_json else "\n".join(result_lines(result)))
+
+
+def _json_text(result: object) -> str:
+    return to_json(result, indent=2, inf_nan_mode="null").decode()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+@_debug
+def cli() -> None:
+    """Label image buckets with segmentation masks that carry a statistical promise."""
+    _log_to_stderr()
+
+
+@cli.command()
+@options_of(TrainSettings)
+@_as_json
+@_debug
+def train(as_json: bool, **values: object) -> None:
+    """Train a model on a labelled data set.
+
+    Generator and discriminator go to --model, with the curves of the training.
+    """
+    settings = build(TrainSettings, values)
+    from segpipe.training.run import train
+
+    with _resumable("to go on, run the same command again with --resume"):
+        result = train(settings)
+    _print_result(asdict(result), as_json)
+
+
+@cli.command()
+@options_of(EvaluateSettings)
+@_as_json
+@_debug
+def evaluate(as_json: bool, **values: object) -> None:
+    """Measure masks and confidence on a split."""
+    settings = build(EvaluateSettings, values)
+    from segpipe.training.evaluation import evaluate
+
+    result = evaluate(settings.model, settings.data, settings.split, settings.device)
+    _print_result(asdict(result), as_json)
+
+
+@cli.command()
+@options_of(CalibrateSettings)
+@_as_json
+@_debug
+def calibrate(as_json: bool, **values: object) -> None:
+    """Certify what can be accepted.
+
+    Finds the score above which masks can be accepted with a promise, and writes policy.json to the model.
+    """
+    settings = build(CalibrateSettings, values)
+    from segpipe.confidence.policy import promise
+    from segpipe.training.calibration import calibrate
+
+    policy = calibrate(settings)
+    lines = [("promise", promise(policy)), ("threshold", str(policy.threshold)), ("policy", policy.policy_id)]
+    click.echo(_json_text(asdict(policy)) if as_json else "\n".join(columns(lines)))
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("output")
+@_model
+@_limit
+@_as_json
+@_debug
+def plan(source: str, output: str, model: str, limit: int | None, as_json: bool) -> None:
+    """Say what `label` would do; write nothing."""
+    from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
+    from segpipe.models.labeler import load_model
+
+    labeler, now = load_model(model, "cpu"), datetime.now(UTC)
+    policy_id = labeler.policy.policy_id if labeler.policy else None
+    settings, run_id = LabelSettings(), new_run_id(now)
+    planned = make_plan(source, output, labeler.model_id, policy_id, settings, run_id, now, limit)
+    _print_result(asdict(summarise_plan(planned)), as_json)
+
+
+@cli.command()
+@click.argument("source")
+@click.argument("output")
+@_model
+@_limit
+@click.option("--run-id", help="Name of the run; the name of a stopped run resumes it.")
+@options_of(LabelSettings)
+@_as_json
+@_debug
+def label(
+    source: str,
+    output: str,
+    model: str,
+    limit: int | None,
+    run_id: str | None,
+    as_json: bool,
+    **values: object,
+) -> None:
+    """Label what is new under SOURCE.
+
+    Masks, manifest and run record go to OUTPUT; both are folders at any fsspec URL.
+    """
+    settings = build(LabelSettings, values)
+    from segpipe.labeling.plan import new_run_id
+    from segpipe.labeling.run import label_source
+    from segpipe.models.labeler import load_model
+
+    run_id = run_id or new_run_id(datetime.now(UTC))
+    labeler = load_model(model, settings.device)
+    with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
+        summary = label_source(source, output, labeler, settings, run_id, limit)
+    click.echo(_json_text(asdict(summary)) if as_json else _label_report(summary, labeler, settings, model))
+
+
+def _label_report(summary: RunSummary, labeler: Labeler, settings: LabelSettings, model: str) -> str:
+    from segpipe.reports import summary as words
+
+    counts = [
+        (count.decision, count.reason, str(count.images), f"{count.share:.1%}")
+        for count in words.decision_counts(summary)
+    ]
+    facts = {
+        "run": summary.run_id,
+        "planned": words.planned_line(summary),
+        "promise": words.promise_line(labeler.policy),
+        "speed": words.speed_line(summary, settings),
+        **words.places(summary),
+    }
+    report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []
+    next_commands = [f"  {command}" for command in words.next_commands(summary, model)]
+    return "\n".join([*report, *columns(facts.items()), "", "next:", *next_commands])
+
+
+@cli.command()
+@click.argument("output")
+@click.argument("sql")
+@click.option(
+    "--format",
+    "layout",
+    type=click.Choice(["table", "json", "csv"]),
+    default="table",
+    show_default=True,
+    help="How rows are printed: aligned for people, a list of JSON records, or CSV with a header.",
+)
+@_debug
+def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> None:
+    """Ask the manifest under OUTPUT in SQL.
+
+    Views: labels (every row), latest (newest per image), accepted, review_queue, failures, runs.
+
+    \b
+    segpipe query OUTPUT "SELECT reason, count(*) FROM latest GROUP BY reason"
+    """
+    from segpipe.manifests import query
+
+    click.echo(query.format_table(query.query(output, sql), layout))

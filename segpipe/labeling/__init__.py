@@ -1,0 +1,1 @@
+"""From a bucket to masks and manifest rows: inventory, plan, claim, shards, run."""

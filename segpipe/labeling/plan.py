@@ -1,0 +1,221 @@
+"""What a run will label: the inventory without what this model has labelled, cut into shards."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from segpipe import storage
+from segpipe.errors import RunError
+from segpipe.labeling.inventory import Inventory, take_inventory
+from segpipe.labeling.mask_keys import assign_mask_keys, natural_key
+from segpipe.manifests import store
+from segpipe.manifests.sql import connect
+
+if TYPE_CHECKING:
+    from segpipe.config import LabelSettings
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("shard", pa.int32()),
+        ("image_uri", pa.string()),
+        ("image_etag", pa.string()),
+        ("image_bytes", pa.int64()),
+        ("mask_key", pa.string()),
+    ]
+)
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+# What failed in storage is tried again; the old row stays, as the fact it is.
+_VIEWS = """
+    CREATE VIEW done AS FROM rows WHERE decision <> 'failed' OR reason <> 'storage';
+    CREATE VIEW storage_failures AS FROM rows WHERE decision = 'failed' AND reason = 'storage';
+    CREATE VIEW taken AS
+        SELECT substr(mask_uri, strpos(mask_uri, marker) + length(marker)) AS key
+        FROM (SELECT mask_uri, '/masks/' || model_id || '/' AS marker
+              FROM rows WHERE mask_uri IS NOT NULL);"""
+_TO_LABEL = "FROM inventory ANTI JOIN done USING (image_uri, image_etag) ORDER BY image_key"
+_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN storage_failures USING (image_uri, image_etag)"
+# An image that another run labelled after this plan was made waits for the next plan even if its ETag
+# differs: this plan chose its mask key before that mask was there.
+_PENDING = """
+    FROM planned
+    WHERE NOT list_contains($finished::INTEGER[], shard) AND NOT EXISTS (
+        FROM done WHERE done.image_uri = planned.image_uri
+            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $created_at))
+    ORDER BY shard, image_uri"""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run's plan: `table` (PLAN_SCHEMA, ordered by shard) names each image and where its mask goes.
+
+    already_done counts the images left out because this model has labelled them, retried those planned again
+    after a storage failure, skipped the objects left aside per reason.
+    """
+
+    run_id: str
+    created_at: datetime
+    source: str
+    output: str
+    model_id: str
+    policy_id: str | None
+    already_done: int
+    retried: int
+    skipped: dict[str, int]
+    table: pa.Table
+
+    @property
+    def run_date(self) -> date:
+        """The UTC day the plan was made, under which all parts of the run lie."""
+        return self.created_at.astimezone(UTC).date()
+
+    @property
+    def masks_root(self) -> str:
+        """The folder of this model's masks."""
+        return storage.join(self.output, f"masks/{self.model_id}")
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a run would do; `bytes` is the size of the images to read."""
+
+    source: str
+    output: str
+    model_id: str
+    images: int
+    bytes: int
+    shards: int
+    already_done: int
+    retried: int
+    skipped: dict[str, int]
+
+
+def new_run_id(now: datetime) -> str:
+    """A run id that sorts by time and differs between runs of one second."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+
+def check_run_id(run_id: str) -> str:
+    """The run id, if it can be part of an object's name; raises RunError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise RunError(f"run id {run_id!r} is unfit: use 1 to 64 letters, digits, dots, dashes, underscores")
+    return run_id
+
+
+def make_plan(
+    source: str,
+    output: str,
+    model_id: str,
+    policy_id: str | None,
+    settings: LabelSettings,
+    run_id: str,
+    now: datetime,
+    limit: int | None = None,
+) -> RunPlan:
+    """Plan the images of SOURCE that this model has not labelled yet, at most `limit`; writes nothing.
+
+    Raises NotFoundError when SOURCE does not exist, RunError when it holds no images or the run id is unfit.
+    """
+    check_run_id(run_id)
+    source, output = storage.normalise(source), storage.normalise(output)
+    inventory = take_inventory(source, output)
+    with _labelled_rows(output, model_id) as connection:
+        to_label = _images_to_label(connection, inventory)
+        images = to_label.slice(0, limit)
+        return RunPlan(
+            run_id=run_id,
+            created_at=now.astimezone(UTC),
+            source=source,
+            output=output,
+            model_id=model_id,
+            policy_id=policy_id,
+            already_done=inventory.objects.num_rows - to_label.num_rows,
+            retried=_count_retried(connection, images),
+            skipped=inventory.skipped,
+            table=_plan_table(connection, images, settings.shard_images),
+        )
+
+
+def summarise_plan(plan: RunPlan) -> PlanSummary:
+    """The plan in numbers."""
+    return PlanSummary(
+        source=plan.source,
+        output=plan.output,
+        model_id=plan.model_id,
+        images=plan.table.num_rows,
+        bytes=pc.sum(plan.table["image_bytes"]).as_py() or 0,
+        shards=pc.count_distinct(plan.table["shard"]).as_py(),
+        already_done=plan.already_done,
+        retried=plan.retried,
+        skipped=plan.skipped,
+    )
+
+
+def pending_images(plan: RunPlan) -> pa.Table:
+    """The planned images (PLAN_SCHEMA) whose shard has no part and that no other run has labelled.
+
+    A mask key that another run has used since the plan was made is replaced.
+    """
+    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "created_at": plan.created_at}
+    with _labelled_rows(plan.output, plan.model_id) as connection:
+        connection.register("planned", plan.table)
+        pending = connection.sql(_PENDING, params=parameters).to_arrow_table().cast(PLAN_SCHEMA)
+        images = pending.append_column("image_key", pending["mask_key"])
+        mask_keys = assign_mask_keys(connection, images, pending["mask_key"].to_pylist())
+    return pending.set_column(PLAN_SCHEMA.names.index("mask_key"), "mask_key", _strings(mask_keys))
+
+
+def finished_parts(plan: RunPlan) -> list[tuple[int, str]]:
+    """(shard, uri) of each part that this run has committed."""
+    name = re.compile(re.escape(plan.run_id) + r"-(\d{5,})\.parquet")
+    parts = store.list_parts_of_day(plan.output, plan.run_date)
+    matches = ((name.fullmatch(part.key), part.uri) for part in parts)
+    return [(int(match[1]), uri) for match, uri in matches if match]
+
+
+@contextmanager
+def _labelled_rows(output: str, model_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """DuckDB with this model's rows: `done`, `storage_failures`, and `taken`, the mask keys in use."""
+    rows = store.open_manifest(output).filter(ds.field("model_id") == model_id)
+    with connect() as connection:
+        connection.register("rows", rows)
+        connection.execute(_VIEWS)
+        yield connection
+
+
+def _images_to_label(connection: duckdb.DuckDBPyConnection, inventory: Inventory) -> pa.Table:
+    connection.register("inventory", inventory.objects)
+    return connection.sql(_TO_LABEL).to_arrow_table()
+
+
+def _count_retried(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> int:
+    connection.register("planned", images)
+    return connection.sql(_RETRIED).to_arrow_table()["n"][0].as_py()
+
+
+def _plan_table(connection: duckdb.DuckDBPyConnection, images: pa.Table, shard_images: int) -> pa.Table:
+    wanted = [natural_key(key) for key in images["image_key"].to_pylist()]
+    columns = {
+        "shard": pa.array(np.arange(images.num_rows) // shard_images, pa.int32()),
+        "image_uri": images["image_uri"],
+        "image_etag": images["image_etag"],
+        "image_bytes": images["image_bytes"],
+        "mask_key": _strings(assign_mask_keys(connection, images, wanted)),
+    }
+    return pa.table(columns).cast(PLAN_SCHEMA)
+
+
+def _strings(values: list[str]) -> pa.Array:
+    return pa.array(values, pa.string())

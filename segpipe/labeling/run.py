@@ -1,0 +1,280 @@
+"""A labelling run: plan it, label what is pending, sum it up; every step can be repeated after a kill.
+
+start_run and label_run each hold the claim of OUTPUT and model while they work, and label_run works out anew
+what is pending once it holds it. So they are safe in separate tasks as well as in label_source.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.errors import RunError
+from segpipe.images import class_palette
+from segpipe.labeling.claim import Claim, hold_claim
+from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
+from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
+from segpipe.labeling.shard import ImageLabeler, Legs, Outcome, PlannedImage, Target, label_images
+from segpipe.manifests.schema import rows_table
+from segpipe.manifests.store import commit_part
+from segpipe.progress import Advance, track
+
+if TYPE_CHECKING:
+    from segpipe.config import LabelSettings
+
+logger = logging.getLogger(__name__)
+Track = Callable[[int, str], AbstractContextManager[Advance]]
+
+_SECONDS, _LEGS = "segpipe.seconds", "segpipe.legs"
+_PARTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did, counted from the parts it has committed.
+
+    labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
+    row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
+    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside.
+    """
+
+    run_id: str
+    source: str
+    output: str
+    model_id: str
+    policy_id: str | None
+    planned: int
+    accepted: int
+    review: int
+    failed: int
+    labelled_elsewhere: int
+    already_done: int
+    retried: int
+    seconds: float
+    images_per_second: float
+    legs: dict[str, float]
+    reasons: dict[str, int]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _PartTotals:
+    decisions: Counter[str]
+    reasons: Counter[str]
+    seconds: float
+    legs: Legs
+
+
+def label_source(
+    source: str,
+    output: str,
+    labeler: ImageLabeler,
+    settings: LabelSettings,
+    run_id: str | None = None,
+    limit: int | None = None,
+    progress: Track = track,
+) -> RunSummary:
+    """Label what SOURCE holds and this model has not labelled; the same run id again resumes that run.
+
+    Raises RunError, NotFoundError or StorageError; what is committed by then stays, and a resume goes on.
+    """
+    output, run_id = storage.normalise(output), _run_id(run_id)
+    with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds) as claim:
+        plan = _plan_or_resume(source, output, labeler, settings, run_id, limit)
+        _label_pending(plan, labeler, settings, progress, claim)
+    return finish_run(plan)
+
+
+def start_run(
+    source: str,
+    output: str,
+    labeler: ImageLabeler,
+    settings: LabelSettings,
+    run_id: str | None = None,
+    limit: int | None = None,
+) -> RunPlan:
+    """Plan and freeze a run of at most `limit` images, or take up the plan frozen under this run id.
+
+    Raises RunError when that plan is for another source, model or policy, or there are no images;
+    NotFoundError when SOURCE does not exist; StorageError when OUTPUT cannot be written.
+    """
+    output, run_id = storage.normalise(output), _run_id(run_id)
+    with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds):
+        return _plan_or_resume(source, output, labeler, settings, run_id, limit)
+
+
+def label_run(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track = track) -> None:
+    """Label the planned images that are still pending and commit a part per shard.
+
+    Raises RunError when the labeler is not the planned one, the claim is lost or nothing works any more.
+    """
+    _require_planned_labeler(plan, labeler)
+    with hold_claim(plan.output, plan.model_id, plan.run_id, settings.claim_seconds) as claim:
+        _label_pending(plan, labeler, settings, progress, claim)
+
+
+def finish_run(plan: RunPlan) -> RunSummary:
+    """Sum up the run from its committed parts and add the totals to its run.json.
+
+    Raises RunError when planned images are still pending.
+    """
+    summary = _summarise(plan, _sum_parts(plan))
+    if summary.labelled_elsewhere and (pending := pending_images(plan).num_rows):
+        raise RunError(f"run {plan.run_id} has {pending} images to go: resume it with the same run id")
+    record_totals(plan, asdict(summary))
+    return summary
+
+
+def _run_id(run_id: str | None) -> str:
+    return new_run_id(datetime.now(UTC)) if run_id is None else check_run_id(run_id)
+
+
+def _plan_or_resume(
+    source: str, output: str, labeler: ImageLabeler, settings: LabelSettings, run_id: str, limit: int | None
+) -> RunPlan:
+    plan = load_plan(output, run_id)
+    if plan is not None:
+        _require_source(plan, storage.normalise(source))
+        _require_planned_labeler(plan, labeler)
+        logger.info("resuming run %s of %d images", run_id, plan.table.num_rows)
+        return plan
+    now = datetime.now(UTC)
+    plan = make_plan(source, output, labeler.model_id, _policy_id(labeler), settings, run_id, now, limit)
+    freeze_plan(plan, settings)
+    logger.info(
+        "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done
+    )
+    return plan
+
+
+def _require_source(plan: RunPlan, source: str) -> None:
+    if plan.source != source:
+        raise RunError(f"run {plan.run_id} labels {plan.source}, not {source}: choose another run id")
+
+
+def _require_planned_labeler(plan: RunPlan, labeler: ImageLabeler) -> None:
+    if labeler.model_id != plan.model_id:
+        raise RunError(
+            f"run {plan.run_id} uses model {plan.model_id}, not {labeler.model_id}: choose another run id"
+        )
+    if _policy_id(labeler) != plan.policy_id:
+        raise RunError(
+            f"run {plan.run_id} was planned under policy {plan.policy_id}, the model now has "
+            f"{_policy_id(labeler)}: start a run with another id, it labels what is left"
+        )
+
+
+def _policy_id(labeler: ImageLabeler) -> str | None:
+    return labeler.policy.policy_id if labeler.policy else None
+
+
+def _label_pending(
+    plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
+) -> None:
+    pending = pending_images(plan)
+    outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, claim), settings)
+    with progress(pending.num_rows, "labelling") as bar, closing(outcomes):
+        started = perf_counter()
+        for shard, group in groupby(outcomes, key=lambda outcome: outcome.row.shard):
+            finished = list(_advancing(group, bar))
+            claim.require_newest()
+            _commit(plan, shard, finished, labeler.classes, perf_counter() - started)
+            started = perf_counter()
+
+
+def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
+    for batch in pending.to_batches(max_chunksize=1024):
+        yield from (PlannedImage(**row) for row in batch.to_pylist())
+
+
+def _target(plan: RunPlan, labeler: ImageLabeler, claim: Claim) -> Target:
+    return Target(
+        masks_root=plan.masks_root,
+        run_id=plan.run_id,
+        model_id=plan.model_id,
+        policy=labeler.policy,
+        palette=class_palette(len(labeler.classes)),
+        require_claim=claim.require_alive,
+    )
+
+
+def _advancing(outcomes: Iterator[Outcome], bar: Advance) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        bar.advance(1)
+        yield outcome
+
+
+def _commit(
+    plan: RunPlan, shard: int, outcomes: list[Outcome], classes: Sequence[str], seconds: float
+) -> None:
+    legs = sum((outcome.legs for outcome in outcomes), start=Legs())
+    metadata = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
+    table = rows_table((outcome.row for outcome in outcomes), classes, metadata)
+    if not commit_part(plan.output, plan.run_date, plan.run_id, shard, table):
+        logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)
+
+
+def _sum_parts(plan: RunPlan) -> _PartTotals:
+    uris = [uri for _, uri in finished_parts(plan)]
+    totals = _PartTotals(Counter(), Counter(), 0.0, Legs())
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        for part in pool.map(_part_totals, uris):
+            totals = _add_totals(totals, part)
+    return totals
+
+
+def _part_totals(uri: str) -> _PartTotals:
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["decision", "reason"])
+    metadata = table.schema.metadata
+    return _PartTotals(
+        decisions=Counter(table["decision"].to_pylist()),
+        reasons=Counter(table["reason"].to_pylist()),
+        seconds=float(metadata[_SECONDS.encode()]),
+        legs=Legs(**json.loads(metadata[_LEGS.encode()])),
+    )
+
+
+def _add_totals(one: _PartTotals, other: _PartTotals) -> _PartTotals:
+    return _PartTotals(
+        one.decisions + other.decisions,
+        one.reasons + other.reasons,
+        one.seconds + other.seconds,
+        one.legs + other.legs,
+    )
+
+
+def _summarise(plan: RunPlan, totals: _PartTotals) -> RunSummary:
+    images = totals.decisions.total()
+    return RunSummary(
+        run_id=plan.run_id,
+        source=plan.source,
+        output=plan.output,
+        model_id=plan.model_id,
+        policy_id=plan.policy_id,
+        planned=plan.table.num_rows,
+        accepted=totals.decisions["accepted"],
+        review=totals.decisions["review"],
+        failed=totals.decisions["failed"],
+        labelled_elsewhere=plan.table.num_rows - images,
+        already_done=plan.already_done,
+        retried=plan.retried,
+        seconds=totals.seconds,
+        images_per_second=images / totals.seconds if totals.seconds else 0.0,
+        legs=asdict(totals.legs),
+        reasons=dict(sorted(totals.reasons.items())),
+        skipped=plan.skipped,
+    )

@@ -1,0 +1,111 @@
+"""What OUTPUT/runs/<run_id> holds: the frozen plan, and run.json for people."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from dataclasses import fields
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
+from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
+from segpipe.manifests.store import table_bytes
+
+if TYPE_CHECKING:
+    from segpipe.config import LabelSettings
+
+_HEADER = b"segpipe.plan"
+_REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
+
+
+def freeze_plan(plan: RunPlan, settings: LabelSettings) -> None:
+    """Write the plan, once, and then run.json, under the run's id.
+
+    Raises RunError when the id is in use, StorageError when OUTPUT cannot be written.
+    """
+    table = plan.table.replace_schema_metadata({_HEADER: json.dumps(_header(plan))})
+    try:
+        storage.create(_plan_uri(plan.output, plan.run_id), table_bytes(table))
+    except AlreadyExistsError as error:
+        raise RunError(f"run id {plan.run_id} is in use: resume that run, or choose another id") from error
+    _write_record(plan, _first_record(plan, settings))
+
+
+def load_plan(output: str, run_id: str) -> RunPlan | None:
+    """The plan frozen under this id, None when there is none.
+
+    Raises RunError when the run id is unfit or the plan is damaged.
+    """
+    output = storage.normalise(output)
+    uri = _plan_uri(output, check_run_id(run_id))
+    try:
+        return _parse_plan(output, storage.read_bytes(uri))
+    except NotFoundError:
+        return None
+    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
+        raise RunError(f"{uri} is damaged ({error}): start a run with another id") from error
+
+
+def record_totals(plan: RunPlan, totals: dict[str, Any]) -> None:
+    """Add a run's totals to its run.json."""
+    _write_record(plan, _read_record(plan) | {"totals": totals})
+
+
+def _parse_plan(output: str, data: bytes) -> RunPlan:
+    table = pq.read_table(io.BytesIO(data))
+    header = json.loads(table.schema.metadata[_HEADER])
+    header["created_at"] = datetime.fromisoformat(header["created_at"])
+    return RunPlan(**header, output=output, table=table.replace_schema_metadata(None).cast(PLAN_SCHEMA))
+
+
+def _header(plan: RunPlan) -> dict[str, Any]:
+    """The plan in JSON's types, without its table and the place where it lies."""
+    names = [field.name for field in fields(plan) if field.name not in ("output", "table")]
+    return {name: getattr(plan, name) for name in names} | {"created_at": plan.created_at.isoformat()}
+
+
+def _first_record(plan: RunPlan, settings: LabelSettings) -> dict[str, Any]:
+    return _header(plan) | {
+        "output": plan.output,
+        "planned": plan.table.num_rows,
+        "settings": settings.model_dump(mode="json"),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _read_record(plan: RunPlan) -> dict[str, Any]:
+    """run.json; only the plan's own facts where a kill came between the plan and run.json."""
+    try:
+        return json.loads(storage.read_bytes(_record_uri(plan)))
+    except NotFoundError:
+        return _header(plan) | {"output": plan.output, "planned": plan.table.num_rows}
+
+
+def _write_record(plan: RunPlan, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=2, ensure_ascii=False)
+    storage.put(_record_uri(plan), storage.redact(text).encode())
+
+
+def _plan_uri(output: str, run_id: str) -> str:
+    return storage.join(output, f"runs/{run_id}/plan.parquet")
+
+
+def _record_uri(plan: RunPlan) -> str:
+    return storage.join(plan.output, f"runs/{plan.run_id}/run.json")

@@ -1,0 +1,174 @@
+"""SQL over a manifest: DuckDB views on the Parquet parts, and results as a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Any, Literal, get_args
+
+import duckdb
+import pandas as pd
+import pyarrow as pa
+
+from segpipe import storage
+from segpipe.errors import NotFoundError, SegpipeError
+from segpipe.manifests.sql import connect
+from segpipe.manifests.store import open_manifest
+
+Format = Literal["table", "json", "csv"]
+
+VIEWS = {
+    "labels": "SELECT * FROM parts",
+    "latest": """
+        SELECT * FROM labels
+        QUALIFY row_number() OVER (
+            PARTITION BY image_uri ORDER BY labeled_at DESC, run_id DESC, shard DESC) = 1""",
+    "accepted": "SELECT * FROM latest WHERE decision = 'accepted'",
+    "review_queue": "SELECT * FROM latest WHERE decision = 'review' OR (decision = 'accepted' AND audit)",
+    "failures": "SELECT * FROM latest WHERE decision = 'failed'",
+    "runs": """
+        SELECT run_id, model_id,
+            min(labeled_at) AS started_at,
+            max(labeled_at) AS finished_at,
+            count(*) AS images,
+            count(*) FILTER (decision = 'accepted') AS accepted,
+            count(*) FILTER (decision = 'review') AS review,
+            count(*) FILTER (decision = 'failed') AS failed,
+            avg(confidence) AS mean_confidence
+        FROM labels GROUP BY run_id, model_id ORDER BY started_at""",
+}
+
+_READING = (
+    duckdb.StatementType.SELECT,
+    duckdb.StatementType.EXPLAIN,
+    duckdb.StatementType.MULTI,  # how DuckDB parses PIVOT
+)
+
+
+def query(output: str, sql: str) -> pa.Table:
+    """The result of one reading SQL statement over the views of OUTPUT.
+
+    Raises NotFoundError when OUTPUT does not exist, SegpipeError when the SQL is wrong or would write.
+    """
+    with open_views(output) as connection:
+        try:
+            _require_reading(connection.extract_statements(sql))
+            return connection.sql(sql).to_arrow_table()
+        except duckdb.Error as error:
+            raise SegpipeError(f"query failed: {_one_line(error)} (views: {', '.join(VIEWS)})") from error
+
+
+@contextmanager
+def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB connection that sees the views of OUTPUT and nothing else of this machine."""
+    output = storage.normalise(output)
+    _require_output(output)
+    with connect() as connection:
+        connection.register("parts", open_manifest(output))
+        for name, sql in VIEWS.items():
+            connection.execute(f"CREATE VIEW {name} AS {sql}")
+        connection.execute("SET enable_external_access = false")
+        connection.execute("SET lock_configuration = true")
+        yield connection
+
+
+def _require_output(output: str) -> None:
+    if next(storage.list_objects(output), None) is None:
+        raise NotFoundError(
+            f"there is nothing under {storage.redact(output)}: give the OUTPUT of a labelling run"
+        )
+
+
+def _require_reading(statements: list[duckdb.Statement]) -> None:
+    if len(statements) != 1:
+        raise SegpipeError(f"query takes one SQL statement, this has {len(statements)}")
+    if statements[0].type not in _READING:
+        raise SegpipeError(
+            f"query only reads: use SELECT instead of {statements[0].type.name.replace('_', ' ')}"
+        )
+
+
+def _one_line(error: duckdb.Error) -> str:
+    said = str(error).partition("\nLINE ")[0]
+    return storage.redact(" ".join(said.split()))
+
+
+def format_table(table: pa.Table, style: Format) -> str:
+    """The table as text: `table` for people, `json` a list of records, `csv` with a header line.
+
+    Times are ISO 8601; NaN and infinities become null.
+    """
+    if style == "json":
+        return json.dumps(_records(table), indent=2, ensure_ascii=False)
+    if style == "csv":
+        return _csv_text(table)
+    if style == "table":
+        return _aligned_text(table)
+    raise SegpipeError(f"unknown format {style!r}: choose one of {', '.join(get_args(Format))}")
+
+
+def _records(table: pa.Table) -> list[dict[str, Any]]:
+    return [dict(zip(table.column_names, row, strict=True)) for row in _plain_rows(table)]
+
+
+def _plain_rows(table: pa.Table) -> Iterator[list[Any]]:
+    columns = [column.to_pylist() for column in table.columns]
+    return ([_plain(value) for value in row] for row in zip(*columns, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """The value in JSON's own types."""
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return int(value) if value == value.to_integral_value() else float(value)
+        case datetime() | date() | time():
+            return value.isoformat()
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case dict():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case bytes():
+            return value.hex()
+        case _:
+            return str(value)
+
+
+def _csv_text(table: pa.Table) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows([_csv_cell(value) for value in row] for row in _plain_rows(table))
+    return text.getvalue().removesuffix("\n")
+
+
+def _csv_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _aligned_text(table: pa.Table) -> str:
+    rows = [[_cell(value) for value in row] for row in _plain_rows(table)]
+    if not rows:
+        return "  ".join(table.column_names) + "\n(no rows)"
+    return pd.DataFrame(rows, columns=table.column_names).to_string(index=False, max_colwidth=None)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case float():
+            return f"{value:.6g}"
+        case list():
+            return "[" + ", ".join(_cell(item) or "null" for item in value) + "]"
+        case _:
+            return str(value)

@@ -1,0 +1,91 @@
+"""Manifest parts on storage: one Parquet object per shard, created once, never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import SubTreeFileSystem
+
+from segpipe import storage
+from segpipe.errors import AlreadyExistsError, NotFoundError
+from segpipe.manifests.schema import ROW_SCHEMA
+
+RUN_DATE = pa.field("run_date", pa.date32())
+MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
+
+
+def manifests_root(output: str) -> str:
+    """The folder that holds the parts of OUTPUT and nothing else."""
+    return storage.join(output, "manifests")
+
+
+def run_date_folder(output: str, run_date: date) -> str:
+    """The folder of the parts of the runs planned on one UTC day."""
+    return storage.join(manifests_root(output), f"run_date={run_date.isoformat()}")
+
+
+def part_uri(output: str, run_date: date, run_id: str, shard: int) -> str:
+    """The one place where a shard's part can be; that it exists means the shard is done."""
+    return storage.join(run_date_folder(output, run_date), f"{run_id}-{shard:05d}.parquet")
+
+
+def commit_part(output: str, run_date: date, run_id: str, shard: int, table: pa.Table) -> bool:
+    """Create a shard's part, whole or not at all; False when the shard was already done.
+
+    Raises StorageError when the part cannot be written.
+    """
+    try:
+        storage.create(part_uri(output, run_date, run_id, shard), table_bytes(table))
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+def table_bytes(table: pa.Table) -> bytes:
+    """The table as one Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def list_parts(output: str) -> list[storage.StoredObject]:
+    """Every committed part of OUTPUT; empty when nothing has been labelled."""
+    return _parquet_objects(manifests_root(output))
+
+
+def list_parts_of_day(output: str, run_date: date) -> list[storage.StoredObject]:
+    """The committed parts of the runs planned on one UTC day."""
+    return _parquet_objects(run_date_folder(output, run_date))
+
+
+def _parquet_objects(root: str) -> list[storage.StoredObject]:
+    try:
+        return [found for found in storage.list_objects(root) if found.key.endswith(".parquet")]
+    except NotFoundError:
+        return []
+
+
+def open_manifest(output: str) -> ds.Dataset:
+    """All rows of OUTPUT as a lazy Arrow dataset of MANIFEST_SCHEMA, also when there are no parts yet."""
+    parts = list_parts(output)
+    if not parts:
+        return ds.dataset(MANIFEST_SCHEMA.empty_table())
+    filesystem, root = storage.arrow_filesystem(manifests_root(output))
+    return ds.dataset(
+        [part.key for part in parts],
+        schema=MANIFEST_SCHEMA,
+        format="parquet",
+        filesystem=SubTreeFileSystem(root, filesystem),  # else a name=value folder above counts as well
+        partitioning=ds.partitioning(pa.schema([RUN_DATE]), flavor="hive"),
+    )
+
+
+def read_manifest(
+    output: str, columns: Sequence[str] | None = None, where: ds.Expression | None = None
+) -> pa.Table:
+    """The rows of OUTPUT, or some columns of those that pass a pyarrow filter, as an Arrow table."""
+    return open_manifest(output).to_table(columns=None if columns is None else list(columns), filter=where)

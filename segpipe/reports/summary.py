@@ -1,0 +1,119 @@
+"""A labelling run in words: decisions and reasons, the promise, the slowest leg, what to type next."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from segpipe import storage
+from segpipe.confidence.policy import promise
+from segpipe.manifests.store import manifests_root
+
+if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
+    from segpipe.config import LabelSettings
+    from segpipe.labeling.run import RunSummary
+
+_REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
+
+
+@dataclass(frozen=True)
+class DecisionCount:
+    """How many images of a run (share: 0 to 1) got one decision for one reason."""
+
+    decision: str
+    reason: str
+    images: int
+    share: float
+
+
+def decision_counts(summary: RunSummary) -> list[DecisionCount]:
+    """One count per reason, accepted first, then review, then failed."""
+    total = sum(summary.reasons.values())
+    counts = [
+        DecisionCount(_decision(reason), reason, images, images / total)
+        for reason, images in summary.reasons.items()
+    ]
+    order = ("accepted", "review", "failed")
+    return sorted(counts, key=lambda count: (order.index(count.decision), -count.images, count.reason))
+
+
+def _decision(reason: str) -> str:
+    if reason == "confident":
+        return "accepted"
+    return "review" if reason in _REVIEWED else "failed"
+
+
+def promise_line(policy: Policy | None) -> str:
+    """What is promised about the accepted masks."""
+    if policy is None:
+        return "none: the model has no policy of its own, so every mask goes to review; run segpipe calibrate"
+    return promise(policy)
+
+
+def bottleneck(legs: Mapping[str, float], settings: LabelSettings) -> str | None:
+    """The leg that held the run back, None when nothing was labelled.
+
+    It is infer unless the labelling thread waited longer than it worked; then the busiest leg, per thread.
+    """
+    if not any(legs.values()):
+        return None
+    if legs["infer"] >= legs["wait"]:
+        return "infer"
+    fetching, encoding = settings.fetch_threads, settings.encode_threads
+    threads = {"read": fetching, "decode": fetching, "encode": encoding, "write": encoding}
+    return max(threads, key=lambda leg: legs[leg] / threads[leg])
+
+
+def planned_line(summary: RunSummary) -> str:
+    """How many images were planned, and what became of the others."""
+    others = {
+        "already done": summary.already_done,
+        "labelled by another run": summary.labelled_elsewhere,
+        "tried again": summary.retried,
+        **{f"{kind} left aside": count for kind, count in summary.skipped.items()},
+    }
+    notes = ", ".join(f"{count} {what}" for what, count in others.items() if count)
+    return f"{summary.planned} images" + (f" ({notes})" if notes else "")
+
+
+def speed_line(summary: RunSummary, settings: LabelSettings) -> str:
+    """Images per second and where the time went (seconds per leg, summed over threads)."""
+    slowest = bottleneck(summary.legs, settings)
+    if slowest is None:
+        return "nothing to label"
+    legs = ", ".join(f"{leg} {seconds:.2g} s" for leg, seconds in summary.legs.items())
+    speed = f"{summary.images_per_second:.1f} images/s over {summary.seconds:.1f} s"
+    return f"{speed}; {slowest} is the bottleneck ({legs})"
+
+
+def places(summary: RunSummary) -> dict[str, str]:
+    """Where the run's manifest and masks are."""
+    output = storage.redact(summary.output)
+    return {
+        "manifest": manifests_root(output),
+        "masks": storage.join(output, f"masks/{summary.model_id}"),
+    }
+
+
+def next_commands(summary: RunSummary, model: str) -> list[str]:
+    """What to type next, given what the run left."""
+    return [shlex.join(command) for command in _next(summary, storage.redact(model))]
+
+
+def _next(summary: RunSummary, model: str) -> Iterator[list[str]]:
+    def query(sql: str) -> list[str]:
+        return ["segpipe", "query", storage.redact(summary.output), sql]
+
+    if summary.reasons.get("no_policy"):
+        promise_options = ["--min-iou", "0.7", "--max-bad-fraction", "0.1", "--confidence", "0.9"]
+        yield ["segpipe", "calibrate", "--model", model, "--data", "ROOT", "--split", "val", *promise_options]
+    if summary.failed:
+        yield query("SELECT image_uri, reason, error FROM failures")
+    if summary.review:
+        yield query("SELECT image_uri, mask_uri, confidence FROM review_queue ORDER BY confidence LIMIT 20")
+    if summary.accepted:
+        yield [*query("SELECT image_uri, mask_uri FROM accepted"), "--format", "csv"]
+    yield query("SELECT * FROM runs")

@@ -1,0 +1,113 @@
+"""A small deterministic labeler and buckets of small images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from segpipe import storage
+from segpipe.confidence.policy import Policy
+from segpipe.config import LabelSettings
+
+MODEL_ID = "aaaaaaaaaaaa"
+
+
+@dataclass(frozen=True)
+class BrightnessLabeled:
+    """What a labeler gives for one image."""
+
+    mask: np.ndarray
+    confidence: float
+    discriminator_score: float
+    class_fractions: np.ndarray
+    class_confidences: np.ndarray
+
+
+@dataclass
+class BrightnessLabeler:
+    """Class 1 where a pixel is bright; the score is the mean brightness, 0 to 1."""
+
+    model_id: str = MODEL_ID
+    policy: Policy | None = None
+    before: Callable[[list[np.ndarray]], None] = lambda images: None
+    classes: tuple[str, ...] = ("dark", "bright")
+    seen: list[str] = field(default_factory=list)
+
+    def label(self, images: list[np.ndarray]) -> list[BrightnessLabeled]:
+        self.before(images)
+        self.seen.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
+        return [_labeled(image) for image in images]
+
+
+def _labeled(image: np.ndarray) -> BrightnessLabeled:
+    mask = (image.mean(axis=2) > 127).astype(np.uint8)
+    fractions = np.bincount(mask.ravel(), minlength=2) / mask.size
+    score = float(image.mean() / 255)
+    return BrightnessLabeled(mask, score, score, fractions, np.where(fractions > 0, score, np.nan))
+
+
+@pytest.fixture
+def make_labeler() -> type[BrightnessLabeler]:
+    """(model_id, policy, before) -> labeler; before(images) may raise, seen lists what was labelled."""
+    return BrightnessLabeler
+
+
+@pytest.fixture
+def settings() -> LabelSettings:
+    """Small shards and batches, so that a few images cross their borders."""
+    return LabelSettings(shard_images=4, batch_images=3, fetch_threads=3, encode_threads=2, claim_seconds=20)
+
+
+@pytest.fixture
+def make_policy() -> Callable[..., Policy]:
+    """(threshold, model_id) -> policy."""
+
+    def make(threshold: float | None, model_id: str = MODEL_ID) -> Policy:
+        return Policy(
+            policy_id="p1",
+            model_id=model_id,
+            min_iou=0.5,
+            max_bad_fraction=0.1,
+            confidence=0.9,
+            threshold=threshold,
+            accepted=100,
+            bad=1,
+            p_value=0.01,
+            n_calibration=200,
+            score_quantiles=(0.0, 1.0),
+            display_scores=(0.0, 1.0),
+            display_values=(0.0, 1.0),
+            calibration_fingerprint="f",
+            created_at="2026-11-23T00:00:00+00:00",
+        )
+
+    return make
+
+
+@pytest.fixture
+def picture(encoded: Callable[..., bytes]) -> Callable[..., bytes]:
+    """(value, height=5, width=6) -> PNG bytes: one half `value`, the other `value` / 2."""
+
+    def make(value: int, height: int = 5, width: int = 6) -> bytes:
+        pixels = np.full((height, width, 3), value, np.uint8)
+        pixels[:, width // 2 :] //= 2
+        return encoded(pixels)
+
+    return make
+
+
+@pytest.fixture
+def fill(picture: Callable[..., bytes]) -> Callable[..., list[str]]:
+    """(source, n) -> the URIs of n different pictures put there."""
+
+    def put(source: str, n: int) -> list[str]:
+        uris = [storage.join(source, f"day {number % 3}/bild-ü{number:03d}.png") for number in range(n)]
+        for number, uri in enumerate(uris):
+            storage.put(uri, picture(255 - 5 * number, 5 + number % 2, 6))
+        return uris
+
+    return put

@@ -1,0 +1,70 @@
+"""The inventory plans whatever may be an image and counts all it leaves aside."""
+
+from __future__ import annotations
+
+import pytest
+
+from segpipe import storage
+from segpipe.errors import NotFoundError, RunError
+from segpipe.labeling.inventory import take_inventory
+
+
+def put_all(root: str, *keys: str) -> None:
+    for key in keys:
+        storage.put(f"{root}/{key}", key.encode())
+
+
+def test_images_unknown_and_bare_names_are_planned_sidecars_and_hidden_counted(storage_root: str) -> None:
+    planned = ["a.JPG", "b/c.png", "b/noname", "d.heic", "e.txt.png", "f.xyz"]
+    put_all(storage_root, *planned, "x.txt", "y.TXT", "b/z.json", ".DS_Store", "b/.thumbs/t.jpg")
+    inventory = take_inventory(storage_root, f"{storage_root}-out")
+    assert inventory.objects["image_key"].to_pylist() == planned
+    assert inventory.skipped == {".json": 1, ".txt": 2, "hidden": 2}
+
+
+def test_an_object_is_described_as_it_was_listed(storage_root: str) -> None:
+    put_all(storage_root, "b/c.png")
+    (row,) = take_inventory(storage_root, f"{storage_root}-out").objects.to_pylist()
+    blob = storage.read(f"{storage_root}/b/c.png")
+    uri = f"{storage.normalise(storage_root)}/b/c.png"
+    assert row == {"image_uri": uri, "image_key": "b/c.png", "image_etag": blob.etag, "image_bytes": 7}
+
+
+def test_what_lies_below_an_output_inside_the_source_is_no_input(storage_root: str) -> None:
+    put_all(storage_root, "a.jpg", "out/masks/m/a.jpg.png", "out/manifests/p.parquet", "output.jpg")
+    inventory = take_inventory(storage_root, f"{storage_root}/out/")
+    assert inventory.objects["image_key"].to_pylist() == ["a.jpg", "output.jpg"]
+    assert inventory.skipped == {}
+
+
+def test_a_source_inside_the_output_is_read_as_any_other(storage_root: str) -> None:
+    put_all(storage_root, "images/a.jpg")
+    assert take_inventory(f"{storage_root}/images", storage_root).objects.num_rows == 1
+
+
+def test_more_objects_than_one_chunk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segpipe.labeling.inventory._CHUNK", 3)
+    put_all(str(tmp_path), *(f"{number}.jpg" for number in range(7)))
+    keys = take_inventory(str(tmp_path), "/nowhere").objects["image_key"].to_pylist()
+    assert keys == [f"{number}.jpg" for number in range(7)]
+
+
+def test_nothing_to_label_says_what_was_there(storage_root: str) -> None:
+    put_all(storage_root, "in/x.txt", "in/y.txt", "in/.hidden.jpg")
+    with pytest.raises(RunError, match=r"no images under .*in \(only 2 \.txt, 1 hidden\)"):
+        take_inventory(f"{storage_root}/in", f"{storage_root}/out")
+
+
+def test_an_empty_source_says_so(tmp_path) -> None:
+    with pytest.raises(RunError, match=r"no images under .* empty"):
+        take_inventory(str(tmp_path), "/nowhere")
+
+
+def test_a_missing_source_is_named(tmp_path) -> None:
+    with pytest.raises(NotFoundError, match="nowhere"):
+        take_inventory(str(tmp_path / "nowhere"), str(tmp_path / "out"))
+
+
+def test_output_and_source_must_differ(tmp_path) -> None:
+    with pytest.raises(RunError, match="SOURCE and OUTPUT"):
+        take_inventory(f"{tmp_path}/", str(tmp_path))

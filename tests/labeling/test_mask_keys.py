@@ -1,0 +1,113 @@
+"""Whatever images are called, no two masks meet and none leaves its folder."""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+
+import pyarrow as pa
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from segpipe.labeling.mask_keys import alternative_key, assign_mask_keys, natural_key
+from segpipe.manifests.sql import connect
+
+
+def assign(keys: list[str], taken: list[str] = [], etags: list[str] | None = None) -> list[str]:  # noqa: B006
+    images = pa.table(
+        {
+            "image_key": pa.array(keys, pa.string()),
+            "image_uri": pa.array([f"s3://b/{key}" for key in keys], pa.string()),
+            "image_etag": pa.array(etags or ["e"] * len(keys), pa.string()),
+        }
+    )
+    with connect() as connection:
+        connection.register("taken", pa.table({"key": pa.array(taken, pa.string())}))
+        return assign_mask_keys(connection, images, [natural_key(key) for key in keys])
+
+
+COMPONENTS = st.sampled_from(
+    ["a", "a.png", "b", "b.png", "", ".", "..", "x" * 201, "ü", "a\n", " ", "?", "%2e"]
+)
+KEYS = st.lists(COMPONENTS, min_size=1, max_size=5).map("/".join)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    keys=st.lists(KEYS | st.text(st.characters(codec="utf-8"), max_size=8), unique=True, max_size=12),
+    taken=st.lists(KEYS, unique=True, max_size=6),
+)
+@example(keys=["a", "a.png/b"], taken=[])
+@example(keys=["a"], taken=["a.png/b.png"])
+@example(keys=["a.png/b"], taken=["a.png"])
+def test_masks_never_meet_never_nest_and_stay_below_their_folder(keys: list[str], taken: list[str]) -> None:
+    taken = [key for name in taken if (key := natural_key(name))]
+    assigned = assign(keys, taken)
+    mine, others = [{f"/out/masks/m/{key}" for key in some} for some in (assigned, taken)]
+    assert len(mine) == len(keys)
+    assert not mine & others
+    assert not mine & {folder for mask in mine | others for folder in ancestors(mask)}
+    assert not others & {folder for mask in mine for folder in ancestors(mask)}
+    for key in assigned:
+        assert posixpath.normpath(f"/out/masks/m/{key}") == f"/out/masks/m/{key}"
+        assert key.endswith(".png")
+        assert max(len(part.encode()) for part in key.split("/")) <= 255
+        assert len(key.encode()) <= 1024 - 200
+        assert not any(ord(character) < 32 for character in key)
+
+
+def ancestors(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:depth]) for depth in range(1, len(parts))]
+
+
+@pytest.mark.parametrize("key", ["a.jpg", "a b/ü?#%.jpg", "...", "a..b/c", "x" * 200, " ", "~", "a\\b", "::"])
+def test_an_ordinary_key_keeps_its_own_name(key: str) -> None:
+    assert assign([key]) == [f"{key}.png"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "../a.jpg",
+        "a/../b",
+        "./a",
+        "a/.",
+        "/a.jpg",
+        "a//b",
+        "a/",
+        "",
+        "x" * 201,
+        "ü" * 101,
+        "a/" * 400 + "b",
+        "a\tb",
+    ],
+)
+def test_an_unsafe_key_gets_a_name_made_of_its_identity(key: str) -> None:
+    digest = hashlib.sha256(f"s3://b/{key}\0e".encode()).hexdigest()
+    (assigned,) = assign([key])
+    assert assigned.endswith(f"~{digest[:8]}.png")
+    assert "/" not in assigned
+
+
+def test_the_alternative_keeps_a_readable_stem() -> None:
+    digest = hashlib.sha256(b"s3://b/../bild \xc3\xbc.jpg\0e").hexdigest()[:8]
+    assert assign(["../bild ü.jpg"]) == [f"bild_.jpg~{digest}.png"]
+
+
+def test_a_taken_mask_is_left_alone_and_versions_of_an_image_differ() -> None:
+    first, second = assign(["a.jpg"], ["a.jpg.png"], ["e1"]), assign(["a.jpg"], ["a.jpg.png"], ["e2"])
+    assert "a.jpg.png" not in (*first, *second)
+    assert first != second
+
+
+def test_an_image_named_like_anothers_alternative_does_not_meet_it() -> None:
+    occupied = alternative_key("../a", "s3://b/../a", "e")
+    keys = ["../a", occupied.removesuffix(".png")]
+    assert len(set(assign(keys))) == 2
+    assert len({*assign(["../a"], [occupied]), occupied}) == 2
+
+
+def test_names_do_not_depend_on_what_else_is_planned() -> None:
+    assert assign(["x", "../a", "z"])[1] == assign(["../a"])[0]

@@ -1,0 +1,494 @@
+"""A whole run on every kind of storage: each image has one row and one mask, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from segpipe import storage
+from segpipe.errors import NotFoundError, RunError, StorageError
+from segpipe.images import decode_image, decode_mask
+from segpipe.labeling import run as run_module
+from segpipe.labeling.run import finish_run, label_run, label_source, start_run
+from segpipe.manifests.query import query
+from segpipe.manifests.store import list_parts, read_manifest
+
+MODEL = "aaaaaaaaaaaa"
+
+
+class KilledError(BaseException):
+    """Ends a run as a kill would: nothing in between may catch it."""
+
+
+@pytest.fixture
+def source(storage_root: str) -> str:
+    return storage.normalise(f"{storage_root}/in")
+
+
+@pytest.fixture
+def output(storage_root: str) -> str:
+    return storage.normalise(f"{storage_root}/out")
+
+
+def rows(output: str) -> list[dict]:
+    return sorted(read_manifest(output).to_pylist(), key=lambda row: row["image_uri"])
+
+
+def assert_each_once(output: str, uris: list[str]) -> None:
+    """One row per image, and behind every row a mask that hashes to what the row says."""
+    found = rows(output)
+    assert [row["image_uri"] for row in found] == sorted(uris)
+    assert_masks(found)
+
+
+def assert_masks(found: list[dict]) -> None:
+    masks = [row["mask_uri"] for row in found if row["mask_uri"]]
+    assert len(set(masks)) == len(masks)
+    for row in found:
+        if row["decision"] != "failed":
+            data = storage.read_bytes(row["mask_uri"])
+            assert hashlib.sha256(data).hexdigest() == row["mask_sha256"]
+
+
+# --- a plain run --------------------------------------------------------------------------------------------
+
+
+def test_a_run_labels_every_image(source, output, settings, make_labeler, make_policy, fill) -> None:
+    uris = fill(source, 10)
+    listed = {found.uri: found for found in storage.list_objects(source)}
+    summary = label_source(source, output, make_labeler(policy=make_policy(0.7)), settings, "r1")
+    assert_each_once(output, uris)
+    for row in rows(output):
+        pixels = decode_image(storage.read_bytes(row["image_uri"]))
+        score = pixels.mean() / 255
+        key = row["image_uri"].removeprefix(f"{source}/")
+        assert row["mask_uri"] == f"{output}/masks/{MODEL}/{key}.png"
+        np.testing.assert_array_equal(
+            decode_mask(storage.read_bytes(row["mask_uri"])), pixels.mean(axis=2) > 127
+        )
+        assert row["discriminator_score"] == pytest.approx(score)
+        assert row["decision"] == ("accepted" if score >= 0.7 else "review")
+        assert (row["image_etag"], row["image_bytes"]) == (
+            listed[row["image_uri"]].etag,
+            listed[row["image_uri"]].size,
+        )
+        assert (row["run_id"], row["model_id"], row["policy_id"]) == ("r1", MODEL, "p1")
+    decisions = Counter(row["decision"] for row in rows(output))
+    assert (summary.planned, summary.accepted, summary.review, summary.failed) == (
+        10,
+        decisions["accepted"],
+        decisions["review"],
+        0,
+    )
+    assert 0 < decisions["accepted"] < 10
+
+
+def test_a_run_leaves_what_the_contract_says_and_nothing_else(
+    source, output, settings, make_labeler, fill
+) -> None:
+    fill(source, 10)
+    summary = label_source(source, output, make_labeler(), settings, "r1")
+    day = f"run_date={rows(output)[0]['run_date'].isoformat()}"
+    others = [item.key for item in storage.list_objects(output) if not item.key.startswith(f"masks/{MODEL}/")]
+    assert others == [
+        f"claims/{MODEL}/00000001.json",
+        *(f"manifests/{day}/r1-{shard:05d}.parquet" for shard in range(3)),
+        "runs/r1/plan.parquet",
+        "runs/r1/run.json",
+    ]
+    record = json.loads(storage.read_bytes(f"{output}/runs/r1/run.json"))
+    assert record["totals"]["review"] == summary.review == 10
+    assert record["settings"]["shard_images"] == 4
+    assert record["versions"]["pyarrow"]
+
+
+def test_a_second_run_over_an_unchanged_bucket_plans_nothing(
+    source, output, settings, make_labeler, fill
+) -> None:
+    fill(source, 5)
+    label_source(source, output, make_labeler(), settings)
+    parts = list_parts(output)
+    summary = label_source(source, output, make_labeler(), settings)
+    assert (summary.planned, summary.already_done, summary.images_per_second) == (0, 5, 0)
+    assert list_parts(output) == parts
+
+
+def test_new_and_changed_images_are_labelled_and_old_masks_stay(
+    source, output, settings, make_labeler, fill, picture
+) -> None:
+    uris = fill(source, 5)
+    label_source(source, output, make_labeler(), settings)
+    storage.put(uris[1], picture(1, 9, 9))
+    storage.put(f"{source}/new.png", picture(2))
+    summary = label_source(source, output, make_labeler(), settings)
+    assert (summary.planned, summary.already_done) == (2, 4)
+    found = rows(output)
+    assert Counter(row["image_uri"] for row in found) == Counter([*uris, f"{source}/new.png", uris[1]])
+    assert_masks(found)
+    assert query(output, f"SELECT image_width FROM latest WHERE image_uri = '{uris[1]}'")[0].to_pylist() == [
+        9
+    ]
+
+
+def test_another_model_labels_everything_again_in_its_own_folder(
+    source, output, settings, make_labeler, fill
+) -> None:
+    fill(source, 3)
+    label_source(source, output, make_labeler(), settings)
+    assert label_source(source, output, make_labeler("bbbbbbbbbbbb"), settings).planned == 3
+    assert len(list(storage.list_objects(f"{output}/masks/bbbbbbbbbbbb"))) == 3
+
+
+def test_an_output_inside_the_source_is_not_labelled(source, settings, make_labeler, fill) -> None:
+    uris, output = fill(source, 3), f"{source}/labels"
+    for _ in range(2):
+        label_source(source, output, make_labeler(), settings)
+    assert_each_once(output, uris)
+
+
+def test_a_limit_labels_some_and_the_next_run_the_rest(source, output, settings, make_labeler, fill) -> None:
+    uris = fill(source, 6)
+    assert label_source(source, output, make_labeler(), settings, limit=2).planned == 2
+    assert label_source(source, output, make_labeler(), settings).planned == 4
+    assert_each_once(output, uris)
+
+
+def test_without_images_or_source_nothing_starts(tmp_path, settings, make_labeler) -> None:
+    storage.put(str(tmp_path / "in" / "readme.txt"), b"text")
+    with pytest.raises(RunError, match=r"no images under .*1 \.txt"):
+        label_source(str(tmp_path / "in"), str(tmp_path / "out"), make_labeler(), settings)
+    with pytest.raises(NotFoundError, match="nowhere"):
+        label_source(str(tmp_path / "nowhere"), str(tmp_path / "out"), make_labeler(), settings)
+
+
+def test_an_output_that_cannot_be_written_stops_the_run(tmp_path, settings, make_labeler, fill) -> None:
+    fill(str(tmp_path / "in"), 1)
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(StorageError, match="out"):
+        label_source(str(tmp_path / "in"), str(tmp_path / "out"), make_labeler(), settings)
+
+
+# --- bad and moving input -----------------------------------------------------------------------------------
+
+
+def test_broken_images_become_rows_with_their_reason(
+    source, output, settings, make_labeler, fill, picture
+) -> None:
+    uris = fill(source, 4)
+    broken = {"empty.png": b"", "page.jpg": b"<html>", "cut.png": picture(9, 400, 400)[:300]}
+    for key, data in broken.items():
+        storage.put(f"{source}/{key}", data)
+    summary = label_source(source, output, make_labeler(), settings)
+    assert (summary.review, summary.failed) == (4, 3)
+    assert summary.reasons == {"no_policy": 4, "unreadable": 3}
+    failures = query(output, "SELECT image_uri, reason FROM failures ORDER BY 1").to_pylist()
+    assert [row["image_uri"] for row in failures] == sorted(f"{source}/{key}" for key in broken)
+    assert_each_once(output, [*uris, *(f"{source}/{key}" for key in broken)])
+    assert label_source(source, output, make_labeler(), settings).planned == 0
+
+
+def test_an_image_replaced_after_planning_is_labelled_as_what_was_read(
+    source, output, settings, make_labeler, fill, picture
+) -> None:
+    uris, labeler = fill(source, 3), make_labeler()
+    plan = start_run(source, output, labeler, settings, "r1")
+    storage.put(uris[1], picture(40, 7, 8))
+    label_run(plan, labeler, settings)
+    finish_run(plan)
+    row = next(row for row in rows(output) if row["image_uri"] == uris[1])
+    blob = storage.read(uris[1])
+    assert (row["image_etag"], row["image_bytes"]) == (blob.etag, len(blob.data))
+    assert (row["image_width"], row["image_height"]) == (8, 7)
+    assert label_source(source, output, labeler, settings).planned == 0
+    assert_each_once(output, uris)
+
+
+def test_an_image_deleted_after_planning_fails_and_is_retried_when_it_is_back(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris, labeler = fill(source, 3), make_labeler()
+    data = storage.read_bytes(uris[1])
+    plan = start_run(source, output, labeler, settings, "r1")
+    storage.delete(uris[1])
+    label_run(plan, labeler, settings)
+    summary = finish_run(plan)
+    assert (summary.review, summary.failed, summary.reasons["storage"]) == (2, 1, 1)
+    storage.put(uris[1], data)
+    again = label_source(source, output, labeler, settings)
+    assert (again.planned, again.review) == (1, 1)
+    assert len(rows(output)) == 4
+    assert query(output, "FROM failures").num_rows == 0
+    assert query(output, "FROM review_queue").num_rows == 3
+
+
+# --- resume -------------------------------------------------------------------------------------------------
+
+
+def kill_in_batch(number: int) -> Callable[[list[np.ndarray]], None]:
+    batches = iter(range(1000))
+
+    def before(batch: list[np.ndarray]) -> None:
+        if next(batches) == number:
+            raise KilledError
+
+    return before
+
+
+def test_a_run_killed_in_the_middle_of_a_shard_resumes_where_it_was(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris = fill(source, 14)
+    with pytest.raises(KilledError):
+        label_source(source, output, make_labeler(before=kill_in_batch(3)), settings, "r1")
+    committed = {row["image_uri"] for row in rows(output)}
+    assert len(committed) < 14
+    labeler = make_labeler()
+    summary = label_source(source, output, labeler, settings, "r1")
+    assert len(labeler.seen) == 14 - len(committed)
+    assert (summary.planned, summary.review) == (14, 14)
+    assert_each_once(output, uris)
+
+
+@pytest.mark.parametrize("step", ["before", "after"])
+def test_a_run_killed_at_a_commit_resumes_without_a_gap_or_a_double(
+    source, output, settings, make_labeler, fill, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    uris, commit = fill(source, 10), run_module.commit_part
+
+    def killed(out, run_date, run_id, shard, table) -> bool:
+        if shard == 1 and step == "before":
+            raise KilledError
+        done = commit(out, run_date, run_id, shard, table)
+        if shard == 1:
+            raise KilledError
+        return done
+
+    monkeypatch.setattr(run_module, "commit_part", killed)
+    with pytest.raises(KilledError):
+        label_source(source, output, make_labeler(), settings, "r1")
+    assert len(rows(output)) == (4 if step == "before" else 8)
+    monkeypatch.undo()
+    assert label_source(source, output, make_labeler(), settings, "r1").review == 10
+    assert_each_once(output, uris)
+
+
+def test_what_a_dead_run_left_is_labelled_by_the_next_and_its_resume_adds_nothing(
+    source, output, settings, make_labeler, fill, picture
+) -> None:
+    uris = fill(source, 10)
+    with pytest.raises(KilledError):
+        label_source(source, output, make_labeler(before=kill_in_batch(2)), settings, "r1")
+    storage.put(uris[8], picture(3, 9, 9))
+    first = len(rows(output))
+    assert label_source(source, output, make_labeler(), settings, "r2").planned == 10 - first
+    summary = label_source(source, output, make_labeler(), settings, "r1")
+    assert (summary.planned, summary.review, summary.labelled_elsewhere) == (10, first, 10 - first)
+    assert_each_once(output, uris)
+
+
+def test_a_plan_made_before_another_run_labels_only_what_that_left(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris, labeler = fill(source, 10), make_labeler()
+    early = start_run(source, output, labeler, settings, "early")
+    label_source(source, output, labeler, settings, limit=6)
+    label_run(early, labeler, settings)
+    assert finish_run(early).labelled_elsewhere == 6
+    assert len(labeler.seen) == 10
+    assert_each_once(output, uris)
+
+
+def test_a_finished_run_can_be_repeated_and_says_the_same(
+    source, output, settings, make_labeler, fill
+) -> None:
+    fill(source, 5)
+    first = label_source(source, output, make_labeler(), settings, "r1")
+    again = label_source(source, output, make_labeler(), settings, "r1")
+    assert again == first
+    assert first.seconds > 0
+    assert first.images_per_second == pytest.approx(5 / first.seconds)
+    assert list(first.legs) == ["read", "decode", "infer", "encode", "write", "wait"]
+
+
+def test_a_run_is_not_summed_up_while_images_are_pending(tmp_path, settings, make_labeler, fill) -> None:
+    fill(str(tmp_path / "in"), 3)
+    plan = start_run(str(tmp_path / "in"), str(tmp_path / "out"), make_labeler(), settings, "r1")
+    with pytest.raises(RunError, match="3 images to go"):
+        finish_run(plan)
+
+
+def test_a_resume_with_another_source_model_or_policy_is_refused(
+    tmp_path, settings, make_labeler, make_policy, fill
+) -> None:
+    source, output = str(tmp_path / "in"), str(tmp_path / "out")
+    fill(source, 3)
+    plan = start_run(source, output, make_labeler(), settings, "r1")
+    with pytest.raises(RunError, match="other-source"):
+        label_source(str(tmp_path / "other-source"), output, make_labeler(), settings, "r1")
+    with pytest.raises(RunError, match="bbbbbbbbbbbb"):
+        label_source(source, output, make_labeler("bbbbbbbbbbbb"), settings, "r1")
+    with pytest.raises(RunError, match="p1"):
+        label_run(plan, make_labeler(policy=make_policy(0.5)), settings)
+    with pytest.raises(RunError, match="run id"):
+        label_source(source, output, make_labeler(), settings, "../r1")
+    assert rows(output) == []
+
+
+def test_a_run_that_lost_its_claim_commits_nothing_more(source, output, settings, make_labeler, fill) -> None:
+    fill(source, 10)
+    taken_over = iter([True])
+
+    def take_over(batch: list[np.ndarray]) -> None:
+        if next(taken_over, False):
+            storage.put(f"{output}/claims/{MODEL}/00000002.json", b"{}")
+
+    with pytest.raises(RunError, match="lost its claim"):
+        label_source(source, output, make_labeler(before=take_over), settings, "r1")
+    assert rows(output) == []
+
+
+# --- many at once -------------------------------------------------------------------------------------------
+
+
+def test_runs_at_once_label_every_image_once_and_all_succeed(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris, labeler = fill(source, 10), make_labeler()
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(label_source, source, output, labeler, settings) for _ in range(3)]
+        summaries = [future.result() for future in running]
+    assert sum(summary.review for summary in summaries) == 10
+    assert max(Counter(labeler.seen).values()) == 1
+    assert_each_once(output, uris)
+
+
+def test_runs_planned_at_once_in_separate_tasks_label_every_image_once(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris, labeler = fill(source, 10), make_labeler()
+    plans = [start_run(source, output, labeler, settings) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda plan: label_run(plan, labeler, settings), plans))
+    summaries = [finish_run(plan) for plan in plans]
+    assert sum(summary.review for summary in summaries) == 10
+    assert sum(summary.labelled_elsewhere for summary in summaries) == 20
+    assert max(Counter(labeler.seen).values()) == 1
+    assert_each_once(output, uris)
+
+
+PROCESS = """
+    import dataclasses, logging, sys, time
+    import numpy as np
+    from segpipe.config import LabelSettings
+    from segpipe.labeling.run import label_source
+
+    @dataclasses.dataclass
+    class Labeled:
+        mask: np.ndarray
+        confidence: float = 0.5
+        discriminator_score: float = 0.5
+        class_fractions: tuple = (1.0, 0.0)
+        class_confidences: tuple = (0.5, float("nan"))
+
+    class Labeler:
+        model_id, policy, classes = "aaaaaaaaaaaa", None, ("dark", "bright")
+        batches = 0
+
+        def label(self, images):
+            self.batches += 1
+            if self.batches == hang_at:
+                print("hanging", flush=True)
+                time.sleep(600)
+            return [Labeled(np.zeros(image.shape[:2], np.uint8)) for image in images]
+
+    source, output, run_id, hang_at = *sys.argv[1:4], int(sys.argv[4])
+    settings = LabelSettings(shard_images=4, batch_images=2, fetch_threads=2, claim_seconds=4)
+    print(label_source(source, output, Labeler(), settings, run_id).review)
+"""
+
+
+@pytest.fixture
+def start_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """(source, output, run_id, hang_at=0) -> a labelling process; none outlives its test."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(source: str, output: str, run_id: str, hang_at: int = 0) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", textwrap.dedent(PROCESS), source, output, run_id, str(hang_at)]
+        environment = os.environ | {"PYTHONPATH": str(Path(run_module.__file__).parents[2])}
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("storage_root", ["s3"], indirect=True)
+def test_a_process_killed_at_work_is_resumed_by_another(source, output, fill, start_process) -> None:
+    uris = fill(source, 10)
+    first = start_process(source, output, "r1", hang_at=4)
+    assert first.stdout.readline() == "hanging\n"
+    first.kill()
+    first.wait(timeout=20)
+    committed = len(rows(output))
+    assert committed < 10
+    others = [start_process(source, output, run_id) for run_id in ("r1", "r2")]
+    reviewed = [int(process.communicate(timeout=300)[0]) for process in others]
+    assert sum(reviewed) == 10  # run r1 counts what it committed before it was killed
+    assert_each_once(output, uris)
+
+
+def test_pandas_reads_only_finished_facts_at_any_moment(tmp_path, settings, make_labeler, fill) -> None:
+    source, output = str(tmp_path / "in"), str(tmp_path / "out")
+    uris = fill(source, 14)
+    stop, seen = threading.Event(), []
+
+    def read_on() -> None:
+        while not stop.is_set():
+            if list_parts(output):
+                frame = pd.read_parquet(f"{output}/manifests")
+                assert frame["image_uri"].is_unique
+                assert_masks(frame.to_dict("records"))
+                seen.append(len(frame))
+
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(read_on)
+        try:
+            label_source(source, output, make_labeler(before=lambda batch: stop.wait(0.05)), settings)
+        finally:
+            stop.set()
+        reader.result()
+    assert seen == sorted(seen)
+    assert_each_once(output, uris)
+
+
+def test_progress_is_told_the_total_and_every_image(tmp_path, settings, make_labeler, fill) -> None:
+    fill(str(tmp_path / "in"), 5)
+    told: list[int] = []
+
+    class Counting:
+        def advance(self, count: int = 1, note: str = "") -> None:
+            told.append(count)
+
+    @contextmanager
+    def progress(total: int, description: str) -> Iterator[Counting]:
+        assert total == 5
+        yield Counting()
+
+    label_source(str(tmp_path / "in"), str(tmp_path / "out"), make_labeler(), settings, progress=progress)
+    assert sum(told) == 5

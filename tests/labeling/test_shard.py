@@ -1,0 +1,247 @@
+"""The stages of a shard: order, bounded prefetch, and failures that stay with the image they belong to."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from segpipe import storage
+from segpipe.config import LabelSettings
+from segpipe.errors import ModelError, RunError, StorageError
+from segpipe.images import class_palette, decode_mask
+from segpipe.labeling.shard import FAILURES_IN_A_ROW, Legs, Outcome, PlannedImage, Target, label_images
+
+MODEL = "aaaaaaaaaaaa"
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    return Target(
+        masks_root=str(tmp_path / "masks"),
+        run_id="r1",
+        model_id=MODEL,
+        policy=None,
+        palette=class_palette(2),
+        require_claim=lambda: None,
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path, fill: Callable[..., list[str]]) -> list[PlannedImage]:
+    """Ten images, four to a shard."""
+    uris = fill(str(tmp_path / "in"), 10)
+    return [PlannedImage(n // 4, uri, "listed", 1, f"{n}.png") for n, uri in enumerate(uris)]
+
+
+def reasons(outcomes: list[Outcome]) -> list[str]:
+    return [outcome.row.reason for outcome in outcomes]
+
+
+def test_rows_come_in_the_order_of_the_plan_with_what_was_read(
+    images, target, settings, make_labeler
+) -> None:
+    outcomes = list(label_images(images, make_labeler(), target, settings))
+    for image, row in zip(images, (outcome.row for outcome in outcomes), strict=True):
+        blob = storage.read(image.image_uri)
+        assert (row.image_uri, row.shard) == (image.image_uri, image.shard)
+        assert (row.image_etag, row.image_bytes) == (blob.etag, len(blob.data))
+
+
+def test_a_row_says_what_the_labeler_said_and_its_mask_is_stored(
+    images, target, settings, make_labeler
+) -> None:
+    # Picture 0 is 5 x 6: the left half 255 (class 1), the right half 127 (class 0).
+    row = next(label_images(images, make_labeler(), target, settings)).row
+    data = storage.read_bytes(f"{target.masks_root}/0.png")
+    assert row.mask_uri == f"{target.masks_root}/0.png"
+    assert row.mask_sha256 == hashlib.sha256(data).hexdigest()
+    np.testing.assert_array_equal(decode_mask(data), [[1, 1, 1, 0, 0, 0]] * 5)
+    assert (row.image_width, row.image_height) == (6, 5)
+    assert (row.decision, row.reason, row.policy_id) == ("review", "no_policy", None)
+    assert row.discriminator_score == pytest.approx((255 + 127) / 2 / 255)
+    assert row.class_fractions == [0.5, 0.5]
+    assert (row.audit, row.inclusion_probability, row.error) == (False, 0.0, None)
+
+
+def test_a_class_that_is_not_in_the_mask_has_no_confidence(
+    tmp_path, target, settings, make_labeler, picture
+) -> None:
+    storage.put(str(tmp_path / "dark.png"), picture(0))
+    dark = PlannedImage(0, str(tmp_path / "dark.png"), "e", 1, "dark.png")
+    (outcome,) = label_images([dark], make_labeler(), target, settings)
+    assert outcome.row.class_fractions == [1.0, 0.0]
+    assert outcome.row.class_confidences == [0.0, None]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "unreadable"), (b"<html>", "unreadable"), (b"....ftypheic", "unsupported")]
+)
+def test_a_bad_image_fails_alone(images, target, settings, make_labeler, data: bytes, reason: str) -> None:
+    storage.put(images[4].image_uri, data)
+    outcomes = list(label_images(images, make_labeler(), target, settings))
+    assert reasons(outcomes) == ["no_policy"] * 4 + [reason] + ["no_policy"] * 5
+    failed = outcomes[4].row
+    assert failed.decision == "failed"
+    assert failed.error
+    assert "\n" not in failed.error
+    assert (failed.image_bytes, failed.image_etag) == (len(data), storage.read(images[4].image_uri).etag)
+    assert (failed.mask_uri, failed.mask_sha256, failed.confidence, failed.class_fractions) == (None,) * 4
+
+
+def test_too_many_pixels_fail_undecoded(images, target, make_labeler) -> None:
+    outcomes = list(label_images(images, make_labeler(), target, LabelSettings(max_image_pixels=30)))
+    assert reasons(outcomes) == ["no_policy", "too_large"] * 5  # pictures of 5 x 6 and 6 x 6
+
+
+def test_a_deleted_image_is_a_storage_failure_as_planned(images, target, settings, make_labeler) -> None:
+    storage.delete(images[4].image_uri)
+    row = list(label_images(images, make_labeler(), target, settings))[4].row
+    assert (row.decision, row.reason) == ("failed", "storage")
+    assert (row.image_etag, row.image_bytes, row.image_width) == ("listed", 1, None)
+
+
+def test_a_mask_that_cannot_be_written_is_a_storage_failure(images, target, settings, make_labeler) -> None:
+    storage.put(f"{target.masks_root}/4.png/in-the-way", b"")
+    outcomes = list(label_images(images, make_labeler(), target, settings))
+    assert reasons(outcomes) == ["no_policy"] * 4 + ["storage"] + ["no_policy"] * 5
+    assert outcomes[4].row.mask_uri is None
+    assert "4.png" in outcomes[4].row.error
+
+
+def fail_on(value: int) -> Callable[[list[np.ndarray]], None]:
+    """Raise when an image of this brightness is in the batch."""
+
+    def before(batch: list[np.ndarray]) -> None:
+        if any(image.max() == value for image in batch):
+            raise ValueError("cannot label\nthis one")
+
+    return before
+
+
+def test_an_image_the_model_fails_on_fails_alone(images, target, settings, make_labeler) -> None:
+    outcomes = list(label_images(images, make_labeler(before=fail_on(255 - 5 * 4)), target, settings))
+    assert reasons(outcomes) == ["no_policy"] * 4 + ["inference"] + ["no_policy"] * 5
+    row = outcomes[4].row
+    assert row.error == "ValueError: cannot label this one"
+    assert (row.image_width, row.image_height, row.mask_uri) == (6, 5, None)
+
+
+def test_a_mask_of_another_size_is_an_inference_failure(images, target, settings, make_labeler) -> None:
+    labeler = make_labeler()
+    right = labeler.label
+
+    def label(batch: list[np.ndarray]) -> list:
+        return right([image[1:] if image.max() == 255 - 5 * 4 else image for image in batch])
+
+    labeler.label = label
+    assert reasons(list(label_images(images, labeler, target, settings)))[3:6] == [
+        "no_policy",
+        "inference",
+        "no_policy",
+    ]
+
+
+def test_an_error_that_segpipe_itself_raises_stops_the_run(images, target, settings, make_labeler) -> None:
+    def refuse(batch: list[np.ndarray]) -> None:
+        raise ModelError("the weights are gone")
+
+    with pytest.raises(ModelError):
+        list(label_images(images, make_labeler(before=refuse), target, settings))
+
+
+def many(images: list[PlannedImage], n: int) -> list[PlannedImage]:
+    return [images[number % len(images)] for number in range(n)]
+
+
+def test_a_model_that_fails_on_everything_stops_the_run(images, target, settings, make_labeler) -> None:
+    def broken(batch: list[np.ndarray]) -> None:
+        raise RuntimeError("device lost")
+
+    outcomes = label_images(many(images, 100), make_labeler(before=broken), target, settings)
+    seen = []
+    with pytest.raises(RunError, match=r"32 images in a row failed.*device lost.*resume"):
+        seen.extend(outcomes)
+    assert len(seen) < FAILURES_IN_A_ROW
+
+
+def test_storage_that_is_down_stops_the_run(
+    images, target, settings, make_labeler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def down(uri: str) -> storage.Blob:
+        raise StorageError("no answer")
+
+    monkeypatch.setattr(storage, "read", down)
+    with pytest.raises(RunError, match="no answer"):
+        list(label_images(many(images, 100), make_labeler(), target, settings))
+
+
+def test_many_deleted_images_are_facts_not_a_reason_to_stop(images, target, settings, make_labeler) -> None:
+    for image in images:
+        storage.delete(image.image_uri)
+    outcomes = list(label_images(many(images, 100), make_labeler(), target, settings))
+    assert reasons(outcomes) == ["storage"] * 100
+
+
+def test_no_mask_is_written_without_the_claim(images, target, settings, make_labeler) -> None:
+    def lost() -> None:
+        raise RunError("lost its claim")
+
+    without = Target(**{**vars(target), "require_claim": lost})
+    with pytest.raises(RunError, match="lost its claim"):
+        list(label_images(images, make_labeler(), without, settings))
+    assert not Path(target.masks_root).exists()
+
+
+def test_only_a_bounded_number_of_images_is_taken_ahead(images, target, settings, make_labeler) -> None:
+    taken = 0
+
+    def counted() -> Iterator[PlannedImage]:
+        nonlocal taken
+        for image in many(images, 200):
+            taken += 1
+            yield image
+
+    ahead = []
+    for finished, _ in enumerate(label_images(counted(), make_labeler(), target, settings)):
+        ahead.append(taken - finished)
+    assert max(ahead) <= 4 * (settings.batch_images + settings.fetch_threads)
+
+
+def test_fetching_goes_on_while_the_model_works(images, target, settings, make_labeler, monkeypatch) -> None:
+    read, all_read = storage.read, threading.Event()
+    read_uris = set()
+
+    def recording(uri: str) -> storage.Blob:
+        read_uris.add(uri)
+        if len(read_uris) > settings.batch_images:
+            all_read.set()
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read", recording)
+    labeler = make_labeler(before=lambda batch: all_read.wait(20))
+    assert len(list(label_images(images, labeler, target, settings))) == 10
+    assert all_read.is_set()
+
+
+def test_a_reader_that_stops_early_leaves_no_thread_behind(images, target, settings, make_labeler) -> None:
+    before = threading.active_count()
+    outcomes = label_images(many(images, 100), make_labeler(), target, settings)
+    next(outcomes)
+    outcomes.close()
+    assert threading.active_count() == before
+
+
+def test_legs_add_up() -> None:
+    total = Legs(read=1, wait=2) + Legs(read=0.5, infer=3)
+    assert total == Legs(read=1.5, decode=0, infer=3, encode=0, write=0, wait=2)
+
+
+def test_every_leg_is_timed(images, target, settings, make_labeler) -> None:
+    outcomes = label_images(images, make_labeler(), target, settings)
+    total = sum((outcome.legs for outcome in outcomes), start=Legs())
+    assert min(vars(total).values()) > 0

@@ -1,0 +1,123 @@
+"""A run in words: values worked out by hand from small summaries."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from typing import Any
+
+import pytest
+
+from segpipe.config import LabelSettings
+from segpipe.labeling.run import RunSummary
+from segpipe.reports import summary as words
+
+IDLE = dict.fromkeys(("read", "decode", "infer", "encode", "write", "wait"), 0.0)
+SUMMARY = RunSummary(
+    run_id="run-1",
+    source="s3://bucket/images",
+    output="s3://bucket/labels",
+    model_id="0123456789ab",
+    policy_id="ba9876543210",
+    planned=10,
+    accepted=6,
+    review=3,
+    failed=1,
+    labelled_elsewhere=0,
+    already_done=0,
+    retried=0,
+    seconds=4.0,
+    images_per_second=2.5,
+    legs=IDLE | {"infer": 3.0, "wait": 0.5},
+    reasons={"confident": 6, "low_confidence": 2, "drift": 1, "unreadable": 1},
+    skipped={},
+)
+
+
+def changed(**fields: Any) -> RunSummary:
+    return dataclasses.replace(SUMMARY, **fields)
+
+
+def test_decisions_are_listed_accepted_first_with_their_share() -> None:
+    counts = [dataclasses.astuple(count) for count in words.decision_counts(SUMMARY)]
+    assert counts == [
+        ("accepted", "confident", 6, 0.6),
+        ("review", "low_confidence", 2, 0.2),
+        ("review", "drift", 1, 0.1),
+        ("failed", "unreadable", 1, 0.1),
+    ]
+
+
+def test_every_reason_of_the_manifest_belongs_to_the_decision_it_has_there() -> None:
+    review = ["low_confidence", "audit", "no_policy", "drift", "suspended"]
+    failed = ["unreadable", "unsupported", "too_large", "storage", "inference"]
+    counts = words.decision_counts(changed(reasons=dict.fromkeys(["confident", *review, *failed], 1)))
+    decisions = {count.reason: count.decision for count in counts}
+    assert decisions == (
+        {"confident": "accepted"} | dict.fromkeys(review, "review") | dict.fromkeys(failed, "failed")
+    )
+
+
+def test_a_run_without_images_has_no_counts() -> None:
+    assert words.decision_counts(changed(reasons={})) == []
+
+
+@pytest.mark.parametrize(
+    ("legs", "slowest"),
+    [
+        (
+            {"infer": 3.0, "wait": 0.5, "read": 16.0},
+            "infer",
+        ),  # read overlaps: the model was never idle for long
+        (
+            {"infer": 1.0, "wait": 3.0, "read": 16.0, "encode": 3.0},
+            "read",
+        ),  # 16 s / 8 threads > 3 s / 2 threads
+        (
+            {"infer": 1.0, "wait": 3.0, "read": 16.0, "encode": 5.0},
+            "encode",
+        ),  # 16 s / 8 threads < 5 s / 2 threads
+        ({}, None),
+    ],
+)
+def test_the_bottleneck_is_what_the_model_waited_for(legs: dict[str, float], slowest: str | None) -> None:
+    settings = LabelSettings(fetch_threads=8, encode_threads=2)
+    assert words.bottleneck(IDLE | legs, settings) == slowest
+
+
+def test_the_planned_line_says_why_other_images_were_left_out() -> None:
+    assert words.planned_line(SUMMARY) == "10 images"
+    some = changed(already_done=7, retried=2, skipped={".txt": 3, "hidden": 1})
+    assert words.planned_line(some) == (
+        "10 images (7 already done, 2 tried again, 3 .txt left aside, 1 hidden left aside)"
+    )
+
+
+def test_the_speed_line_names_the_bottleneck() -> None:
+    line = words.speed_line(SUMMARY, LabelSettings())
+    assert line.startswith("2.5 images/s over 4.0 s; infer is the bottleneck (")
+    assert words.speed_line(changed(legs=IDLE), LabelSettings()) == "nothing to label"
+
+
+def test_the_next_commands_fit_what_the_run_left() -> None:
+    def verbs(summary: RunSummary) -> list[str]:
+        commands = [shlex.split(command) for command in words.next_commands(summary, "s3://bucket/model")]
+        assert all(command[0] == "segpipe" for command in commands)
+        return [
+            command[3].split(" FROM ")[1].split()[0] if command[1] == "query" else command[1]
+            for command in commands
+        ]
+
+    assert verbs(SUMMARY) == ["failures", "review_queue", "accepted", "runs"]
+    unpromised = changed(accepted=0, failed=0, review=10, reasons={"no_policy": 10})
+    assert verbs(unpromised) == ["calibrate", "review_queue", "runs"]
+    assert verbs(changed(accepted=0, review=0, failed=0, reasons={})) == ["runs"]
+
+
+def test_nothing_for_people_shows_a_password() -> None:
+    summary = changed(output="ftp://me:hunter2-hunter2@host/labels")
+    said = [
+        *words.next_commands(summary, "ftp://me:hunter2-hunter2@host/model"),
+        *words.places(summary).values(),
+    ]
+    assert "hunter2" not in " ".join(said)

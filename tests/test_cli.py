@@ -1,0 +1,404 @@
+"""The command line as a user meets it: exit status, what is on stdout, and one clear line on stderr."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from segpipe import cli
+from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
+from segpipe.errors import StorageError
+
+VERBS = {
+    "train": TrainSettings,
+    "evaluate": EvaluateSettings,
+    "calibrate": CalibrateSettings,
+    "plan": None,
+    "label": LabelSettings,
+    "query": None,
+}
+HEAVY = ("torch", "pyarrow", "pandas", "prefect", "duckdb", "fsspec", "matplotlib", "scipy", "numpy")
+PROMISE = ["--min-iou", "0.6", "--max-bad-fraction", "0.05", "--confidence", "0.9"]
+CALIBRATE = ["calibrate", "--model", "m", "--data", "d", "--split", "val"]
+
+
+def test_help_comes_at_once_because_nothing_heavy_is_imported() -> None:
+    script = f"import sys, segpipe.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "[]"
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert [verb for verb in VERBS if f"\n  {verb} " not in listed] == []
+
+
+@pytest.mark.parametrize(("verb", "settings"), VERBS.items())
+def test_the_help_of_a_verb_shows_each_setting_and_its_default(
+    verb: str, settings: type[BaseModel] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([verb, "--help"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for name, field in (settings.model_fields if settings else {}).items():
+        assert f"--{name.replace('_', '-')}" in said
+        if not field.is_required() and field.annotation is not bool and field.default is not None:
+            assert f"[default: {field.default}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--model", "m"], "--data"),
+        (["train", "--data", "d", "--model", "m", "--epochs", "0"], "--epochs"),
+        (["train", "--data", "d", "--model", "m", "--epochs", "many"], "--epochs"),
+        (["train", "--data", "d", "--model", "m", "--image-size", "240"], "--image-size"),
+        (["train", "--data", "d", "--model", "m", "--gan-loss", "dcgan"], "--gan-loss"),
+        (["train", "--data", "d", "--model", "m", "--unlabelled", "s3://b"], "--unlabelled"),
+        ([*CALIBRATE, *PROMISE, "--confidence", "1"], "--confidence"),
+        (["label", "s3://bucket"], "OUTPUT"),
+        (["label", "a", "b", "--model", "m", "--limit", "0"], "--limit"),
+        (["label", "a", "b", "--model", "m", "--shard-images", "0"], "--shard-images"),
+        (["query", "out", "SELECT 1", "--format", "xml"], "--format"),
+        (["lable"], "lable"),
+    ],
+)
+def test_wrong_usage_exits_2_and_names_what_is_wrong(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert named in said.err.splitlines()[-1]
+    assert "pydantic" not in said.err
+
+
+def test_what_cannot_be_found_is_one_line_and_exit_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "nowhere")
+    assert cli.run(["evaluate", "--model", missing, "--data", missing, "--split", "val"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("segpipe: ")
+    assert missing in line
+
+
+def test_an_unexpected_error_is_one_line_unless_debug_asks_for_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segpipe.manifests import query
+
+    monkeypatch.setattr(query, "query", lambda *_: {}["gone"])
+    assert cli.run(["query", "out", "SELECT 1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "segpipe: unexpected KeyError: 'gone' (run again with --debug for the traceback)"
+    for arguments in (["query", "out", "SELECT 1", "--debug"], ["--debug", "query", "out", "SELECT 1"]):
+        assert cli.run(arguments) == 1
+        assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_secrets_are_not_shown_with_or_without_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segpipe.manifests import query
+
+    def refuse(*_: object) -> None:
+        raise StorageError("cannot read s3://user:hunter2-hunter2@bucket/key:\nrefused")
+
+    monkeypatch.setattr(query, "query", refuse)
+    for arguments in (["query", "out", "SELECT 1"], ["query", "out", "SELECT 1", "--debug"]):
+        assert cli.run(arguments) == 1
+        said = capsys.readouterr()
+        assert "hunter2" not in said.out + said.err
+        assert "bucket/key: refused" in said.err.splitlines()[-1]
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segpipe.training import run
+
+    def interrupted(_: TrainSettings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", interrupted)
+    assert cli.run(["train", "--data", "d", "--model", "m"]) == 130
+    assert "--resume" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_passes_every_option_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from segpipe.training import run
+
+    seen: list[TrainSettings] = []
+    result = run.TrainResult("m", "0123456789ab", 3, 2, 0.5, float("nan"), 1.25)
+    monkeypatch.setattr(run, "train", lambda settings: seen.append(settings) or result)
+
+    options = [
+        "--objective",
+        "adversarial",
+        "--architecture",
+        "plain",
+        "--gan-loss",
+        "wgan-gp",
+        "--epochs",
+        "3",
+    ]
+    options += [
+        "--image-size",
+        "64x96",
+        "--device",
+        "cpu",
+        "--seed",
+        "7",
+        "--resume",
+        "--learning-rate",
+        "0.0002",
+    ]
+    assert cli.run(["train", "--data", "d", "--model", "m", *options, "--json"]) == 0
+
+    expected = TrainSettings(
+        data="d", model="m", objective="adversarial", architecture="plain", gan_loss="wgan-gp", epochs=3,
+        image_size="64x96", device="cpu", seed=7, resume=True, learning_rate=0.0002,
+    )  # fmt: skip
+    assert seen == [expected]
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["mean_iou"], printed["pixel_accuracy"]) == (0.5, None)
+
+
+def write_squares(root: Path, split: str, count: int) -> None:
+    """Labelled images of a bright square on a dark ground, each square elsewhere."""
+    from segpipe.datasets import write_dataset, write_sample
+
+    dataset = write_dataset(str(root), "squares", ("ground", "square"), 255)
+    random = np.random.default_rng(count)
+    for number in range(count):
+        mask = np.zeros((32, 48), np.uint8)
+        top, left = random.integers(0, (16, 32))
+        mask[top : top + 16, left : left + 16] = 1
+        image = np.repeat(mask[..., None] * 200 + random.integers(0, 40, (*mask.shape, 1)), 3, 2).astype(
+            np.uint8
+        )
+        write_sample(dataset, split, f"{number:03d}", image, mask)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("squares")
+    for split, count in (("train", 16), ("val", 4), ("calibration", 60)):
+        write_squares(root, split, count)
+    return root
+
+
+Ask = Callable[..., dict[str, Any]]
+CERTIFY = ["--min-iou", "0.01", "--max-bad-fraction", "0.2", "--confidence", "0.9"]
+
+
+@pytest.fixture
+def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
+    """A function that runs a command that must succeed, without noise, and returns its JSON."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        status = cli.run([*arguments, "--json"])
+        said = capsys.readouterr()
+        assert status == 0, said.err
+        assert "Warning" not in said.err
+        return json.loads(said.out)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(squares: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model of the squares, without a policy."""
+    model = str(tmp_path_factory.mktemp("trained") / "model")
+    options = ["--epochs", "6", "--image-size", "32x48", "--device", "cpu"]
+    assert cli.run(["train", "--data", str(squares), "--model", model, *options]) == 0
+    return model
+
+
+@pytest.fixture
+def model(trained: str, tmp_path: Path) -> str:
+    """A copy of the trained model, to be calibrated or not."""
+    return str(shutil.copytree(trained, tmp_path / "model"))
+
+
+@pytest.fixture
+def bucket(squares: Path, tmp_path: Path) -> str:
+    """Five images, one text under an image's name, and one under its own."""
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    for path in sorted((squares / "calibration" / "images").iterdir())[:5]:
+        shutil.copy(path, folder)
+    (folder / "broken.jpg").write_text("not an image")
+    (folder / "notes.txt").write_text("camera 3 was wet")
+    return str(folder)
+
+
+def test_evaluate_prints_what_contract_c3_names(squares: Path, trained: str, ask: Ask) -> None:
+    measured = ask("evaluate", "--data", str(squares), "--model", trained, "--split", "val")
+    names = {"n", "pixel_accuracy", "mean_iou", "per_class_iou", "mean_image_iou", "scores"}
+    assert set(measured) == names
+    assert measured["n"] == 4
+    assert set(measured["per_class_iou"]) == {"ground", "square"}
+    scores = {"discriminator", "adversarial", "max_softmax", "entropy", "soft_dice", "flip_tta"}
+    assert set(measured["scores"]) == scores
+    figures = {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
+    assert all(set(score) == figures for score in measured["scores"].values())
+
+
+def test_evaluate_prints_tables_for_people(
+    squares: Path, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["evaluate", "--data", str(squares), "--model", trained, "--split", "val"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["n", "4"]
+    assert ["aurc", "e_aurc", "augrc", "gap_closed", "spearman"] in [line.split() for line in lines]
+    assert any(line.split()[:1] == ["max_softmax"] for line in lines)
+
+
+def test_without_a_policy_all_images_go_to_review_and_the_way_out_is_named(
+    bucket: str, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    assert cli.run(["label", bucket, str(output), "--model", model]) == 0
+    said = capsys.readouterr().out
+    table = [line.split() for line in said.splitlines()]
+    assert table[:3] == [
+        ["decision", "reason", "images", "share"],
+        ["review", "no_policy", "5", "83.3%"],
+        ["failed", "unreadable", "1", "16.7%"],
+    ]
+    assert "6 images (1 .txt left aside)" in said
+    assert "every mask goes to review" in said
+    assert f"segpipe calibrate --model {model} " in said
+    assert f"{output}/manifests" in said
+
+
+def test_calibrate_then_label_accepts_with_the_promise_in_sight(
+    squares: Path, bucket: str, model: str, tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = ask("calibrate", "--data", str(squares), "--model", model, "--split", "calibration", *CERTIFY)
+    assert policy["threshold"] is not None
+    assert json.loads((Path(model) / "policy.json").read_text())["policy_id"] == policy["policy_id"]
+
+    assert cli.run(["label", bucket, str(tmp_path / "out"), "--model", model]) == 0
+    said = capsys.readouterr().out
+    assert "at most 20% of accepted masks have IoU below 0.01, with 90% confidence" in said
+    assert set(pd.read_parquet(tmp_path / "out/manifests").reason) <= {
+        "confident",
+        "low_confidence",
+        "unreadable",
+    }
+
+
+def test_plan_says_what_label_would_do_and_writes_nothing(
+    bucket: str, model: str, tmp_path: Path, ask: Ask
+) -> None:
+    output = tmp_path / "out"
+    planned = ask("plan", bucket, str(output), "--model", model)
+    assert (planned["images"], planned["shards"], planned["already_done"]) == (6, 1, 0)
+    assert planned["skipped"] == {".txt": 1}
+    assert not output.exists()
+    assert ask("plan", bucket, str(output), "--model", model, "--limit", "2")["images"] == 2
+
+
+def test_label_goes_on_where_the_last_run_ended(bucket: str, model: str, tmp_path: Path, ask: Ask) -> None:
+    output = str(tmp_path / "out")
+    first = ask("label", bucket, output, "--model", model, "--limit", "2")
+    rest = ask("label", bucket, output, "--model", model, "--run-id", "the-rest")
+    again = ask("label", bucket, output, "--model", model, "--run-id", "the-rest")
+    nothing = ask("label", bucket, output, "--model", model)
+
+    assert [run["planned"] for run in (first, rest, again, nothing)] == [2, 4, 4, 0]
+    assert (rest["run_id"], rest["already_done"], nothing["already_done"]) == ("the-rest", 2, 6)
+    assert rest["accepted"] + rest["review"] + rest["failed"] == 4
+    assert rest["seconds"] > 0
+    assert rest["images_per_second"] == pytest.approx(4 / rest["seconds"])
+    assert set(rest["legs"]) >= {"read", "decode", "infer", "encode", "write"}
+    assert len(pd.read_parquet(f"{output}/manifests")) == 6
+
+
+@pytest.mark.parametrize("files", [None, {}, {"readme.txt": "no images here"}])
+def test_label_fails_when_there_is_nothing_to_label(
+    files: dict[str, str] | None, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "source"
+    if files is not None:
+        source.mkdir()
+        for name, text in files.items():
+            (source / name).write_text(text)
+    assert cli.run(["label", str(source), str(tmp_path / "out"), "--model", model]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(source) in line
+
+
+def test_an_interrupted_label_says_how_to_go_on_and_does(
+    bucket: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ask: Ask,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from segpipe.labeling import run
+
+    commit, commits = run.commit_part, []
+
+    def interrupted_after_the_first(*arguments: Any) -> bool:
+        if commits:
+            raise KeyboardInterrupt
+        commits.append(arguments)
+        return commit(*arguments)
+
+    label = ["label", bucket, str(tmp_path / "out"), "--model", model, "--shard-images", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "commit_part", interrupted_after_the_first)
+        assert cli.run(label) == 130
+    advice = capsys.readouterr().err.splitlines()[-1]
+    run_id = advice.split("--run-id ")[1]
+
+    assert ask(*label, "--run-id", run_id)["planned"] == 6
+    assert len(pd.read_parquet(tmp_path / "out/manifests")) == 6
+
+
+def test_query_prints_each_format(
+    bucket: str, model: str, tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out")
+    ask("label", bucket, output, "--model", model)
+    sql = "SELECT decision, count(*) AS n FROM latest GROUP BY ALL ORDER BY n"
+    printed = {}
+    for layout in ("table", "json", "csv"):
+        assert cli.run(["query", output, sql, "--format", layout]) == 0
+        printed[layout] = capsys.readouterr().out
+    assert json.loads(printed["json"]) == [{"decision": "failed", "n": 1}, {"decision": "review", "n": 5}]
+    assert printed["csv"] == "decision,n\nfailed,1\nreview,5\n"
+    assert [line.split() for line in printed["table"].splitlines()] == [
+        ["decision", "n"],
+        ["failed", "1"],
+        ["review", "5"],
+    ]
+
+
+def test_a_reader_that_stops_early_is_no_error(bucket: str, model: str, tmp_path: Path, ask: Ask) -> None:
+    output = str(tmp_path / "out")
+    ask("label", bucket, output, "--model", model)
+    sql = "SELECT * FROM labels, range(2000)"
+    command = f"{sys.executable} -m segpipe query {output} '{sql}' --format csv | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("image_uri,")
+    assert done.stderr == ""

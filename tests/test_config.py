@@ -1,0 +1,94 @@
+"""Settings: what is accepted, what is refused, and that each field explains itself."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
+
+ALL = [TrainSettings, EvaluateSettings, CalibrateSettings, LabelSettings]
+PLACES = {"data": "s3://bucket/data", "model": "s3://bucket/model"}
+PROMISE = {**PLACES, "split": "val", "min_iou": 0.6, "max_bad_fraction": 0.05}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_field_explains_itself(kind: type[BaseModel]) -> None:
+    silent = [
+        name for name, field in kind.model_fields.items() if not (field.description or "").endswith(".")
+    ]
+    assert silent == []
+
+
+def test_training_defaults_are_the_documented_ones() -> None:
+    settings = TrainSettings(**PLACES)
+    chosen = (
+        settings.architecture,
+        settings.objective,
+        settings.gan_loss,
+        settings.split,
+        settings.val_split,
+    )
+    assert chosen == ("unet", "hybrid", "bce", "train", "val")
+    assert (settings.epochs, settings.image_size, settings.device, settings.seed, settings.resume) == (
+        None,
+        None,
+        "auto",
+        0,
+        False,
+    )
+
+
+@pytest.mark.parametrize("size", ["240x320", "1x1", "1080x1920"])
+def test_image_size_takes_height_by_width(size: str) -> None:
+    assert TrainSettings(**PLACES, image_size=size).image_size == size
+
+
+@pytest.mark.parametrize(
+    "size", ["", "240", "240X320", "240x", "0x320", "-1x2", "240x320x3", "a240x320", "240x320\n"]
+)
+def test_image_size_refuses_anything_else_and_shows_an_example(size: str) -> None:
+    with pytest.raises(ValidationError, match="for example 240x320"):
+        TrainSettings(**PLACES, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[("epochs", 0), ("seed", -1), ("batch_size", 0), ("learning_rate", 0), ("adversarial_weight", -0.1)],
+        *[
+            ("gan_loss", "dcgan"),
+            ("architecture", "resnet"),
+            ("objective", "gan"),
+            ("device", "tpu"),
+            ("model", ""),
+        ],
+    ],
+)
+def test_training_refuses_what_cannot_work(field: str, value: object) -> None:
+    with pytest.raises(ValidationError) as refused:
+        TrainSettings(**{**PLACES, field: value})
+    assert [error["loc"] for error in refused.value.errors()] == [(field,)]
+
+
+@pytest.mark.parametrize("field", ["min_iou", "max_bad_fraction", "confidence"])
+@pytest.mark.parametrize("value", [0, 1, -0.1, 1.1])
+def test_a_promise_of_nothing_or_everything_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValidationError):
+        CalibrateSettings(**{**PROMISE, field: value})
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_a_misspelt_setting_is_refused_not_ignored(kind: type[BaseModel]) -> None:
+    with pytest.raises(ValidationError, match="batch_imges"):
+        kind(**{**PROMISE, "batch_imges": 4})
+
+
+def test_settings_cannot_change_under_a_run() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        LabelSettings().batch_images = 4  # type: ignore[misc]
+
+
+def test_label_settings_survive_json() -> None:
+    settings = LabelSettings(shard_images=32, device="cpu")
+    assert LabelSettings.model_validate_json(settings.model_dump_json()) == settings
