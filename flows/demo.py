@@ -6,6 +6,7 @@ that lives as long as the demo, and compares what was accepted with the truth th
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shlex
@@ -283,7 +284,8 @@ def _keep_quiet(places: Places) -> None:
     )
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    sys.stdout.reconfigure(line_buffering=True)  # headings and progress stay in order in a log file
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # headings and progress stay in order in a log file
     if not sys.stderr.isatty():
         logging.basicConfig(format="%(message)s")
         logging.getLogger("segpipe").setLevel(logging.INFO)

@@ -28,6 +28,7 @@ from segpipe.manifests.query import query
 from segpipe.manifests.store import list_parts, read_manifest
 
 MODEL = "aaaaaaaaaaaa"
+LOCAL = pytest.mark.parametrize("storage_root", ["local"], indirect=True)  # storage plays no part in these
 
 
 class KilledError(BaseException):
@@ -144,6 +145,7 @@ def test_new_and_changed_images_are_labelled_and_old_masks_stay(
     ]
 
 
+@LOCAL
 def test_another_model_labels_everything_again_in_its_own_folder(
     source, output, settings, make_labeler, fill
 ) -> None:
@@ -153,6 +155,7 @@ def test_another_model_labels_everything_again_in_its_own_folder(
     assert len(list(storage.list_objects(f"{output}/masks/bbbbbbbbbbbb"))) == 3
 
 
+@LOCAL
 def test_an_output_inside_the_source_is_not_labelled(source, settings, make_labeler, fill) -> None:
     uris, output = fill(source, 3), f"{source}/labels"
     for _ in range(2):
@@ -160,6 +163,7 @@ def test_an_output_inside_the_source_is_not_labelled(source, settings, make_labe
     assert_each_once(output, uris)
 
 
+@LOCAL
 def test_a_limit_labels_some_and_the_next_run_the_rest(source, output, settings, make_labeler, fill) -> None:
     uris = fill(source, 6)
     assert label_source(source, output, make_labeler(), settings, limit=2).planned == 2
@@ -185,6 +189,7 @@ def test_an_output_that_cannot_be_written_stops_the_run(tmp_path, settings, make
 # --- bad and moving input -----------------------------------------------------------------------------------
 
 
+@LOCAL
 def test_broken_images_become_rows_with_their_reason(
     source, output, settings, make_labeler, fill, picture
 ) -> None:
@@ -300,6 +305,7 @@ def test_what_a_dead_run_left_is_labelled_by_the_next_and_its_resume_adds_nothin
     assert_each_once(output, uris)
 
 
+@LOCAL
 def test_a_plan_made_before_another_run_labels_only_what_that_left(
     source, output, settings, make_labeler, fill
 ) -> None:
@@ -312,6 +318,7 @@ def test_a_plan_made_before_another_run_labels_only_what_that_left(
     assert_each_once(output, uris)
 
 
+@LOCAL
 def test_a_finished_run_can_be_repeated_and_says_the_same(
     source, output, settings, make_labeler, fill
 ) -> None:

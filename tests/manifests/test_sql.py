@@ -1,19 +1,17 @@
-"""Nothing but results reaches stdout, however long a query takes."""
+"""Nothing but results reaches stdout."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-SLOW = "SELECT count(*) FROM range(20000000) t(i) WHERE i % 7 = 3"
-CODE = f"""
+CODE = """
 from segpipe.manifests.sql import connect
-connection = connect()
-connection.execute("SET progress_bar_time = 1")
-connection.sql("{SLOW}").to_arrow_table()
+print(connect().sql("SELECT current_setting('enable_progress_bar')").fetchall())
 """
 
 
-def test_a_slow_query_prints_no_progress_bar() -> None:
+def test_no_progress_bar_even_where_duckdb_thinks_a_person_watches() -> None:
+    # DuckDB draws one on stdout in every Python without a script file, a pipe or not.
     run = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert (run.stdout, run.stderr) == ("", "")
+    assert run.stdout == "[(False,)]\n"
