@@ -17,8 +17,8 @@ Degradation = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
 def noise(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Sensor noise: Gaussian, independent per pixel and channel, standard deviation up to 70 grey levels."""
-    return _to_uint8(image + rng.normal(0.0, 70.0 * strength, image.shape))
+    """Sensor noise: Gaussian, independent per pixel and channel, standard deviation up to 50 grey levels."""
+    return _to_uint8(image + rng.normal(0.0, 50.0 * strength, image.shape))
 
 
 def blur(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -44,9 +44,9 @@ def fog(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndar
 
 
 def jpeg(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Lossy transport: down to a quarter of the size and JPEG quality 5, chroma subsampled at random."""
+    """Lossy transport: down to half the size and JPEG quality 5, chroma subsampled at random."""
     height, width = image.shape[:2]
-    scale = 1.0 - 0.75 * strength
+    scale = 1.0 - 0.5 * strength
     small = Image.fromarray(image).resize((max(1, round(width * scale)), max(1, round(height * scale))))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=round(95 - 90 * strength), subsampling=int(rng.integers(3)))
@@ -54,8 +54,8 @@ def jpeg(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.nda
 
 
 def white_balance(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Wrong white balance: each channel is multiplied by its own gain, up to a factor of 2.5 either way."""
-    gains = np.exp(rng.choice([-1.0, 1.0], 3) * rng.uniform(0.5, 1.0, 3) * strength * np.log(2.5))
+    """Wrong white balance: each channel is multiplied by its own gain, up to a factor of 1.6 either way."""
+    gains = np.exp(rng.choice([-1.0, 1.0], 3) * rng.uniform(0.5, 1.0, 3) * strength * np.log(1.6))
     return _to_uint8(image * gains)
 
 

@@ -73,13 +73,13 @@ def test_degrade_draws_every_kind(scene: np.ndarray) -> None:
     assert (brightness > 1.25 * scene.mean()).any(), "fog"
     assert (detail > 1.5 * original).any(), "noise"
     assert ((detail < 0.6 * original) & (abs(brightness - scene.mean()) < 5)).any(), "blur, JPEG"
-    assert (cast > 40).any(), "white balance"
+    assert (cast > 30).any(), "white balance"
 
 
 def test_noise_has_the_promised_spread() -> None:
     grey = np.full((200, 200, 3), 128, np.uint8)
     noisy = degradations.noise(grey, 0.5, np.random.default_rng(0))
-    assert noisy.std() == pytest.approx(35.0, rel=0.03)
+    assert noisy.std() == pytest.approx(25.0, rel=0.03)
     assert noisy.mean() == pytest.approx(128.0, abs=1.0)
 
 
@@ -104,7 +104,7 @@ def test_white_balance_multiplies_each_channel_by_one_gain() -> None:
     for channel in range(3):
         unclipped = shifted[..., channel] < 255
         gain = shifted[..., channel][unclipped] / image[..., channel][unclipped]
-        assert 1 / 2.6 < np.median(gain) < 2.6
+        assert 1 / 1.65 < np.median(gain) < 1.65
         assert np.allclose(gain, np.median(gain), atol=0.03)
 
 

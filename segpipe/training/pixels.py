@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -51,12 +50,12 @@ def choose_working_size(shapes: list[tuple[int, int]]) -> tuple[int, int]:
 
 @contextmanager
 def load_pixels(dataset: Dataset, split: str, working_size: tuple[int, int]) -> Iterator[LabelledPixels]:
-    """A split's pixels, kept in a temporary folder while the context lasts. Raises DatasetError."""
+    """A split's pixels, kept in temporary files while the context lasts. Raises DatasetError."""
     samples = list_samples(dataset, split)
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
-        shape = (len(samples), *working_size)
-        images = np.memmap(Path(folder) / "images", np.uint8, "w+", shape=(shape[0], 3, *working_size))
-        masks = np.memmap(Path(folder) / "masks", np.uint8, "w+", shape=shape)
+    # Nameless files: they go when the process goes, also when it is killed.
+    with tempfile.TemporaryFile() as image_file, tempfile.TemporaryFile() as mask_file:
+        images = np.memmap(image_file, np.uint8, "w+", shape=(len(samples), 3, *working_size))
+        masks = np.memmap(mask_file, np.uint8, "w+", shape=(len(samples), *working_size))
         _fill(images, masks, dataset, samples, working_size)
         yield LabelledPixels(images, masks)
 
