@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 SEED = 0
 MARKER = ".segpipe-demo"
-EPOCHS = 16
+EPOCHS = 10
 IMAGE_SIZE = "64x96"
-MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.6, 0.1, 0.9
+MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.5, 0.05, 0.95
 # Good and degraded scenes of each part. The promise holds for images like the calibration images, so those
 # and the bucket have the same mix.
-TRAIN, VALIDATION, CALIBRATION, BUCKET = (240, 120), (40, 20), (240, 120), (120, 60)
+TRAIN, VALIDATION, CALIBRATION, BUCKET = (240, 48), (40, 8), (300, 60), (150, 30)
 
 
 @dataclass(frozen=True)
