@@ -35,10 +35,10 @@ SEED = 0
 MARKER = ".segpipe-demo"
 EPOCHS = 10
 IMAGE_SIZE = "64x96"
-MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.5, 0.05, 0.95
+MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.5, 0.1, 0.9
 # Good and degraded scenes of each part. The promise holds for images like the calibration images, so those
 # and the bucket have the same mix.
-TRAIN, VALIDATION, CALIBRATION, BUCKET = (240, 48), (40, 8), (300, 60), (150, 30)
+TRAIN, VALIDATION, CALIBRATION, BUCKET = (240, 48), (40, 8), (600, 120), (150, 30)
 
 
 @dataclass(frozen=True)
