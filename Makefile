@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-server lint format typecheck constraints clean
+.PHONY: help setup demo test test-server lint format typecheck constraints clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,9 +29,6 @@ demo: $(STAMP)  ## Draw scenes, train, certify, label a bucket under Prefect: un
 
 test: $(STAMP)  ## Run the fast test suite: under 8 minutes on two cores
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
-
-test-slow: $(STAMP)  ## Run the tests that take long
-	$(TEST_ENV) $(BIN)/python -m pytest -m slow
 
 test-server: $(STAMP)  ## Run the tests that start a real Prefect server
 	$(TEST_ENV) $(BIN)/python -m pytest -m server

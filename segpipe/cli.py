@@ -237,7 +237,7 @@ def label(
     from segpipe.labeling.run import label_source
     from segpipe.models.labeler import load_model
 
-    run_id = run_id or new_run_id(datetime.now(UTC))
+    run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
     labeler = load_model(model, settings.device)
     with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
         summary = label_source(source, output, labeler, settings, run_id, limit)

@@ -139,7 +139,7 @@ def _types(error: BaseException) -> set[str]:
 
 def _log_retry(uri: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    logger.info(
+    logger.debug(
         _one_line(f"{uri}: attempt {state.attempt_number} of {ATTEMPTS} failed ({error}), trying again")
     )
 

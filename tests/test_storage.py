@@ -577,7 +577,7 @@ def test_transient_faults_are_retried(faulty, s3_bucket, fault):
 
 def test_retries_end(faulty, s3_bucket, caplog):
     faulty.faults = ["503 SlowDown"] * 50
-    with caplog.at_level(logging.INFO), pytest.raises(StorageError, match="SlowDown"):
+    with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="SlowDown"):
         storage.read(f"s3://{s3_bucket}/a")
     assert len(faulty.requests) == storage_errors.ATTEMPTS
     retries = [message for message in caplog.messages if "trying again" in message]
@@ -639,7 +639,7 @@ def test_other_servers_answers_to_a_lost_create(faulty, s3_bucket):
 
 
 def test_a_closed_port_is_named_after_some_tries(s3_server, monkeypatch, unused_port, caplog):
-    caplog.set_level(logging.INFO, "segpipe")
+    caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
     monkeypatch.setattr(storage_errors, "FIRST_WAIT_SECONDS", 0.001)
     with pytest.raises(
@@ -695,7 +695,7 @@ def test_redact_hides_values_of_secret_variables(monkeypatch):
 def test_no_error_or_log_shows_a_secret(faulty, monkeypatch, caplog):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted/secret+value")
     faulty.faults = ["503 SlowDown"]
-    caplog.set_level(logging.INFO, "segpipe")
+    caplog.set_level(logging.DEBUG, "segpipe")
     with pytest.raises(StorageError) as caught:
         storage.read("s3://planted/secret+value/x?X-Amz-Signature=feed\nline two")
     said = f"{caught.value} {caught.value!r} {caplog.text}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ OBJECT_SCHEMA = pa.schema(
     ]
 )
 HIDDEN = "hidden"
+MASKS = "masks of another OUTPUT"
+_OWN_MASK = re.compile(r"(^|/)masks/[0-9a-f]{12}/.+\.png$", re.DOTALL)
 # Files that lie next to images and say by their name that they are none. Any other object is planned: what it
 # holds is found out when it is decoded, so that an image under a wrong name is labelled all the same.
 SIDECAR_EXTENSIONS = frozenset(
@@ -42,16 +45,27 @@ class Inventory:
     skipped: dict[str, int]
 
 
-def take_inventory(source: str, output: str) -> Inventory:
-    """List SOURCE, without what lies below OUTPUT.
+def check_places(source: str, output: str) -> tuple[str, str]:
+    """SOURCE and OUTPUT normalised, before anything is written.
 
-    Raises NotFoundError when SOURCE does not exist, RunError when it holds nothing to label.
+    Raises NotFoundError when SOURCE does not exist, RunError when it is OUTPUT or nothing is in it.
     """
     source, output = storage.normalise(source), storage.normalise(output)
     if source == output:
         raise RunError(
             f"SOURCE and OUTPUT are both {storage.redact(source)}: give OUTPUT a folder of its own"
         )
+    if next(iter(storage.list_objects(source)), None) is None:
+        raise RunError(_nothing_to_label(source, Counter()))
+    return source, output
+
+
+def take_inventory(source: str, output: str) -> Inventory:
+    """List SOURCE, without what lies below OUTPUT.
+
+    Raises NotFoundError when SOURCE does not exist, RunError when it holds nothing to label.
+    """
+    source, output = check_places(source, output)
     skipped: Counter[str] = Counter()
     objects = _objects_table(_labelable(_outside(output, source), skipped))
     if objects.num_rows == 0:
@@ -80,6 +94,8 @@ def _left_aside(key: str) -> str | None:
     components = key.split("/")
     if any(component.startswith(".") and component not in (".", "..") for component in components):
         return HIDDEN
+    if _OWN_MASK.search(key):
+        return MASKS
     extension = PurePosixPath(components[-1]).suffix.lower()
     return extension if extension in SIDECAR_EXTENSIONS else None
 

@@ -26,6 +26,7 @@ from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.images import class_palette
 from segpipe.labeling.claim import Claim, hold_claim
+from segpipe.labeling.inventory import check_places
 from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
 from segpipe.labeling.shard import ImageLabeler, Legs, Outcome, PlannedImage, Target, label_images
@@ -93,6 +94,7 @@ def label_source(
     Raises RunError, NotFoundError or StorageError; what is committed by then stays, and a resume goes on.
     """
     output, run_id = storage.normalise(output), _run_id(run_id)
+    _refuse_before_claiming(source, output, run_id)
     with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds) as claim:
         plan = _plan_or_resume(source, output, labeler, settings, run_id, limit)
         _label_pending(plan, labeler, settings, progress, claim)
@@ -113,6 +115,7 @@ def start_run(
     NotFoundError when SOURCE does not exist; StorageError when OUTPUT cannot be written.
     """
     output, run_id = storage.normalise(output), _run_id(run_id)
+    _refuse_before_claiming(source, output, run_id)
     with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds):
         return _plan_or_resume(source, output, labeler, settings, run_id, limit)
 
@@ -137,6 +140,12 @@ def finish_run(plan: RunPlan) -> RunSummary:
         raise RunError(f"run {plan.run_id} has {pending} images to go: resume it with the same run id")
     record_totals(plan, asdict(summary))
     return summary
+
+
+def _refuse_before_claiming(source: str, output: str, run_id: str) -> None:
+    """A run that cannot start leaves nothing in OUTPUT; a resumed one has its images in the frozen plan."""
+    if load_plan(output, run_id) is None:
+        check_places(source, output)
 
 
 def _run_id(run_id: str | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ import torch
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
 from segpipe.confidence.score import class_confidences, discriminator_score
-from segpipe.errors import NotFoundError, PolicyError
+from segpipe.errors import ImageError, NotFoundError, PolicyError
 from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device
 from segpipe.models.inference import Prediction, full_size_mask, predict, prepare
@@ -59,7 +59,11 @@ class Labeler:
         return self.bundle.model_id
 
     def label(self, images: Sequence[np.ndarray]) -> list[Labeled]:
-        """Masks and scores of images HxWx3 uint8, each of any size, in the same order."""
+        """Masks and scores of images HxWx3 uint8, each of any size, in the same order.
+
+        Raises ImageError for an array of another shape or type.
+        """
+        _check_images(images)
         labeled: list[Labeled] = []
         for first in range(0, len(images), self.batch_size):
             labeled.extend(self._label_batch(images[first : first + self.batch_size]))
@@ -94,6 +98,15 @@ class Labeler:
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
 
 
+def _check_images(images: Sequence[np.ndarray]) -> None:
+    for number, image in enumerate(images):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ImageError(
+                "unsupported",
+                f"image {number} is {image.dtype} of shape {image.shape}: give HxWx3 uint8 (RGB)",
+            )
+
+
 def _confidences_by_class(prediction: Prediction) -> np.ndarray:
     labels = prediction.logits.argmax(dim=1)
     with torch.inference_mode():
@@ -105,9 +118,14 @@ def load_model(url: str, device: str = "auto") -> Labeler:
 
     Raises ModelError (missing, damaged, no such device), PolicyError (policy.json damaged), StorageError.
     """
+    labeler = load_without_policy(url, device)
+    return replace(labeler, policy=load_policy(url, labeler.model_id))
+
+
+def load_without_policy(url: str, device: str) -> Labeler:
+    """A bundle whose policy is to be measured or made, not used. Raises ModelError, StorageError."""
     chosen = choose_device(device)
-    bundle = load_bundle(url, chosen)
-    return Labeler(bundle, load_policy(url, bundle.model_id), chosen)
+    return Labeler(load_bundle(url, chosen), None, chosen)
 
 
 def load_policy(url: str, model_id: str) -> Policy | None:
@@ -115,11 +133,15 @@ def load_policy(url: str, model_id: str) -> Policy | None:
 
     Raises PolicyError when the file is damaged.
     """
+    uri = storage.join(storage.normalise(url), POLICY_FILE)
     try:
-        content = storage.read_bytes(storage.join(storage.normalise(url), POLICY_FILE))
+        content = storage.read_bytes(uri)
     except NotFoundError:
         return None
-    policy = from_json(content.decode("utf-8", errors="replace"))
+    try:
+        policy = from_json(content.decode("utf-8", errors="replace"))
+    except PolicyError as error:
+        raise PolicyError(f"{uri}: {error}") from error
     try:
         check_policy_for_model(policy, model_id)
     except PolicyError as error:

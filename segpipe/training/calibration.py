@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime
 
 import numpy as np
@@ -11,11 +12,12 @@ from segpipe.confidence.policy import Policy, make_policy, to_json
 from segpipe.config import CalibrateSettings
 from segpipe.datasets import fingerprint, list_samples
 from segpipe.errors import DatasetError
-from segpipe.models.bundle import read_card
-from segpipe.models.labeler import POLICY_FILE, Labeler, load_model
+from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.evaluation import open_matching_dataset, read_in_batches
 from segpipe.training.metrics import image_iou
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate(settings: CalibrateSettings) -> Policy:
@@ -24,14 +26,10 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     Raises DatasetError (also when the split was trained on: its scores would flatter the model), ModelError,
     StorageError.
     """
-    labeler = load_model(settings.model, settings.device)
+    labeler = load_without_policy(settings.model, settings.device)
     dataset = open_matching_dataset(labeler, settings.data)
     calibration_fingerprint = fingerprint(dataset, settings.split)
-    if read_card(settings.model).training_data["fingerprint"] == calibration_fingerprint:
-        raise DatasetError(
-            f"the model was trained on split {settings.split} of {settings.data}: "
-            "calibrate on images it has not seen"
-        )
+    _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
     scores, ious = _scores_and_ious(labeler, settings)
     # An image without one labelled pixel says nothing about its mask.
     measured = ~np.isnan(ious)
@@ -47,6 +45,18 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
+
+
+def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> None:
+    place = f"split {settings.split} of {settings.data}"
+    if training_data["fingerprint"] == fingerprint:
+        raise DatasetError(f"the model was trained on {place}: calibrate on images it has not seen")
+    if training_data.get("validation_fingerprint") == fingerprint:
+        logger.warning(
+            "%s picked the model's best weights, so the promise may be a little flattered: "
+            "prefer images that training has not looked at",
+            place,
+        )
 
 
 def _scores_and_ious(labeler: Labeler, settings: CalibrateSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from segpipe.confidence.selective import selective_metrics
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.models.inference import Prediction, full_size_mask, predict, prepare
-from segpipe.models.labeler import Labeler, load_model
+from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.metrics import confusion_matrix, image_iou, segmentation_metrics
 
@@ -39,7 +39,7 @@ class Evaluation:
 
 def evaluate(model_url: str, data: str, split: str, device: str = "auto") -> Evaluation:
     """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError."""
-    labeler = load_model(model_url, device)
+    labeler = load_without_policy(model_url, device)
     dataset = open_matching_dataset(labeler, data)
     samples = list_samples(dataset, split)
     n_classes = len(labeler.classes)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from segpipe.datasets import Dataset, Sample, list_samples, read_sample
+from segpipe.errors import DatasetError
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
 
@@ -74,8 +75,13 @@ def _fill(
 
 
 def pixel_counts(masks: np.ndarray, n_classes: int) -> Tensor:
-    """(K,) how many pixels each class has; other values (the ignore index) are not counted."""
+    """(K,) how many pixels each class has; other values (the ignore index) are not counted.
+
+    Raises DatasetError when there is none at all.
+    """
     counts = np.zeros(256, dtype=np.int64)
     for mask in masks:
         counts += np.bincount(mask.ravel(), minlength=256)
+    if not counts[:n_classes].any():
+        raise DatasetError("no training image has a labelled pixel: every pixel is the ignore index")
     return torch.from_numpy(counts[:n_classes])

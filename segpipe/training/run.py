@@ -136,6 +136,7 @@ def _save(
             "name": dataset.name,
             "split": settings.split,
             "fingerprint": fingerprint(dataset, settings.split),
+            "validation_fingerprint": fingerprint(dataset, settings.val_split),
         },
         training_settings=settings.model_dump(mode="json", exclude={"data", "model", "resume"}),
         metrics={

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from segpipe import storage
@@ -68,3 +70,11 @@ def test_a_missing_source_is_named(tmp_path) -> None:
 def test_output_and_source_must_differ(tmp_path) -> None:
     with pytest.raises(RunError, match="SOURCE and OUTPUT"):
         take_inventory(f"{tmp_path}/", str(tmp_path))
+
+
+def test_masks_of_another_output_inside_source_are_left_aside_and_counted(tmp_path: Path) -> None:
+    for key in ("a.jpg", "labels/masks/0123456789ab/a.jpg.png", "masks/scan.png"):
+        storage.put(f"{tmp_path}/{key}", b"x")
+    inventory = take_inventory(str(tmp_path), str(tmp_path / "other"))
+    assert inventory.objects["image_key"].to_pylist() == ["a.jpg", "masks/scan.png"]
+    assert inventory.skipped == {"masks of another OUTPUT": 1}

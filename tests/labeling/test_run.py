@@ -176,7 +176,11 @@ def test_without_images_or_source_nothing_starts(tmp_path, settings, make_labele
     with pytest.raises(RunError, match=r"no images under .*1 \.txt"):
         label_source(str(tmp_path / "in"), str(tmp_path / "out"), make_labeler(), settings)
     with pytest.raises(NotFoundError, match="nowhere"):
-        label_source(str(tmp_path / "nowhere"), str(tmp_path / "out"), make_labeler(), settings)
+        label_source(str(tmp_path / "nowhere"), str(tmp_path / "unmade"), make_labeler(), settings)
+    with pytest.raises(RunError, match="SOURCE and OUTPUT are both"):
+        label_source(str(tmp_path / "in"), str(tmp_path / "in"), make_labeler(), settings)
+    assert not (tmp_path / "unmade").exists()
+    assert sorted(path.name for path in (tmp_path / "in").iterdir()) == ["readme.txt"]
 
 
 def test_an_output_that_cannot_be_written_stops_the_run(tmp_path, settings, make_labeler, fill) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 import segpipe
 from segpipe import storage
 from segpipe.confidence.policy import make_policy, to_json
-from segpipe.errors import ModelError, PolicyError
+from segpipe.errors import ImageError, ModelError, PolicyError
 from segpipe.models import inference
 from segpipe.models.inference import full_size_mask
 from segpipe.models.labeler import Labeler
@@ -114,3 +114,17 @@ def test_a_damaged_policy_stops_the_run(bundle_folder: Path) -> None:
 def test_asking_for_a_missing_device_says_what_to_do(trained_model: str) -> None:
     with pytest.raises(ModelError, match="no CUDA device here: use --device cpu or auto"):
         segpipe.load_model(trained_model, "cuda")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint8),
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((0, 5, 3), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_image_is_one_clear_line(labeler: Labeler, wrong: np.ndarray) -> None:
+    with pytest.raises(ImageError, match="give HxWx3 uint8"):
+        labeler.label([noise_image(4, 4), wrong])

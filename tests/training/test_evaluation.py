@@ -99,3 +99,25 @@ def test_a_target_out_of_reach_accepts_nothing(streets: str, trained_model: str,
 def test_calibrating_on_the_training_images_is_refused(streets: str, trained_model: str) -> None:
     with pytest.raises(DatasetError, match="was trained on split train"):
         calibrate(calibration(streets, trained_model, split="train"))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"threshold": -9}'])
+def test_a_damaged_policy_hinders_neither_evaluation_nor_a_new_calibration(
+    streets: str, trained_model: str, tmp_path: Path, content: str
+) -> None:
+    model = str(tmp_path / "copy")
+    shutil.copytree(trained_model, model)
+    storage.put(f"{model}/policy.json", content.encode())
+    assert evaluate(model, streets, "val", "cpu").n == 6
+    assert calibrate(calibration(streets, model)) == segpipe.load_model(model, "cpu").policy
+
+
+def test_calibrating_on_the_validation_images_is_warned_of(
+    streets: str, trained_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = str(tmp_path / "copy")
+    shutil.copytree(trained_model, model)
+    calibrate(calibration(streets, model))
+    assert "picked the model's best weights" not in caplog.text
+    calibrate(calibration(streets, model, split="val"))
+    assert "picked the model's best weights" in caplog.text
