@@ -243,7 +243,7 @@ def _failures(places: Places) -> str:
 def _next_commands(places: Places) -> list[str]:
     segpipe = _shown(str(Path(sys.executable).with_name("segpipe")))
     bucket, output, model = (_shown(place) for place in (places.bucket, places.output, places.model))
-    doubtful = "SELECT image_uri, mask_uri, confidence FROM review_queue ORDER BY confidence LIMIT 10"
+    doubtful = "SELECT image_uri, decision, confidence FROM latest ORDER BY confidence LIMIT 10"
     commands = (
         [segpipe, "query", output, doubtful],
         [segpipe, "evaluate", "--model", model, "--data", _shown(places.labelled), "--split", "calibration"],
