@@ -25,6 +25,8 @@ from segpipe.storage_errors import redact as redact
 if TYPE_CHECKING:
     import pyarrow.fs
 
+# A server that accepts and then says nothing is given up this soon, and tried again.
+CONNECT_SECONDS, ANSWER_SECONDS = 10, 20
 TEMPORARY_PREFIX = ".segpipe-tmp-"
 _URL = re.compile(r"([A-Za-z][\w+.:-]*)://(.*)", re.DOTALL)
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "sha", "mtime", "LastModified", "last_modified", "created")
@@ -360,7 +362,12 @@ def _backend(url: str) -> _Store:
     if scheme in _LOCAL_SCHEMES:
         return _Local()
     if scheme in ("s3", "s3a"):
-        once = {"retries": {"total_max_attempts": 1}, "max_pool_connections": 64}
+        once = {
+            "retries": {"total_max_attempts": 1},
+            "max_pool_connections": 64,
+            "connect_timeout": CONNECT_SECONDS,
+            "read_timeout": ANSWER_SECONDS,
+        }
         filesystem = _s3_filesystem(config_kwargs=once)
         filesystem.retries = 1  # one retry loop, ours: it knows which calls may be repeated
         return _S3(filesystem)
