@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-SCORE_WIDTHS = (32, 64, 128)
+UNET_WIDTHS = (32, 64, 128)
 
 
 class PlainDiscriminator(nn.Module):
@@ -40,7 +40,7 @@ class UNetDiscriminator(nn.Module):
     image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H/4,W/4), H and W multiples of 8.
     """
 
-    def __init__(self, mask_channels: int, widths: tuple[int, int, int] = SCORE_WIDTHS) -> None:
+    def __init__(self, mask_channels: int, widths: tuple[int, int, int] = UNET_WIDTHS) -> None:
         super().__init__()
         fine, middle, coarse = widths
         self.down_fine = _down(3 + mask_channels, fine)

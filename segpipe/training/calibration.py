@@ -10,7 +10,7 @@ import numpy as np
 from segpipe import storage
 from segpipe.confidence.policy import Policy, make_policy, to_json
 from segpipe.config import CalibrateSettings
-from segpipe.datasets import fingerprint, list_samples
+from segpipe.datasets import Dataset, fingerprint, list_samples
 from segpipe.errors import DatasetError
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
@@ -30,7 +30,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     dataset = open_matching_dataset(labeler, settings.data)
     calibration_fingerprint = fingerprint(dataset, settings.split)
     _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
-    scores, ious = _scores_and_ious(labeler, settings)
+    scores, ious = _scores_and_ious(labeler, dataset, settings.split)
     # An image without one labelled pixel says nothing about its mask.
     measured = ~np.isnan(ious)
     policy = make_policy(
@@ -59,9 +59,8 @@ def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: Cal
         )
 
 
-def _scores_and_ious(labeler: Labeler, settings: CalibrateSettings) -> tuple[np.ndarray, np.ndarray]:
-    dataset = open_matching_dataset(labeler, settings.data)
-    samples = list_samples(dataset, settings.split)
+def _scores_and_ious(labeler: Labeler, dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
+    samples = list_samples(dataset, split)
     scores, ious = [], []
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):

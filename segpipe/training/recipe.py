@@ -15,7 +15,7 @@ VIEWS = 24_000
 FEWEST_EPOCHS = 10
 ADAM_BETAS = (0.5, 0.999)
 PUBLISHED_RATE = 2e-4
-UNET_RATE = 1.5e-3
+SCHEDULED_RATE = 1.5e-3
 WEIGHT_DECAY = 0.01
 WARM_UP_SHARE = 0.1
 
@@ -43,7 +43,7 @@ def choose_epochs(settings: TrainSettings, n_images: int) -> int:
 def choose_recipe(settings: TrainSettings, steps: int) -> Recipe:
     """The published recipe for the adversarial objective, the project's own for the others; steps in all."""
     published = settings.objective == "adversarial"
-    rate = settings.learning_rate or (PUBLISHED_RATE if published else UNET_RATE)
+    rate = settings.learning_rate or (PUBLISHED_RATE if published else SCHEDULED_RATE)
     return Recipe(
         generator_rate=rate,
         discriminator_rate=min(rate, PUBLISHED_RATE),
