@@ -64,7 +64,7 @@ def main(data: str, model: str, server: str, **target: float) -> None:
                 data=_calibration_half(data, samples[::2], folder),
                 model=bundle,
                 split="calibration",
-                **target,  # type: ignore[arg-type]
+                **target,
             )
         )
         bucket = f"segpipe-{uuid.uuid4().hex[:8]}"
@@ -150,7 +150,7 @@ def _networks_alone(model: str, data: str, samples: list[Sample]) -> float:
     seconds = []
     for _ in range(7):
         started = time.perf_counter()
-        predict(labeler.bundle, batch, labeler.device).verdict.sum().item()
+        predict(labeler.bundle, batch, labeler.device).verdict.score.sum().item()
         seconds.append(time.perf_counter() - started)
     return len(images) / float(np.median(seconds))
 

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 SEED = 0
 MARKER = ".segpipe-demo"
-EPOCHS = 10
+EPOCHS = 8
 IMAGE_SIZE = "64x96"
-MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.5, 0.1, 0.9
+MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.6, 0.05, 0.95
 # Good and degraded scenes of each part. The promise holds for images like the calibration images, so those
 # and the bucket have the same mix.
 TRAIN, VALIDATION, CALIBRATION, BUCKET = (240, 48), (40, 8), (600, 120), (150, 30)
@@ -105,7 +105,7 @@ def _run(places: Places, console: Console) -> None:
     _keep_quiet(places)
     _heading(console, 1, "Draw street scenes: a labelled data set, and a raw bucket with broken files in it")
     truth = draw(places)
-    _heading(console, 2, "Train a generator and its discriminator")
+    _heading(console, 2, "Train: first the adversarial game, then the discriminator learns to judge masks")
     train(places)
     _heading(console, 3, "Certify a threshold on labelled scenes the model has not seen")
     policy = calibrate(places)

@@ -93,6 +93,7 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, settings: LabelSetti
         "Source": redact(summary.source),
         "Planned": words.planned_line(summary),
         "Promise": words.promise_line(labeler.policy),
+        "Drift": words.drift_line(summary),
         "Speed": words.speed_line(summary, settings),
         **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
     }
@@ -103,7 +104,7 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, settings: LabelSetti
         "|---|---|---:|---:|",
         *counts,
         "",
-        *(f"- **{name}**: {fact}" for name, fact in facts.items()),
+        *(f"- **{name}**: {fact}" for name, fact in facts.items() if fact is not None),
         "",
         "```",
         *words.next_commands(summary, model),

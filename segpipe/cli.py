@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -21,13 +21,17 @@ from pydantic_core import to_json
 
 from segpipe import __version__
 from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
-from segpipe.errors import SegpipeError
+from segpipe.errors import PolicyError, SegpipeError
 from segpipe.options import build, options_of
 from segpipe.tables import columns, result_lines
 
 if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
     from segpipe.labeling.run import RunSummary
     from segpipe.models.labeler import Labeler
+    from segpipe.reports.content import ReportFacts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -167,10 +171,58 @@ def train(as_json: bool, **values: object) -> None:
 def evaluate(as_json: bool, **values: object) -> None:
     """Measure masks and confidence on a split."""
     settings = build(EvaluateSettings, values)
-    from segpipe.training.evaluation import evaluate
+    if settings.report is None:
+        from segpipe.training.evaluation import evaluate
 
-    result = evaluate(settings.model, settings.data, settings.split, settings.device)
+        result = evaluate(settings.model, settings.data, settings.split, settings.device)
+        _print_result(asdict(result), as_json)
+    else:
+        _evaluate_and_report(settings, settings.report, as_json)
+
+
+def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool) -> None:
+    from segpipe.models.labeler import load_without_policy
+    from segpipe.reports.confidence import write_report
+    from segpipe.storage import normalise
+    from segpipe.training.evaluation import measure_split, summarise
+
+    normalise(report)  # refuses an impossible place before the work, not after it
+    labeler = load_without_policy(settings.model, settings.device)
+    policy, problem = _policy_to_show(settings.model, labeler.model_id)
+    measurements = measure_split(replace(labeler, policy=policy), settings.data, settings.split)
+    result = summarise(measurements)
     _print_result(asdict(result), as_json)
+    facts = _report_facts(settings, labeler.model_id, policy, problem)
+    logger.info("report: %s", write_report(measurements, result, policy, facts, report))
+
+
+def _policy_to_show(model: str, model_id: str) -> tuple[Policy | None, str | None]:
+    """The model's policy, or why there is none to show: a damaged one hinders no evaluation."""
+    from segpipe.models.labeler import load_policy
+
+    try:
+        return load_policy(model, model_id), None
+    except PolicyError as error:
+        logger.warning("the report leaves the policy aside: %s", error)
+        return None, str(error)
+
+
+def _report_facts(
+    settings: EvaluateSettings, model_id: str, policy: Policy | None, problem: str | None
+) -> ReportFacts:
+    from segpipe.datasets import fingerprint, open_dataset
+    from segpipe.reports.content import ReportFacts
+
+    measured_on = None if policy is None else fingerprint(open_dataset(settings.data), settings.split)
+    return ReportFacts(
+        model=settings.model,
+        model_id=model_id,
+        data=settings.data,
+        split=settings.split,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        calibration_split=policy is not None and policy.calibration_fingerprint == measured_on,
+        policy_problem=problem,
+    )
 
 
 @cli.command()
@@ -183,12 +235,30 @@ def calibrate(as_json: bool, **values: object) -> None:
     Finds the score above which masks can be accepted with a promise, and writes policy.json to the model.
     """
     settings = build(CalibrateSettings, values)
-    from segpipe.confidence.policy import promise
+    from segpipe.confidence.policy import to_json
     from segpipe.training.calibration import calibrate
 
     policy = calibrate(settings)
-    lines = [("promise", promise(policy)), ("threshold", str(policy.threshold)), ("policy", policy.policy_id)]
-    click.echo(_json_text(asdict(policy)) if as_json else "\n".join(columns(lines)))
+    click.echo(to_json(policy) if as_json else "\n".join(columns(_policy_lines(policy))))
+
+
+def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
+    from segpipe.confidence.policy import promise
+
+    guards = [f"{guard.class_name} below {guard.min_confidence:g} goes to review" for guard in policy.guards]
+    error = policy.calibration_error
+    return [
+        ("promise", promise(policy)),
+        ("threshold", str(policy.threshold)),
+        *(("guard", guard) for guard in guards),
+        (
+            "calibration error",
+            "unknown: too few images"
+            if error is None
+            else f"{error:.3f} (confidence shown against true IoU)",
+        ),
+        ("policy", policy.policy_id),
+    ]
 
 
 @cli.command()
@@ -251,16 +321,18 @@ def _label_report(summary: RunSummary, labeler: Labeler, settings: LabelSettings
         (count.decision, count.reason, str(count.images), f"{count.share:.1%}")
         for count in words.decision_counts(summary)
     ]
-    facts = {
+    facts: dict[str, str | None] = {
         "run": summary.run_id,
         "planned": words.planned_line(summary),
         "promise": words.promise_line(labeler.policy),
+        "drift": words.drift_line(summary),
         "speed": words.speed_line(summary, settings),
         **words.places(summary),
     }
     report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []
+    known = [(name, fact) for name, fact in facts.items() if fact]
     next_commands = [f"  {command}" for command in words.next_commands(summary, model)]
-    return "\n".join([*report, *columns(facts.items()), "", "next:", *next_commands])
+    return "\n".join([*report, *columns(known), "", "next:", *next_commands])
 
 
 @cli.command()

@@ -5,10 +5,11 @@ The option's help text, the form in the Prefect UI and the validation all come f
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Device = Literal["auto", "cpu", "cuda"]
 Location = Annotated[str, StringConstraints(min_length=1)]
@@ -21,6 +22,40 @@ def _height_by_width(size: str) -> str:
 
 
 ImageSize = Annotated[str, AfterValidator(_height_by_width)]
+
+
+def _compiles(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+    return pattern
+
+
+RegularExpression = Annotated[str, AfterValidator(_compiles)]
+
+
+def guarded_class(guard: str) -> tuple[str, float]:
+    """Class name and smallest class confidence (0 to 1) of CLASS:CONFIDENCE; raises ValueError."""
+    name, _, number = guard.rpartition(":")
+    try:
+        confidence = float(number)
+    except ValueError:
+        confidence = math.nan
+    if not name or not 0 <= confidence <= 1:
+        raise ValueError(f"{guard!r} is not CLASS:CONFIDENCE with 0 to 1, for example person:0.5")
+    return name, confidence
+
+
+def _each_class_once(guards: tuple[str, ...]) -> tuple[str, ...]:
+    names = [guarded_class(guard)[0] for guard in guards]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is guarded twice: give one confidence per class")
+    return guards
+
+
+Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
 
 _DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."
 
@@ -94,6 +129,11 @@ class EvaluateSettings(_Settings):
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
     split: Location = Field(description="Split to measure on; one the model has not learnt from.")
     device: Device = Field("auto", description=_DEVICE)
+    report: Location | None = Field(
+        None,
+        description="Also write plots and one self-contained page, index.html, to this folder at any fsspec "
+        "URL; with the model's policy, if it has one. Unset: figures only.",
+    )
 
 
 class CalibrateSettings(_Settings):
@@ -104,11 +144,26 @@ class CalibrateSettings(_Settings):
     split: Location = Field(
         description="Split to certify on: images like those to label, unseen in training and validation."
     )
-    min_iou: float = Field(
-        gt=0, lt=1, description="A mask with a mean IoU below this (0 to 1) counts as bad; the task decides."
+    min_iou: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="A mask with a mean IoU below this (0 to 1) counts as bad; the task decides. Goes with "
+        "--max-bad-fraction.",
     )
-    max_bad_fraction: float = Field(
-        gt=0, lt=1, description="Largest share of bad masks (0 to 1) among those accepted; the task decides."
+    max_bad_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Largest share of bad masks (0 to 1) among those accepted; the task decides. Goes with "
+        "--min-iou.",
+    )
+    max_mean_loss: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="In place of those two: largest mean loss (0 to 1) of the accepted masks, where a mask "
+        "loses 1 - IoU; 0.3 promises a mean IoU of 0.7.",
     )
     confidence: float = Field(
         0.9,
@@ -116,7 +171,25 @@ class CalibrateSettings(_Settings):
         lt=1,
         description="Probability (0 to 1) that the promise holds; 0.9 takes some hundred images to certify.",
     )
+    group_by: RegularExpression | None = Field(
+        None,
+        description="Regular expression whose first match in an image's key (its first group, if it has one) "
+        "names what the image belongs to, for example '^[^_]+' for SEQUENCE_FRAME; unset: images are "
+        "independent. Frames of one video are not: they count as one, else the promise is void.",
+    )
+    guard: Guards = Field(
+        (),
+        description="CLASS:CONFIDENCE, for example person:0.5: a mask that shows the class with less class "
+        "confidence (0 to 1) goes to review whatever its score; may be given for several classes.",
+    )
     device: Device = Field("auto", description=_DEVICE)
+
+    @model_validator(mode="after")
+    def _one_target(self) -> Self:
+        bad_fraction = (self.min_iou is not None, self.max_bad_fraction is not None)
+        if bad_fraction != (self.max_mean_loss is None,) * 2:
+            raise ValueError("give one target: --min-iou with --max-bad-fraction, or --max-mean-loss alone")
+        return self
 
 
 class LabelSettings(_Settings):
@@ -127,7 +200,8 @@ class LabelSettings(_Settings):
         ge=1,
         title="Images per shard",
         description="Images per shard, the unit of progress and of what a kill can cost; "
-        "256 keeps parts few and a lost shard cheap.",
+        "256 keeps parts few and a lost shard cheap. The first, drawn at random, is tested for drift: the "
+        "smaller it is, the less is noticed, and below 10 nothing.",
     )
     batch_images: int = Field(
         8,
@@ -160,5 +234,26 @@ class LabelSettings(_Settings):
         title="Claim, seconds",
         description="Seconds until the claim of a killed run expires and another may label into the same "
         "OUTPUT; a live run renews it, 60 outlasts a slow storage request.",
+    )
+    drift_false_alarm_rate: float = Field(
+        0.0001,
+        gt=0,
+        lt=1,
+        title="Drift, false alarm rate",
+        description="Probability (0 to 1) that a run is taken for drifted, and reviewed whole, although its "
+        "images are like the calibration images; with 0.0001 nightly runs have at most a 3.7% chance of any "
+        "false alarm in a year.",
+    )
+    drift_warn_only: bool = Field(
+        False,
+        title="Drift only warns",
+        description="Only warn when the scores have drifted; by default all masks of such a run go to "
+        "review, because the promise about accepted masks does not hold for other images.",
+    )
+    confidence_maps: bool = Field(
+        False,
+        title="Confidence maps",
+        description="Also write a grey PNG per image, 0 where the mask is surely wrong to 255 where surely "
+        "right, for reviewers; off by default, since it takes time and space.",
     )
     device: Device = Field("auto", title="Device", description=_DEVICE)

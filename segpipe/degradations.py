@@ -59,13 +59,54 @@ def white_balance(image: np.ndarray, strength: float, rng: np.random.Generator) 
     return _to_uint8(image * gains)
 
 
+def motion_blur(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """A moving camera: the mean along a horizontal or vertical path of up to 6% of the image's side."""
+    axis = int(rng.integers(2))
+    steps = 1 + round(0.06 * strength * image.shape[axis])
+    moved = (np.roll(image, step - steps // 2, axis=axis).astype(np.float32) for step in range(steps))
+    return _to_uint8(sum(moved, start=np.zeros(image.shape, np.float32)) / steps)
+
+
+def impulse_noise(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Dead and hot pixels, lost packets: up to 25% of the pixels turned black or white."""
+    struck = rng.random(image.shape[:2]) < 0.25 * strength
+    return np.where(struck[:, :, None], rng.choice([0, 255], (*image.shape[:2], 1)), image).astype(np.uint8)
+
+
+def overexposure(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Too much light: 2 to 3.5 times at full strength, so that the highlights are lost."""
+    return _to_uint8(image * (1.0 + rng.uniform(1.0, 2.5) * strength))
+
+
+def dirt(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Dirt or an object before the lens: up to 6 plain rectangles, each at most a third of the sides."""
+    worse = image.copy()
+    height, width = image.shape[:2]
+    for _ in range(1 + round(5 * strength * rng.random())):
+        top, left = int(rng.integers(height)), int(rng.integers(width))
+        tall, wide = (1 + int(side / 3 * strength * rng.random()) for side in (height, width))
+        worse[top : top + tall, left : left + wide] = rng.integers(256, size=3)
+    return worse
+
+
 DEGRADATIONS: tuple[Degradation, ...] = (noise, blur, dark, fog, jpeg, white_balance)
+# A judge that has seen more kinds of damage than it is measured with copes better with kinds it has not seen.
+TRAINING_DEGRADATIONS = (*DEGRADATIONS, motion_blur, impulse_noise, overexposure, dirt)
+SECOND_DAMAGE_SHARE = 0.2
 
 
 def degrade(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Apply one degradation, drawn uniformly, at a strength drawn uniformly from [0.4, 1]."""
     degradation = DEGRADATIONS[rng.integers(len(DEGRADATIONS))]
     return degradation(image, rng.uniform(0.4, 1.0), rng)
+
+
+def degrade_in_training(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One of more kinds of degradation at any strength, now and then two: what a judge should have seen."""
+    kinds = rng.integers(len(TRAINING_DEGRADATIONS), size=1 + int(rng.random() < SECOND_DAMAGE_SHARE))
+    for kind in kinds:
+        image = TRAINING_DEGRADATIONS[kind](image, rng.uniform(0.1, 1.0), rng)
+    return image
 
 
 def _smooth_noise(height: int, width: int, rng: np.random.Generator) -> np.ndarray:

@@ -73,6 +73,20 @@ def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def encode_confidence_map(confidence: np.ndarray, height: int, width: int) -> bytes:
+    """A coarse map (a, b) from 0 (surely wrong) to 1 (surely right) to an 8-bit grey PNG of height x width.
+
+    0 to 255, bilinear between the map's cells; NaN (nothing is known) is 0. ImageError on other shapes.
+    """
+    if confidence.ndim != 2 or confidence.size == 0:
+        raise ImageError("unsupported", f"a confidence map has height and width, got {confidence.shape}")
+    coarse = Image.fromarray((255 * np.nan_to_num(confidence, nan=0.0).clip(0, 1)).astype(np.float32))
+    full = np.asarray(coarse.resize((width, height), Image.Resampling.BILINEAR))
+    buffer = BytesIO()
+    Image.fromarray(np.rint(full).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Indexed or grey PNG to HxW uint8 class indices. ImageError as `decode_image`, and for colour masks."""
     with _image_errors():

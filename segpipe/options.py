@@ -28,9 +28,11 @@ def options_of(kind: type[BaseModel]) -> Callable[[Command], Command]:
 def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
     details: dict[str, Any] = {"help": field.description, "required": field.is_required()}
     if not field.is_required():
-        details |= {"default": field.default, "show_default": field.default is not None}
+        details |= {"default": field.default, "show_default": field.default not in (None, ())}
     if field.annotation is bool:
         return click.option(_flag(name), is_flag=True, **details)
+    if get_origin(field.annotation) is tuple:
+        details["multiple"] = True
     return click.option(_flag(name), type=_click_type(field.annotation), **details)
 
 
@@ -42,7 +44,7 @@ def _click_type(annotation: Any) -> click.ParamType:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return _click_type(next(part for part in parts if part is not type(None)))
-    if origin is Annotated:
+    if origin in (Annotated, tuple):
         return _click_type(parts[0])
     if origin is Literal:
         return click.Choice(parts)
@@ -50,10 +52,12 @@ def _click_type(annotation: Any) -> click.ParamType:
 
 
 def build(kind: type[Settings], values: Mapping[str, object]) -> Settings:
-    """The settings with these values; raises click.BadParameter that names the option at fault."""
+    """The settings with these values; raises click.UsageError that names the option at fault."""
     try:
         return kind(**values)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # the settings contradict each other
+            raise click.UsageError(reason) from None
         raise click.BadParameter(reason, param_hint=_flag(str(first["loc"][0]))) from None

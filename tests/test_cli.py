@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from segpipe import cli
@@ -52,7 +54,7 @@ def test_the_help_of_a_verb_shows_each_setting_and_its_default(
     said = " ".join(capsys.readouterr().out.split())
     for name, field in (settings.model_fields if settings else {}).items():
         assert f"--{name.replace('_', '-')}" in said
-        if not field.is_required() and field.annotation is not bool and field.default is not None:
+        if not field.is_required() and field.annotation is not bool and field.default not in (None, ()):
             assert f"[default: {field.default}" in said
 
 
@@ -66,6 +68,12 @@ def test_the_help_of_a_verb_shows_each_setting_and_its_default(
         (["train", "--data", "d", "--model", "m", "--gan-loss", "dcgan"], "--gan-loss"),
         (["train", "--data", "d", "--model", "m", "--unlabelled", "s3://b"], "--unlabelled"),
         ([*CALIBRATE, *PROMISE, "--confidence", "1"], "--confidence"),
+        (CALIBRATE, "give one target"),
+        ([*CALIBRATE, "--min-iou", "0.6"], "--max-bad-fraction"),
+        ([*CALIBRATE, *PROMISE, "--max-mean-loss", "0.3"], "--max-mean-loss alone"),
+        ([*CALIBRATE, *PROMISE, "--guard", "person"], "--guard"),
+        ([*CALIBRATE, *PROMISE, "--guard", "person:2"], "person:0.5"),
+        ([*CALIBRATE, *PROMISE, "--group-by", "("], "--group-by"),
         (["label", "s3://bucket"], "OUTPUT"),
         (["label", "a", "b", "--model", "m", "--limit", "0"], "--limit"),
         (["label", "a", "b", "--model", "m", "--shard-images", "0"], "--shard-images"),
@@ -255,7 +263,8 @@ def test_evaluate_prints_what_contract_c3_names(squares: Path, trained: str, ask
     assert measured["n"] == 4
     assert set(measured["per_class_iou"]) == {"ground", "square"}
     scores = {"discriminator", "adversarial", "max_softmax", "entropy", "soft_dice", "flip_tta"}
-    assert set(measured["scores"]) == scores
+    parts = {"expected_iou", "correctness", "realness", "image_iou"}
+    assert set(measured["scores"]) == scores | parts
     figures = {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
     assert all(set(score) == figures for score in measured["scores"].values())
 
@@ -268,6 +277,63 @@ def test_evaluate_prints_tables_for_people(
     assert lines[0].split() == ["n", "4"]
     assert ["aurc", "e_aurc", "augrc", "gap_closed", "spearman"] in [line.split() for line in lines]
     assert any(line.split()[:1] == ["max_softmax"] for line in lines)
+
+
+def test_evaluate_writes_a_report_with_the_numbers_that_it_prints(
+    squares: Path, model: str, tmp_path: Path, ask: Ask
+) -> None:
+    evaluate = ["evaluate", "--data", str(squares), "--model", model, "--split", "val"]
+    policy = ask("calibrate", "--data", str(squares), "--model", model, "--split", "calibration", *CERTIFY)
+    measured = ask(*evaluate, "--report", str(tmp_path / "report"))
+    assert measured == ask(*evaluate)
+
+    page = (tmp_path / "report/index.html").read_text()
+    assert len(list((tmp_path / "report").glob("*.png"))) == page.count("<img") == 5
+    shown = {float(number) for number in re.findall(r'<data value="([^"]+)">', page)}
+    merits = [value for score in measured["scores"].values() for value in score.values()]
+    quality = [measured[name] for name in ("pixel_accuracy", "mean_iou", "mean_image_iou")]
+    printed = {*quality, *merits, *measured["per_class_iou"].values()} - {None}
+    assert printed <= shown
+    assert policy["policy_id"] in page
+    assert "at most 20% of accepted masks have IoU below 0.01" in page
+    assert "prove nothing" in page
+
+
+def test_a_report_on_the_calibration_images_says_so(
+    squares: Path, model: str, tmp_path: Path, ask: Ask
+) -> None:
+    on_calibration = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    ask("calibrate", *on_calibration, *CERTIFY)
+    ask("evaluate", *on_calibration, "--report", str(tmp_path / "report"))
+    assert "no independent check" in (tmp_path / "report/index.html").read_text()
+
+
+def test_a_damaged_policy_hinders_no_report_and_is_spoken_of(
+    squares: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(model) / "policy.json").write_text("{")
+    evaluate = ["evaluate", "--data", str(squares), "--model", model, "--split", "val"]
+    assert cli.run([*evaluate, "--report", str(tmp_path / "report")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("n ")
+    damaged, *_, written = said.err.splitlines()
+    assert "policy.json is not JSON" in damaged
+    assert written == f"report: {tmp_path}/report/index.html"
+    page = (tmp_path / "report/index.html").read_text()
+    assert "policy.json is not JSON" in page
+    assert "has no policy" not in page
+
+
+def test_a_report_that_cannot_be_written_costs_no_figures(
+    squares: Path, trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    evaluate = ["evaluate", "--data", str(squares), "--model", trained, "--split", "val", "--json"]
+    assert cli.run([*evaluate, "--report", str(tmp_path / "file")]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["n"] == 4
+    assert str(tmp_path / "file") in said.err.splitlines()[-1]
+    assert "unexpected" not in said.err
 
 
 def test_without_a_policy_all_images_go_to_review_and_the_way_out_is_named(
@@ -303,6 +369,76 @@ def test_calibrate_then_label_accepts_with_the_promise_in_sight(
         "low_confidence",
         "unreadable",
     }
+
+
+def test_calibrate_says_what_is_promised_guarded_and_shown(
+    squares: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--max-mean-loss", "0.95", "--guard", "square:0.01", "--guard", "ground:0.02"]
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    assert cli.run(["calibrate", *where, *options]) == 0
+    policy = json.loads((Path(model) / "policy.json").read_text())
+    said = capsys.readouterr().out
+    assert "accepted masks have a mean IoU of at least 0.05, with 90% confidence" in said
+    assert "square below 0.01 goes to review" in said
+    assert "ground below 0.02 goes to review" in said
+    assert f"calibration error  {policy['calibration_error']:.3f}" in said
+    assert policy["policy_id"] in said
+
+
+def test_calibrate_prints_the_policy_as_it_is_kept(squares: Path, model: str, ask: Ask) -> None:
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    printed = ask("calibrate", *where, *CERTIFY, "--group-by", "^..", "--guard", "square:0.1")
+    assert printed == json.loads((Path(model) / "policy.json").read_text())
+    assert (printed["n_calibration"], printed["n_images"]) == (6, 60)  # 000 to 059
+    assert (printed["min_iou"], printed["max_bad_fraction"]) == (0.01, 0.2)
+    assert printed["guards"] == [{"class_name": "square", "class_index": 1, "min_confidence": 0.1}]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--guard", "circle:0.5"], "'circle', the model has no such class: its classes are ground, square"),
+        (["--group-by", "^x+"], "finds no group in the image key '000'"),
+    ],
+)
+def test_a_guard_or_group_that_does_not_fit_is_one_line_and_leaves_no_policy(
+    squares: Path, model: str, options: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    assert cli.run(["calibrate", *where, *CERTIFY, *options]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert named in said.err.splitlines()[-1]
+    assert not (Path(model) / "policy.json").exists()
+
+
+def test_label_says_whether_it_tested_for_drift(
+    squares: Path, bucket: str, model: str, tmp_path: Path, ask: Ask
+) -> None:
+    assert ask("label", bucket, str(tmp_path / "reviewed"), "--model", model)["drift"] is None
+    ask("calibrate", "--data", str(squares), "--model", model, "--split", "calibration", *CERTIFY)
+    options = ["--model", model, "--drift-false-alarm-rate", "0.01"]
+    assert ask("label", bucket, str(tmp_path / "out"), *options)["drift"] == {
+        "p_value": None,
+        "distance": None,
+        "n_scores": 5,
+        "alarm": False,
+        "false_alarm_rate": 0.01,
+    }
+
+
+def test_label_writes_confidence_maps_when_asked(bucket: str, model: str, tmp_path: Path, ask: Ask) -> None:
+    ask("label", bucket, str(tmp_path / "out"), "--model", model, "--confidence-maps")
+    rows = pd.read_parquet(tmp_path / "out/manifests")
+    mapped = rows[rows.decision != "failed"]
+    assert [Path(uri).name for uri in mapped.confidence_map_uri] == [
+        Path(uri).name for uri in mapped.mask_uri
+    ]
+    for row in mapped.itertuples():
+        with Image.open(row.confidence_map_uri) as stored:
+            assert (stored.mode, stored.size) == ("L", (row.image_width, row.image_height))
+    assert rows[rows.decision == "failed"].confidence_map_uri.isna().all()
 
 
 def test_plan_says_what_label_would_do_and_writes_nothing(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
+from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings, guarded_class
 
 ALL = [TrainSettings, EvaluateSettings, CalibrateSettings, LabelSettings]
 PLACES = {"data": "s3://bucket/data", "model": "s3://bucket/model"}
-PROMISE = {**PLACES, "split": "val", "min_iou": 0.6, "max_bad_fraction": 0.05}
+BAD_FRACTION = {"min_iou": 0.6, "max_bad_fraction": 0.05}
+PROMISE = {**PLACES, "split": "val", **BAD_FRACTION}
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -71,17 +72,76 @@ def test_training_refuses_what_cannot_work(field: str, value: object) -> None:
     assert [error["loc"] for error in refused.value.errors()] == [(field,)]
 
 
-@pytest.mark.parametrize("field", ["min_iou", "max_bad_fraction", "confidence"])
+@pytest.mark.parametrize("field", ["min_iou", "max_bad_fraction", "max_mean_loss", "confidence"])
 @pytest.mark.parametrize("value", [0, 1, -0.1, 1.1])
 def test_a_promise_of_nothing_or_everything_is_refused(field: str, value: float) -> None:
-    with pytest.raises(ValidationError):
-        CalibrateSettings(**{**PROMISE, field: value})
+    target = {"max_mean_loss": 0.3} if field == "max_mean_loss" else BAD_FRACTION
+    with pytest.raises(ValidationError) as refused:
+        CalibrateSettings(**{**PLACES, "split": "val", **target, field: value})
+    assert [error["loc"] for error in refused.value.errors()] == [(field,)]
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        {},
+        {"min_iou": 0.6},
+        {"max_bad_fraction": 0.1},
+        {**BAD_FRACTION, "max_mean_loss": 0.3},
+        {"min_iou": 0.6, "max_mean_loss": 0.3},
+        {"max_bad_fraction": 0.1, "max_mean_loss": 0.3},
+    ],
+)
+def test_calibration_takes_exactly_one_target(target: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="give one target: --min-iou with --max-bad-fraction, or"):
+        CalibrateSettings(**PLACES, split="val", **target)
+
+
+@pytest.mark.parametrize(
+    ("guard", "expected"),
+    [("person:0.5", ("person", 0.5)), ("a:b:1", ("a:b", 1.0)), ("traffic light:0", ("traffic light", 0.0))],
+)
+def test_a_guard_is_a_class_and_a_confidence(guard: str, expected: tuple[str, float]) -> None:
+    assert CalibrateSettings(**PROMISE, guard=(guard,)).guard == (guard,)
+    assert guarded_class(guard) == expected
+
+
+@pytest.mark.parametrize(
+    "guard", ["", "person", ":0.5", "person:", "person:half", "person:1.1", "person:nan"]
+)
+def test_a_malformed_guard_is_refused_with_an_example(guard: str) -> None:
+    with pytest.raises(ValidationError, match=r"for example person:0\.5"):
+        CalibrateSettings(**PROMISE, guard=("road:0.2", guard))
+
+
+def test_two_guards_of_one_class_are_refused() -> None:
+    with pytest.raises(ValidationError, match="'person' is guarded twice"):
+        CalibrateSettings(**PROMISE, guard=("person:0.5", "person:0.7"))
+
+
+def test_a_pattern_that_does_not_compile_is_refused() -> None:
+    assert CalibrateSettings(**PROMISE, group_by="^[^_]+").group_by == "^[^_]+"
+    with pytest.raises(ValidationError, match="is not a regular expression"):
+        CalibrateSettings(**PROMISE, group_by="^[_")
 
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_misspelt_setting_is_refused_not_ignored(kind: type[BaseModel]) -> None:
     with pytest.raises(ValidationError, match="batch_imges"):
         kind(**{**PROMISE, "batch_imges": 4})
+
+
+def test_label_defaults_are_the_documented_ones() -> None:
+    settings = LabelSettings()
+    assert settings.drift_false_alarm_rate == 0.0001
+    assert 365 * settings.drift_false_alarm_rate < 0.037  # what its description promises for a year of nights
+    assert (settings.drift_warn_only, settings.confidence_maps) == (False, False)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
+def test_a_false_alarm_rate_of_never_or_always_is_refused(rate: float) -> None:
+    with pytest.raises(ValidationError):
+        LabelSettings(drift_false_alarm_rate=rate)
 
 
 def test_settings_cannot_change_under_a_run() -> None:

@@ -15,7 +15,14 @@ from hypothesis.extra import numpy as st_numpy
 from PIL import Image
 
 from segpipe.errors import ImageError
-from segpipe.images import class_palette, decode_image, decode_mask, encode_mask, overlay
+from segpipe.images import (
+    class_palette,
+    decode_image,
+    decode_mask,
+    encode_confidence_map,
+    encode_mask,
+    overlay,
+)
 
 RED, GREEN, BLUE, WHITE, BLACK, GREY = (
     (255, 0, 0),
@@ -391,6 +398,40 @@ def test_masks_that_are_no_class_indices_are_refused(encoded):
     with pytest.raises(ImageError) as caught:
         decode_mask(encoded(grid), max_pixels=3)
     assert caught.value.reason == "too_large"
+
+
+# --- confidence maps ---
+
+
+def grey_values(data: bytes) -> np.ndarray:
+    with Image.open(BytesIO(data)) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        return np.asarray(image)
+
+
+def test_a_confidence_map_is_bilinear_between_the_middles_of_its_cells():
+    # Four pixels over two cells: their middles lie 0.25 and 0.75 of a cell beside those of the cells.
+    data = encode_confidence_map(np.array([[0.0, 1.0]], np.float32), 1, 4)
+    assert grey_values(data).tolist() == [[0, 64, 191, 255]]
+    column = encode_confidence_map(np.array([[0.0], [1.0]], np.float32), 4, 1)
+    assert grey_values(column).tolist() == [[0], [64], [191], [255]]
+
+
+def test_a_confidence_map_has_the_size_of_the_image():
+    assert grey_values(encode_confidence_map(np.full((3, 5), 0.5, np.float32), 40, 7)).shape == (40, 7)
+    smaller = grey_values(encode_confidence_map(np.full((30, 50), 0.2, np.float32), 4, 7))
+    np.testing.assert_array_equal(smaller, np.full((4, 7), 51))
+
+
+def test_what_a_confidence_map_knows_nothing_of_is_black():
+    data = encode_confidence_map(np.array([[np.nan, 1.5], [-0.5, 1.0]]), 2, 2)
+    assert grey_values(data).tolist() == [[0, 255], [0, 255]]
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3,), (1, 2, 3)])
+def test_only_height_by_width_is_a_confidence_map(shape):
+    with pytest.raises(ImageError, match="confidence map"):
+        encode_confidence_map(np.zeros(shape, np.float32), 4, 4)
 
 
 # --- colours and overlays ---

@@ -1,14 +1,19 @@
-"""What the discriminator says about a mask: one score per image, one confidence per class."""
+"""From the discriminator's outputs to the numbers that route and are shown: one per image, one per class."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+# What the routing score is made of, each a logit or a mean of logits: higher is better.
+SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
+# An expected IoU is kept off 0 and 1, where its logit has no end.
+SMALLEST_IOU = 1e-4
+SMALLEST_DOUBT = 1e-4
 
-def discriminator_score(logits: Tensor) -> Tensor:
-    """Adversarial score of each image: the mean of the discriminator's logits map.
+
+def adversarial_score(logits: Tensor) -> Tensor:
+    """Adversarial score of each image: the mean of the discriminator's real/fake logits map.
 
     `logits` is (B, 1, h, w), higher meaning more like a true mask; returns (B,) float32, unbounded.
     A mean of logits, not of probabilities, still ranks images where the sigmoid has saturated.
@@ -16,38 +21,49 @@ def discriminator_score(logits: Tensor) -> Tensor:
     return logits.float().mean(dim=(1, 2, 3))
 
 
-def class_fractions(mask: Tensor, n_classes: int) -> Tensor:
-    """Share of each image's pixels that shows each class.
+def expected_class_ious(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:
+    """Expected IoU of each class of each image, from how right each pixel's label is.
 
-    `mask` is (B, H, W) integer class indices; returns (B, K) float32 whose rows sum to 1. Raises ValueError
-    when a class is outside 0..K-1.
+    `shown` (B, K, h, w) is the one-hot mask, `probabilities` (B, K, h, w) the generator's, `correctness`
+    (B, 1, h, w) from 0 to 1 the probability q that the label shown is right. Where it is wrong, the truth is
+    another class, in the proportions of the generator's p. For class c, with y the mask:
+    sum_{y_i=c} q_i / (count(y=c) + sum_{y_i!=c} (1 - q_i) p_c(i) / (1 - p_y(i))).
+    Returns (B, K) float32 from 0 to 1; 0 for a class that is not shown.
     """
-    return _pixels_per_class(mask, n_classes).float() / mask[0].numel()
+    right = _sum_over_pixels(shown, correctness)
+    missed = missed_pixels(shown, probabilities, correctness)
+    return right / (shown.sum(dim=(2, 3)) + missed).clamp(min=1.0)
 
 
-def class_confidences(mask: Tensor, logits: Tensor, n_classes: int) -> Tensor:
-    """Mean discriminator probability over the pixels of each predicted class.
+def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:
+    """Expected pixels of each class under the label of another; inputs as expected_class_ious, (B, K)."""
+    own = probabilities * shown
+    doubt = (1 - correctness) / (1 - own.sum(dim=1, keepdim=True)).clamp(min=SMALLEST_DOUBT)
+    # Taken off pixel by pixel: the difference of two sums of doubts, each up to 10,000, would be rounding.
+    return _sum_over_pixels(probabilities - own, doubt)
 
-    `mask` is (B, H, W) integer class indices and `logits` the discriminator's (B, 1, h, w) map, whose
-    sigmoid is interpolated to the mask's grid; returns (B, K) float32 from 0 to 1, NaN where a class is not
-    predicted. Raises ValueError when a class is outside 0..K-1.
+
+def _sum_over_pixels(maps: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of maps (B, K, h, w) under weights (B, 1, h, w), as (B, K): one matrix product."""
+    return torch.bmm(maps.flatten(2), weights.flatten(2).transpose(1, 2)).squeeze(2)
+
+
+def expected_iou(class_ious: Tensor, shown_classes: Tensor, presence: Tensor) -> Tensor:
+    """Expected mean IoU of each image over the classes in its mask or its truth.
+
+    `class_ious` (B, K) as expected_class_ious gives them, `shown_classes` (B, K) bool the classes in the
+    mask, `presence` (B, K) from 0 to 1 the probability that the truth has the class: one that is there and
+    not shown has IoU 0. Returns (B,) from 0 to 1.
     """
-    probability = F.interpolate(
-        torch.sigmoid(logits.float()), size=mask.shape[1:], mode="bilinear", align_corners=False
-    )
-    pixels = _pixels_per_class(mask, n_classes)
-    index = _image_and_class(mask, n_classes)
-    total = torch.bincount(index, weights=probability.flatten(), minlength=pixels.numel())
-    return total.view_as(pixels).float() / pixels  # 0 / 0 is the NaN of an absent class
+    classes = torch.where(shown_classes, 1.0, presence).sum(dim=1)
+    return (class_ious * shown_classes).sum(dim=1) / classes.clamp(min=1.0)
 
 
-def _pixels_per_class(mask: Tensor, n_classes: int) -> Tensor:
-    counts = torch.bincount(_image_and_class(mask, n_classes), minlength=len(mask) * n_classes)
-    return counts.view(len(mask), n_classes)
+def iou_logit(ious: Tensor) -> Tensor:
+    """Logit of IoUs from 0 to 1, finite at both ends."""
+    return torch.logit(ious, eps=SMALLEST_IOU)
 
 
-def _image_and_class(mask: Tensor, n_classes: int) -> Tensor:
-    if not 0 <= int(mask.min()) <= int(mask.max()) < n_classes:
-        raise ValueError(f"mask holds class {int(mask.max())}: expected 0..{n_classes - 1}")
-    first = torch.arange(len(mask), device=mask.device) * n_classes
-    return (mask + first[:, None, None]).flatten()
+def routing_score(parts: Tensor, combination: Tensor) -> Tensor:
+    """The score that routes: parts (B, P) under the monotone fit (1 + P,), a bias and weights >= 0; (B,)."""
+    return combination[0] + parts @ combination[1:]

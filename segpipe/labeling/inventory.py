@@ -24,7 +24,8 @@ OBJECT_SCHEMA = pa.schema(
 )
 HIDDEN = "hidden"
 MASKS = "masks of another OUTPUT"
-_OWN_MASK = re.compile(r"(^|/)masks/[0-9a-f]{12}/.+\.png$", re.DOTALL)
+CONFIDENCE_MAPS = "confidence maps of another OUTPUT"
+_OWN_IMAGE = re.compile(r"(?:^|/)(masks|confidence_maps)/[0-9a-f]{12}/.+\.png$", re.DOTALL)
 # Files that lie next to images and say by their name that they are none. Any other object is planned: what it
 # holds is found out when it is decoded, so that an image under a wrong name is labelled all the same.
 SIDECAR_EXTENSIONS = frozenset(
@@ -94,8 +95,8 @@ def _left_aside(key: str) -> str | None:
     components = key.split("/")
     if any(component.startswith(".") and component not in (".", "..") for component in components):
         return HIDDEN
-    if _OWN_MASK.search(key):
-        return MASKS
+    if own := _OWN_IMAGE.search(key):
+        return MASKS if own[1] == "masks" else CONFIDENCE_MAPS
     extension = PurePosixPath(components[-1]).suffix.lower()
     return extension if extension in SIDECAR_EXTENSIONS else None
 

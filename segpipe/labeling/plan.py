@@ -1,4 +1,8 @@
-"""What a run will label: the inventory without what this model has labelled, cut into shards."""
+"""What a run will label: the inventory without what this model has labelled, cut into shards.
+
+When there are several shards the first is a random sample of the planned images, so that what its scores say
+about drift holds for the run; the others follow in the order of the images' keys.
+"""
 
 from __future__ import annotations
 
@@ -86,6 +90,11 @@ class RunPlan:
         """The folder of this model's masks."""
         return storage.join(self.output, f"masks/{self.model_id}")
 
+    @property
+    def confidence_maps_root(self) -> str:
+        """The folder of this model's confidence maps; each has the key of its mask."""
+        return storage.join(self.output, f"confidence_maps/{self.model_id}")
+
 
 @dataclass(frozen=True)
 class PlanSummary:
@@ -144,7 +153,7 @@ def make_plan(
             already_done=inventory.objects.num_rows - to_label.num_rows,
             retried=_count_retried(connection, images),
             skipped=inventory.skipped,
-            table=_plan_table(connection, images, settings.shard_images),
+            table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
         )
 
 
@@ -205,16 +214,32 @@ def _count_retried(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> i
     return connection.sql(_RETRIED).to_arrow_table()["n"][0].as_py()
 
 
-def _plan_table(connection: duckdb.DuckDBPyConnection, images: pa.Table, shard_images: int) -> pa.Table:
+def _plan_table(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> pa.Table:
+    """The images in the order of their keys, as PLAN_SCHEMA with all of them in shard 0."""
     wanted = [natural_key(key) for key in images["image_key"].to_pylist()]
     columns = {
-        "shard": pa.array(np.arange(images.num_rows) // shard_images, pa.int32()),
+        "shard": pa.array(np.zeros(images.num_rows), pa.int32()),
         "image_uri": images["image_uri"],
         "image_etag": images["image_etag"],
         "image_bytes": images["image_bytes"],
         "mask_key": _strings(assign_mask_keys(connection, images, wanted)),
     }
     return pa.table(columns).cast(PLAN_SCHEMA)
+
+
+def _cut_into_shards(table: pa.Table, shard_images: int, run_id: str) -> pa.Table:
+    n_images = table.num_rows
+    shards = np.arange(n_images) // shard_images
+    if n_images > shard_images:
+        table = table.take(_sample_first(n_images, shard_images, run_id))
+    return table.set_column(0, "shard", pa.array(shards, pa.int32()))
+
+
+def _sample_first(n_images: int, n_sampled: int, run_id: str) -> np.ndarray:
+    """The rows 0 to n_images - 1: a random sample, seeded by the run id, then the rest; each in order."""
+    random = np.random.default_rng(list(run_id.encode()))
+    sampled = np.sort(random.choice(n_images, n_sampled, replace=False))
+    return np.concatenate([sampled, np.setdiff1d(np.arange(n_images), sampled)])
 
 
 def _strings(values: list[str]) -> pa.Array:

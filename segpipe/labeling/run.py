@@ -10,7 +10,7 @@ import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass
@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
+from segpipe.confidence.drift import Drift
 from segpipe.errors import RunError
 from segpipe.images import class_palette
+from segpipe.labeling import drift_gate
 from segpipe.labeling.claim import Claim, hold_claim
 from segpipe.labeling.inventory import check_places
 from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
@@ -50,7 +52,8 @@ class RunSummary:
 
     labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
-    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside.
+    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside. drift is
+    what the drift gate found, None when nothing could be accepted anyway or nothing was labelled.
     """
 
     run_id: str
@@ -70,6 +73,7 @@ class RunSummary:
     legs: dict[str, float]
     reasons: dict[str, int]
     skipped: dict[str, int]
+    drift: Drift | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class _PartTotals:
     reasons: Counter[str]
     seconds: float
     legs: Legs
+    drift: Drift | None
 
 
 def label_source(
@@ -194,14 +199,18 @@ def _policy_id(labeler: ImageLabeler) -> str | None:
 def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
-    pending = pending_images(plan)
-    outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, claim), settings)
+    pending, drift = pending_images(plan), _committed_drift(plan, settings)
+    outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
     with progress(pending.num_rows, "labelling") as bar, closing(outcomes):
         started = perf_counter()
         for shard, group in groupby(outcomes, key=lambda outcome: outcome.row.shard):
             finished = list(_advancing(group, bar))
+            drift = drift or _judge(finished, plan, labeler, settings)
+            rows = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
+            legs = sum((outcome.legs for outcome in finished), start=Legs())
             claim.require_newest()
-            _commit(plan, shard, finished, labeler.classes, perf_counter() - started)
+            metadata = _metadata(perf_counter() - started, legs, drift)
+            _commit(plan, shard, rows_table(rows, labeler.classes, metadata))
             started = perf_counter()
 
 
@@ -210,9 +219,10 @@ def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
         yield from (PlannedImage(**row) for row in batch.to_pylist())
 
 
-def _target(plan: RunPlan, labeler: ImageLabeler, claim: Claim) -> Target:
+def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Target:
     return Target(
         masks_root=plan.masks_root,
+        confidence_maps_root=plan.confidence_maps_root if settings.confidence_maps else None,
         run_id=plan.run_id,
         model_id=plan.model_id,
         policy=labeler.policy,
@@ -227,19 +237,35 @@ def _advancing(outcomes: Iterator[Outcome], bar: Advance) -> Iterator[Outcome]:
         yield outcome
 
 
-def _commit(
-    plan: RunPlan, shard: int, outcomes: list[Outcome], classes: Sequence[str], seconds: float
-) -> None:
-    legs = sum((outcome.legs for outcome in outcomes), start=Legs())
-    metadata = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
-    table = rows_table((outcome.row for outcome in outcomes), classes, metadata)
+def _committed_drift(plan: RunPlan, settings: LabelSettings) -> Drift | None:
+    """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
+    parts = finished_parts(plan)
+    drift = _part_totals(min(parts)[1]).drift if parts else None
+    drift_gate.say(drift, plan.run_id, settings)
+    return drift
+
+
+def _judge(
+    first_shard: list[Outcome], plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings
+) -> Drift | None:
+    drift = drift_gate.judge((outcome.row for outcome in first_shard), labeler.policy, settings)
+    drift_gate.say(drift, plan.run_id, settings)
+    return drift
+
+
+def _metadata(seconds: float, legs: Legs, drift: Drift | None) -> dict[str, str]:
+    timing = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
+    return timing | drift_gate.to_metadata(drift)
+
+
+def _commit(plan: RunPlan, shard: int, table: pa.Table) -> None:
     if not commit_part(plan.output, plan.run_date, plan.run_id, shard, table):
         logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)
 
 
 def _sum_parts(plan: RunPlan) -> _PartTotals:
     uris = [uri for _, uri in finished_parts(plan)]
-    totals = _PartTotals(Counter(), Counter(), 0.0, Legs())
+    totals = _PartTotals(Counter(), Counter(), 0.0, Legs(), None)
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         for part in pool.map(_part_totals, uris):
             totals = _add_totals(totals, part)
@@ -254,6 +280,7 @@ def _part_totals(uri: str) -> _PartTotals:
         reasons=Counter(table["reason"].to_pylist()),
         seconds=float(metadata[_SECONDS.encode()]),
         legs=Legs(**json.loads(metadata[_LEGS.encode()])),
+        drift=drift_gate.from_metadata(metadata),
     )
 
 
@@ -263,6 +290,7 @@ def _add_totals(one: _PartTotals, other: _PartTotals) -> _PartTotals:
         one.reasons + other.reasons,
         one.seconds + other.seconds,
         one.legs + other.legs,
+        one.drift or other.drift,
     )
 
 
@@ -286,4 +314,5 @@ def _summarise(plan: RunPlan, totals: _PartTotals) -> RunSummary:
         legs=asdict(totals.legs),
         reasons=dict(sorted(totals.reasons.items())),
         skipped=plan.skipped,
+        drift=totals.drift,
     )

@@ -23,7 +23,7 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.errors import ImageError, NotFoundError, RunError, SegpipeError, StorageError
-from segpipe.images import decode_image, encode_mask
+from segpipe.images import decode_image, encode_confidence_map, encode_mask
 from segpipe.labeling.routing import route
 from segpipe.manifests.schema import FailureReason, Row
 
@@ -83,9 +83,13 @@ class Legs:
 
 @dataclass(frozen=True)
 class Target:
-    """Where masks go and whose name their rows carry; require_claim raises when the run must not write."""
+    """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
+
+    confidence_maps_root: where confidence maps go; None: they are not wanted.
+    """
 
     masks_root: str
+    confidence_maps_root: str | None
     run_id: str
     model_id: str
     policy: Policy | None
@@ -128,6 +132,12 @@ class _Failed:
 
 
 @dataclass(frozen=True)
+class _File:
+    uri: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A finished image: its row, the time it took, and what went wrong with it, if anything did."""
 
@@ -139,7 +149,7 @@ class Outcome:
 def label_images(
     images: Iterable[PlannedImage], labeler: ImageLabeler, target: Target, settings: LabelSettings
 ) -> Generator[Outcome, None, None]:
-    """Label the images in order; each outcome's mask is stored before it is yielded.
+    """Label the images in order; each outcome's mask, and its confidence map, is stored before it is yielded.
 
     An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when 32
     in a row fail in storage or in the model, or when the claim is lost.
@@ -251,25 +261,36 @@ def _write(item: _Labelled | _Failed, target: Target) -> Outcome:
     if isinstance(item, _Failed):
         return _failed_outcome(item, target)
     started = perf_counter()
-    mask = item.labeled.mask
-    data = encode_mask(mask, target.palette)
+    files = _encode(item, target)
     encoded = perf_counter()
-    mask_uri = storage.join(target.masks_root, item.image.mask_key)
     target.require_claim()
     try:
-        storage.put(mask_uri, data)
+        for file in files:
+            storage.put(file.uri, file.data)
     except StorageError as error:
         legs = item.legs + Legs(encode=encoded - started, write=perf_counter() - encoded)
-        height, width = mask.shape
+        height, width = item.labeled.mask.shape
         failed = _Failed(item.image, item.etag, item.size, height, width, "storage", error, legs)
         return _failed_outcome(failed, target)
     legs = item.legs + Legs(encode=encoded - started, write=perf_counter() - encoded)
-    return Outcome(_labelled_row(item, target, mask_uri, hashlib.sha256(data).hexdigest()), legs, None)
+    return Outcome(_labelled_row(item, target, *files), legs, None)
 
 
-def _labelled_row(item: _Labelled, target: Target, mask_uri: str, mask_sha256: str) -> Row:
+def _encode(item: _Labelled, target: Target) -> list[_File]:
+    """The mask, and the confidence map where it is wanted."""
+    mask, key = item.labeled.mask, item.image.mask_key
+    files = [_File(storage.join(target.masks_root, key), encode_mask(mask, target.palette))]
+    if target.confidence_maps_root is not None:
+        height, width = mask.shape
+        data = encode_confidence_map(item.labeled.confidence_map, height, width)
+        files.append(_File(storage.join(target.confidence_maps_root, key), data))
+    return files
+
+
+def _labelled_row(item: _Labelled, target: Target, mask: _File, confidence_map: _File | None = None) -> Row:
     labeled = item.labeled
-    decision, reason = route(labeled.discriminator_score, target.policy, target.model_id)
+    by_class = [float(value) for value in labeled.class_confidences]
+    decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
     height, width = labeled.mask.shape
     return Row(
         image_uri=item.image.image_uri,
@@ -277,14 +298,14 @@ def _labelled_row(item: _Labelled, target: Target, mask_uri: str, mask_sha256: s
         image_bytes=item.size,
         image_width=width,
         image_height=height,
-        mask_uri=mask_uri,
-        mask_sha256=mask_sha256,
+        mask_uri=mask.uri,
+        mask_sha256=hashlib.sha256(mask.data).hexdigest(),
         decision=decision,
         reason=reason,
         confidence=_finite(labeled.confidence),
         discriminator_score=_finite(labeled.discriminator_score),
         class_fractions=[float(value) for value in labeled.class_fractions],
-        class_confidences=[_finite(value) for value in labeled.class_confidences],
+        class_confidences=[_finite(value) for value in by_class],
         audit=False,
         inclusion_probability=0.0,
         model_id=target.model_id,
@@ -293,6 +314,7 @@ def _labelled_row(item: _Labelled, target: Target, mask_uri: str, mask_sha256: s
         shard=item.image.shard,
         labeled_at=datetime.now(UTC),
         error=None,
+        confidence_map_uri=confidence_map.uri if confidence_map else None,
     )
 
 

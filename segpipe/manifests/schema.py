@@ -17,7 +17,7 @@ FailureReason = ImageFailure | Literal["storage", "inference"]
 RoutingReason = Literal["confident", "low_confidence", "audit", "no_policy", "drift", "suspended"]
 Reason = RoutingReason | FailureReason
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2 added confidence_map_uri
 
 ROW_SCHEMA = pa.schema(
     [
@@ -42,6 +42,7 @@ ROW_SCHEMA = pa.schema(
         ("shard", pa.int32()),
         ("labeled_at", pa.timestamp("us", tz="UTC")),
         ("error", pa.string()),
+        ("confidence_map_uri", pa.string()),
     ]
 )
 
@@ -53,7 +54,8 @@ class Row:
     image_bytes counts bytes, width and height pixels of the displayed image; confidence is the expected mask
     IoU (0 to 1); discriminator_score is raw, what the threshold is compared with; class_fractions (sum 1) and
     class_confidences (null where a class is not in the mask) follow the order of the model's classes;
-    inclusion_probability (0 to 1) is the image's chance of being drawn for the audit.
+    inclusion_probability (0 to 1) is the image's chance of being drawn for the audit; confidence_map_uri is
+    null unless the run was told to write confidence maps.
     """
 
     image_uri: str
@@ -77,6 +79,7 @@ class Row:
     shard: int
     labeled_at: datetime
     error: str | None
+    confidence_map_uri: str | None = None
 
 
 def rows_table(

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
-from segpipe.models.discriminator import Discriminator, build_discriminator
 from segpipe.models.generator import Generator, build_generator
+from segpipe.models.judge import Discriminator
 from segpipe.models.masks import channel_count
 
-BUNDLE_VERSION = 1
+BUNDLE_VERSION = 2
 
 
 class ModelSpec(BaseModel):
@@ -35,7 +35,7 @@ class ModelSpec(BaseModel):
     mean: tuple[float, float, float]
     standard_deviation: tuple[float, float, float]
     shown_masks: Literal["hard", "soft"]
-    """Which masks the discriminator was trained on: one-hot, or the generator's probabilities."""
+    """Which masks the game of stage 1 was played with: one-hot, or the generator's probabilities."""
 
     @property
     def mask_channels(self) -> int:
@@ -47,7 +47,7 @@ class ModelCard(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle_version: Literal[1] = 1
+    bundle_version: Literal[2] = 2
     model_id: str
     spec: ModelSpec
     training_data: dict[str, str]
@@ -93,7 +93,7 @@ def build_networks(
     """New, untrained networks of a spec."""
     return (
         build_generator(spec.architecture, spec.mask_channels),
-        build_discriminator(spec.architecture, spec.mask_channels),
+        Discriminator(spec.architecture, spec.mask_channels, len(spec.classes)),
     )
 
 

@@ -16,18 +16,25 @@ class PlainDiscriminator(nn.Module):
     image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H,W); the published sigmoid lies in the loss.
     """
 
+    feature_channels = 64
+    feature_stride = 1
+
     def __init__(self, mask_channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
+        self.trunk = nn.Sequential(
             nn.Conv2d(3 + mask_channels, 64, 3, padding=1),
             nn.ReLU(),
             nn.Conv2d(64, 64, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(64, 1, 3, padding=1),
         )
+        self.head = nn.Conv2d(64, 1, 3, padding=1)
+
+    def features(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the head judges by: (B,feature_channels,H,W)."""
+        return self.trunk(torch.cat([image, mask], dim=1))
 
     def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return self.layers(torch.cat([image, mask], dim=1))
+        return self.head(self.features(image, mask))
 
 
 def _down(inputs: int, outputs: int) -> nn.Sequential:
@@ -40,9 +47,12 @@ class UNetDiscriminator(nn.Module):
     image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H/4,W/4), H and W multiples of 8.
     """
 
+    feature_stride = 4
+
     def __init__(self, mask_channels: int, widths: tuple[int, int, int] = UNET_WIDTHS) -> None:
         super().__init__()
         fine, middle, coarse = widths
+        self.feature_channels = middle
         self.down_fine = _down(3 + mask_channels, fine)
         self.down_middle = _down(fine, middle)
         self.down_coarse = _down(middle, coarse)
@@ -50,18 +60,22 @@ class UNetDiscriminator(nn.Module):
         self.merge = spectral_norm(nn.Conv2d(middle, middle, 3, padding=1))
         self.head = spectral_norm(nn.Conv2d(middle, 1, 1))
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+    def features(self, image: Tensor, mask: Tensor) -> Tensor:
+        """What the head judges by: (B,feature_channels,H/4,W/4)."""
         middle = self.down_middle(self.down_fine(torch.cat([image, mask], dim=1)))
         coarse = self.lateral(self.down_coarse(middle))
         raised = functional.interpolate(coarse, size=middle.shape[-2:], mode="bilinear", align_corners=False)
-        return self.head(functional.leaky_relu(self.merge(middle + raised), 0.2))
+        return functional.leaky_relu(self.merge(middle + raised), 0.2)
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.features(image, mask))
 
 
-Discriminator = PlainDiscriminator | UNetDiscriminator
+Adversary = PlainDiscriminator | UNetDiscriminator
 
 
-def build_discriminator(architecture: str, mask_channels: int) -> Discriminator:
-    """A new discriminator; architecture is `unet` or `plain`, as the generator's."""
+def build_adversary(architecture: str, mask_channels: int) -> Adversary:
+    """A new discriminator for the adversarial game; architecture is `unet` or `plain`, as the generator's."""
     if architecture == "plain":
         return PlainDiscriminator(mask_channels)
     return UNetDiscriminator(mask_channels)

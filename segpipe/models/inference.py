@@ -1,4 +1,4 @@
-"""One pass of generator and discriminator over a batch, and masks at each image's own size."""
+"""One pass of generator and judge over a batch, and masks at each image's own size."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
 from segpipe.models.device import autocast
+from segpipe.models.judge import show
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
+from segpipe.models.verdict import Verdict, give_verdict
 
 # Logits raised to full size at once: 16 million floats, 64 MB, whatever the image's size.
 RAISED_AT_ONCE = 16_000_000
@@ -21,10 +24,10 @@ RAISED_AT_ONCE = 16_000_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """logits (B,K,h,w) of the classes; verdict (B,1,a,b) the discriminator's raw map; both float32."""
+    """logits (B,K,h,w) of the classes, float32; verdict: what the judge says about the mask they make."""
 
     logits: Tensor
-    verdict: Tensor
+    verdict: Verdict
 
 
 def prepare(bundle: Bundle, images: Sequence[np.ndarray], device: str) -> Tensor:
@@ -36,16 +39,26 @@ def prepare(bundle: Bundle, images: Sequence[np.ndarray], device: str) -> Tensor
 
 @torch.inference_mode()
 def predict(bundle: Bundle, batch: Tensor, device: str) -> Prediction:
-    """Class logits and the discriminator's verdict on the mask they make."""
+    """Class logits and the verdict on the mask they make: one pass of generator and judge."""
+    judge = bundle.discriminator.judge
+    with autocast(device):
+        logits = class_logits(bundle.generator(batch)).float()
+        shown = show(logits)
+        judgement = judge(shown_image(batch, (logits.shape[2], logits.shape[3])), shown)
+    return Prediction(logits, give_verdict(judge, judgement, shown))
+
+
+@torch.inference_mode()
+def raw_adversarial_score(bundle: Bundle, batch: Tensor, device: str) -> Tensor:
+    """(B,) what the discriminator of the game alone would say: no pass for labelling, but its yardstick."""
     with autocast(device):
         logits = bundle.generator(batch).float()
-        verdict = bundle.discriminator(
-            shown_image(batch, (logits.shape[2], logits.shape[3])), _shown_mask(bundle, logits)
-        ).float()
-    return Prediction(class_logits(logits), verdict)
+        image = shown_image(batch, (logits.shape[2], logits.shape[3]))
+        realness = bundle.discriminator.adversary(image, _played_mask(bundle, logits))
+    return adversarial_score(realness)
 
 
-def _shown_mask(bundle: Bundle, logits: Tensor) -> Tensor:
+def _played_mask(bundle: Bundle, logits: Tensor) -> Tensor:
     if bundle.spec.shown_masks == "soft":
         return probabilities(logits)
     labels = class_logits(logits).argmax(dim=1)

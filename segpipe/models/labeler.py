@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
-from segpipe.confidence.score import class_confidences, discriminator_score
 from segpipe.errors import ImageError, NotFoundError, PolicyError
 from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device
@@ -29,7 +27,9 @@ class Labeled:
 
     mask: HxW uint8 class indices at the image's own size. confidence: expected mask IoU, 0 to 1.
     discriminator_score: raw, unbounded; what a policy's threshold is compared with. class_fractions: (K,)
-    shares of the mask that sum to 1. class_confidences: (K,) 0 to 1, NaN for a class not in the mask.
+    shares of the mask that sum to 1. class_confidences: (K,) expected IoU of each class, 0 to 1, NaN for a
+    class not in the mask. confidence_map: (h,w) float32 on the networks' own grid, 0 to 1, the probability
+    that the label there is right.
     """
 
     mask: np.ndarray
@@ -37,6 +37,7 @@ class Labeled:
     discriminator_score: float
     class_fractions: np.ndarray
     class_confidences: np.ndarray
+    confidence_map: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,16 +72,26 @@ class Labeler:
 
     def _label_batch(self, images: Sequence[np.ndarray]) -> list[Labeled]:
         prediction = predict(self.bundle, prepare(self.bundle, images, self.device), self.device)
-        scores = discriminator_score(prediction.verdict).tolist()
-        confidences = _confidences_by_class(prediction)
+        return self.finish(images, prediction)
+
+    def finish(self, images: Sequence[np.ndarray], prediction: Prediction) -> list[Labeled]:
+        """From the networks' outputs for these images to masks at their own sizes, and scores."""
+        verdict = prediction.verdict
         return [
-            self._labeled(full_size_mask(logits, image.shape[:2]), score, by_class)
-            for image, logits, score, by_class in zip(
-                images, prediction.logits, scores, confidences, strict=True
+            self._labeled(full_size_mask(logits, image.shape[:2]), *judged)
+            for image, logits, *judged in zip(
+                images,
+                prediction.logits,
+                verdict.score.tolist(),
+                verdict.class_confidences.cpu().numpy(),
+                verdict.correctness[:, 0].cpu().numpy(),
+                strict=True,
             )
         ]
 
-    def _labeled(self, mask: np.ndarray, score: float, by_class: np.ndarray) -> Labeled:
+    def _labeled(
+        self, mask: np.ndarray, score: float, by_class: np.ndarray, confidence_map: np.ndarray
+    ) -> Labeled:
         fractions = np.bincount(mask.ravel(), minlength=len(self.classes)) / mask.size
         # A class of a few pixels can show at full size only; it has no grid pixel of its own to be judged on.
         known = np.where(np.isnan(by_class), np.nanmean(by_class), by_class)
@@ -90,6 +101,7 @@ class Labeler:
             discriminator_score=score,
             class_fractions=fractions,
             class_confidences=np.where(fractions > 0, known, np.nan),
+            confidence_map=confidence_map,
         )
 
     def _confidence(self, score: float) -> float:
@@ -105,12 +117,6 @@ def _check_images(images: Sequence[np.ndarray]) -> None:
                 "unsupported",
                 f"image {number} is {image.dtype} of shape {image.shape}: give HxWx3 uint8 (RGB)",
             )
-
-
-def _confidences_by_class(prediction: Prediction) -> np.ndarray:
-    labels = prediction.logits.argmax(dim=1)
-    with torch.inference_mode():
-        return class_confidences(labels, prediction.verdict, prediction.logits.shape[1]).cpu().numpy()
 
 
 def load_model(url: str, device: str = "auto") -> Labeler:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def channel_count(architecture: str, n_classes: int) -> int:
@@ -29,8 +28,9 @@ def mask_channels(labels: Tensor, channels: int, ignore_index: int) -> Tensor:
     known = labels != ignore_index
     if channels == 1:
         return ((labels == 1) & known).unsqueeze(1).float()
-    one_hot = functional.one_hot(labels.where(known, 0).long(), channels).permute(0, 3, 1, 2)
-    return one_hot.float() * known.unsqueeze(1)
+    batch, height, width = labels.shape
+    blank = torch.zeros(batch, channels, height, width, device=labels.device)
+    return blank.scatter_(1, labels.where(known, 0).long().unsqueeze(1), known.unsqueeze(1).float())
 
 
 def hard_channels(logits: Tensor) -> Tensor:

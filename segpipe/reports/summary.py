@@ -53,6 +53,25 @@ def promise_line(policy: Policy | None) -> str:
     return promise(policy)
 
 
+def drift_line(summary: RunSummary) -> str | None:
+    """Whether the scores still look like the calibration's; None when nothing could be accepted anyway."""
+    drift = summary.drift
+    if drift is None:
+        return None
+    rate = f"{drift.false_alarm_rate:g}"
+    if drift.p_value is None:
+        return f"not tested: too few scores ({drift.n_scores}) for a false alarm rate of {rate}"
+    tested = f"p = {drift.p_value:.2g} over {drift.n_scores} scores, alarm at {rate}"
+    if not drift.alarm:
+        return f"none found ({tested})"
+    reviewed = "drift" in summary.reasons
+    return (
+        f"ALARM, the images are not like the calibration images ({tested}); "
+        f"{'all masks went to review' if reviewed else 'only warned of, masks were accepted'}: "
+        "look at the images, recalibrate or retrain"
+    )
+
+
 def bottleneck(legs: Mapping[str, float], settings: LabelSettings) -> str | None:
     """The leg that held the run back, None when nothing was labelled.
 

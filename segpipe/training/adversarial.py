@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from segpipe.models.device import autocast
-from segpipe.models.discriminator import Discriminator
+from segpipe.models.discriminator import Adversary
 from segpipe.models.generator import Generator
 from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 from segpipe.models.preprocess import shown_image
@@ -57,7 +57,7 @@ class Players:
     """The networks and their optimisers."""
 
     generator: Generator
-    discriminator: Discriminator
+    discriminator: Adversary
     generator_optimizer: torch.optim.Optimizer
     discriminator_optimizer: torch.optim.Optimizer
 

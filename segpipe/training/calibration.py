@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 
 from segpipe import storage
-from segpipe.confidence.policy import Policy, make_policy, to_json
-from segpipe.config import CalibrateSettings
-from segpipe.datasets import Dataset, fingerprint, list_samples
+from segpipe.confidence.policy import BadFraction, Guard, MeanLoss, Policy, make_policy, on_classes, to_json
+from segpipe.config import CalibrateSettings, guarded_class
+from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
@@ -20,31 +23,74 @@ from segpipe.training.metrics import image_iou
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """Raw scores (n,), IoUs (n,), NaN without a labelled pixel, and class confidences (n, K) of n images."""
+
+    scores: np.ndarray
+    ious: np.ndarray
+    class_confidences: np.ndarray
+
+
 def calibrate(settings: CalibrateSettings) -> Policy:
     """Certify a threshold on a labelled split and write policy.json into the model's folder.
 
-    Raises DatasetError (also when the split was trained on: its scores would flatter the model), ModelError,
+    Raises DatasetError (also when the split was trained on: its scores would flatter the model, and when
+    an image's key names no group), PolicyError (a guarded class that the model has not), ModelError,
     StorageError.
     """
     labeler = load_without_policy(settings.model, settings.device)
+    guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], labeler.classes)
     dataset = open_matching_dataset(labeler, settings.data)
+    samples = list_samples(dataset, settings.split)
+    keys = [sample.key for sample in samples]
+    groups = None if settings.group_by is None else np.asarray(group_names(keys, settings.group_by))
     calibration_fingerprint = fingerprint(dataset, settings.split)
     _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
-    scores, ious = _scores_and_ious(labeler, dataset, settings.split)
+    judged = _judge(labeler, dataset, samples)
     # An image without one labelled pixel says nothing about its mask.
-    measured = ~np.isnan(ious)
+    measured = ~np.isnan(judged.ious)
     policy = make_policy(
-        scores[measured],
-        ious[measured],
+        judged.scores[measured],
+        judged.ious[measured],
         labeler.model_id,
-        settings.min_iou,
-        settings.max_bad_fraction,
+        _target(settings),
         settings.confidence,
         calibration_fingerprint,
         datetime.now(UTC).isoformat(timespec="seconds"),
+        group=None if groups is None else groups[measured].tolist(),
+        guards=guards,
+        class_confidences=judged.class_confidences[measured],
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
+
+
+def group_names(keys: Sequence[str], pattern: str) -> list[str]:
+    """What each image belongs to: the pattern's first match in its key, or that match's first group.
+
+    Raises DatasetError for a key without a match.
+    """
+    return [_group_name(key, re.compile(pattern)) for key in keys]
+
+
+def _group_name(key: str, pattern: re.Pattern[str]) -> str:
+    match = pattern.search(key)
+    name = match and match[1 if pattern.groups else 0]
+    if not name:
+        raise DatasetError(
+            f"{pattern.pattern!r} finds no group in the image key {key!r}: "
+            "give --group-by a regular expression that matches every key"
+        )
+    return name
+
+
+def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss:
+    if settings.max_mean_loss is not None:
+        return MeanLoss(settings.max_mean_loss)
+    assert settings.min_iou is not None  # the settings hold one target
+    assert settings.max_bad_fraction is not None
+    return BadFraction(settings.min_iou, settings.max_bad_fraction)
 
 
 def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> None:
@@ -59,13 +105,13 @@ def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: Cal
         )
 
 
-def _scores_and_ious(labeler: Labeler, dataset: Dataset, split: str) -> tuple[np.ndarray, np.ndarray]:
-    samples = list_samples(dataset, split)
-    scores, ious = [], []
+def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Judged:
+    scores, ious, class_confidences = [], [], []
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
             for (_, truth), labeled in zip(pairs, labeler.label([image for image, _ in pairs]), strict=True):
                 scores.append(labeled.discriminator_score)
                 ious.append(image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index))
+                class_confidences.append(labeled.class_confidences)
             progress.advance(len(pairs))
-    return np.asarray(scores), np.asarray(ious)
+    return _Judged(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences))

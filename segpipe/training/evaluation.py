@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 
 import numpy as np
+from torch import Tensor
 
 from segpipe.confidence import baselines
-from segpipe.confidence.score import discriminator_score
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.confidence.selective import selective_metrics
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
-from segpipe.models.inference import Prediction, full_size_mask, predict, prepare
+from segpipe.models.inference import Prediction, predict, prepare, raw_adversarial_score
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.metrics import confusion_matrix, image_iou, segmentation_metrics
@@ -23,6 +24,25 @@ from segpipe.training.metrics import confusion_matrix, image_iou, segmentation_m
 READ_THREADS = 4
 
 Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """A model on labelled images, one by one; n images, K classes.
+
+    image_ious (n,): mean IoU of each mask, NaN for an image without a labelled pixel. confidences (n,): the
+    expected IoU that a manifest would show. class_confidences (n,K): the same of each class, NaN for a class
+    not in the mask. scores: (n,) per name, higher is surer; `discriminator` is the one that routes. confusion
+    (K,K): pixel counts, truth by prediction.
+    """
+
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    image_ious: np.ndarray
+    confidences: np.ndarray
+    class_confidences: np.ndarray
+    scores: dict[str, np.ndarray]
+    confusion: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -39,57 +59,83 @@ class Evaluation:
 
 def evaluate(model_url: str, data: str, split: str, device: str = "auto") -> Evaluation:
     """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError."""
-    labeler = load_without_policy(model_url, device)
+    return summarise(measure_split(load_without_policy(model_url, device), data, split))
+
+
+def measure_split(labeler: Labeler, data: str, split: str) -> Measurements:
+    """The labeler on every image of a split. Raises DatasetError, StorageError."""
     dataset = open_matching_dataset(labeler, data)
     samples = list_samples(dataset, split)
+    batches = read_in_batches(dataset, samples, labeler.batch_size)
+    return measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
+
+
+def measure(
+    labeler: Labeler, keys: Sequence[str], batches: Iterable[list[Pair]], ignore_index: int
+) -> Measurements:
+    """The labeler on images HxWx3 uint8 with their truths HxW uint8, as many as there are keys."""
     n_classes = len(labeler.classes)
     confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
     ious: list[float] = []
+    confidences: list[float] = []
+    class_confidences: list[np.ndarray] = []
     scores: dict[str, list[float]] = {}
-    with track(len(samples), "evaluate") as progress:
-        for pairs in read_in_batches(dataset, samples, labeler.batch_size):
-            batch = prepare(labeler.bundle, [image for image, _ in pairs], labeler.device)
+    with track(len(keys), "evaluate") as progress:
+        for pairs in batches:
+            images = [image for image, _ in pairs]
+            batch = prepare(labeler.bundle, images, labeler.device)
             prediction = predict(labeler.bundle, batch, labeler.device)
             mirrored = predict(labeler.bundle, batch.flip(-1), labeler.device)
-            for name, values in _all_scores(prediction, mirrored).items():
-                scores.setdefault(name, []).extend(values)
-            for (_, truth), logits in zip(pairs, prediction.logits, strict=True):
-                mask = full_size_mask(logits, truth.shape)
-                confusion += confusion_matrix(truth, mask, n_classes, dataset.ignore_index)
-                ious.append(image_iou(truth, mask, n_classes, dataset.ignore_index))
+            raw = raw_adversarial_score(labeler.bundle, batch, labeler.device)
+            for name, values in _all_scores(prediction, mirrored, raw).items():
+                scores.setdefault(name, []).extend(values.tolist())
+            for (_, truth), labeled in zip(pairs, labeler.finish(images, prediction), strict=True):
+                confusion += confusion_matrix(truth, labeled.mask, n_classes, ignore_index)
+                ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index))
+                confidences.append(labeled.confidence)
+                class_confidences.append(labeled.class_confidences)
             progress.advance(len(pairs))
-    return _summary(labeler.classes, confusion, np.asarray(ious), scores)
+    return Measurements(
+        classes=labeler.classes,
+        keys=tuple(keys),
+        image_ious=np.asarray(ious),
+        confidences=np.asarray(confidences),
+        class_confidences=np.stack(class_confidences),
+        scores={name: np.asarray(values) for name, values in scores.items()},
+        confusion=confusion,
+    )
 
 
-def _all_scores(prediction: Prediction, mirrored: Prediction) -> dict[str, list[float]]:
+def _all_scores(prediction: Prediction, mirrored: Prediction, raw: Tensor) -> dict[str, Tensor]:
     probabilities = prediction.logits.softmax(dim=1)
-    adversarial = discriminator_score(prediction.verdict).tolist()
     return {
-        "discriminator": adversarial,
-        "adversarial": adversarial,
-        "max_softmax": baselines.max_softmax(probabilities).tolist(),
-        "entropy": baselines.entropy(probabilities).tolist(),
-        "soft_dice": baselines.soft_dice(probabilities).tolist(),
-        "flip_tta": baselines.flip_tta(probabilities, mirrored.logits.softmax(dim=1)).tolist(),
+        "discriminator": prediction.verdict.score,
+        "adversarial": raw,
+        **dict(zip(SCORE_PARTS, prediction.verdict.parts.unbind(dim=1), strict=True)),
+        "max_softmax": baselines.max_softmax(probabilities),
+        "entropy": baselines.entropy(probabilities),
+        "soft_dice": baselines.soft_dice(probabilities),
+        "flip_tta": baselines.flip_tta(probabilities, mirrored.logits.softmax(dim=1)),
     }
 
 
-def _summary(
-    classes: tuple[str, ...], confusion: np.ndarray, ious: np.ndarray, scores: dict[str, list[float]]
-) -> Evaluation:
-    quality = segmentation_metrics(confusion)
+def summarise(measurements: Measurements) -> Evaluation:
+    """The figures of merit of a split. Raises DatasetError when no image has a labelled pixel."""
+    quality = segmentation_metrics(measurements.confusion)
     # An image without one labelled pixel has no IoU and ranks nothing.
-    measured = ~np.isnan(ious)
-    losses = 1 - ious[measured]
+    measured = ~np.isnan(measurements.image_ious)
+    if not measured.any():
+        raise DatasetError("no image has a labelled pixel: every pixel is the ignore index")
+    ious = measurements.image_ious[measured]
     return Evaluation(
-        n=len(ious),
+        n=len(measurements.keys),
         pixel_accuracy=quality.pixel_accuracy,
         mean_iou=quality.mean_iou,
-        per_class_iou=dict(zip(classes, quality.per_class_iou, strict=True)),
-        mean_image_iou=float(ious[measured].mean()),
+        per_class_iou=dict(zip(measurements.classes, quality.per_class_iou, strict=True)),
+        mean_image_iou=float(ious.mean()),
         scores={
-            name: asdict(selective_metrics(losses, np.asarray(values)[measured]))
-            for name, values in scores.items()
+            name: asdict(selective_metrics(1 - ious, values[measured]))
+            for name, values in measurements.scores.items()
         },
     )
 

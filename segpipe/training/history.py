@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round of stage 2: mean losses; expected_iou is a squared error, the others are cross-entropies."""
+
+    round: int
+    correctness: float
+    expected_iou: float
+    image_iou: float
+    presence: float
+    realness: float
 
 
 @dataclass(frozen=True)
@@ -29,32 +43,34 @@ class EpochRecord:
     validation_pixel_accuracy: float | None
 
 
-def history_csv(records: list[EpochRecord]) -> bytes:
+def history_csv(records: Sequence[EpochRecord] | Sequence[RoundRecord]) -> bytes:
     """The rows as CSV, a header first."""
     return pd.DataFrame([asdict(record) for record in records]).to_csv(index=False).encode()
 
 
-def history_png(records: list[EpochRecord]) -> bytes:
-    """Loss, discriminator health and validation quality over the epochs."""
-    frame = pd.DataFrame([asdict(record) for record in records]).set_index("epoch")
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = {
-        "losses": ["pixel_loss", "adversarial_loss", "discriminator_loss"],
-        "discriminator health: share called right": ["real_accuracy", "fake_accuracy"],
-        "validation": ["validation_mean_iou", "validation_pixel_accuracy"],
-    }
-    for axes, (title, columns) in zip(figure.subplots(1, 3), panels.items(), strict=True):
-        for column in columns:
-            values = frame[column].astype(float).dropna()
-            axes.plot(
-                values.index, values, marker="." if len(values) < 20 else None, label=column.replace("_", " ")
-            )
-        axes.set(title=title, xlabel="epoch")
-        axes.legend()
-        axes.grid(alpha=0.3)
-    if frame["validation_mean_iou"].notna().any():
-        figure.axes[2].set_ylim(0, 1)
-    figure.axes[1].set_ylim(0, 1)
+def history_png(records: Sequence[EpochRecord], rounds: Sequence[RoundRecord]) -> bytes:
+    """Loss, discriminator health and validation quality over the epochs, and the judge's losses."""
+    played = pd.DataFrame([asdict(record) for record in records]).set_index("epoch")
+    judged = pd.DataFrame([asdict(record) for record in rounds]).set_index("round")
+    figure = Figure(figsize=(16, 3.6), layout="constrained")
+    losses, health, quality, judging = figure.subplots(1, 4)
+    _draw(losses, played[["pixel_loss", "adversarial_loss", "discriminator_loss"]], "losses")
+    _draw(health, played[["real_accuracy", "fake_accuracy"]], "discriminator health: share called right")
+    _draw(quality, played[["validation_mean_iou", "validation_pixel_accuracy"]], "validation")
+    _draw(judging, judged, "learning to judge: losses")
+    health.set_ylim(0, 1)
+    if played["validation_mean_iou"].notna().any():
+        quality.set_ylim(0, 1)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()
+
+
+def _draw(axes: Axes, frame: pd.DataFrame, title: str) -> None:
+    for column in frame:
+        values = frame[column].astype(float).dropna()
+        marker = "." if len(values) < 20 else None
+        axes.plot(values.index, values, marker=marker, label=str(column).replace("_", " "))
+    axes.set(title=title, xlabel=frame.index.name)
+    axes.legend()
+    axes.grid(alpha=0.3)

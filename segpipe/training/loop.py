@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segpipe.config import TrainSettings
-from segpipe.models.bundle import ModelSpec, build_networks
+from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
+from segpipe.models.discriminator import Adversary
+from segpipe.models.generator import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
@@ -36,6 +38,8 @@ from segpipe.training.recipe import (
 
 logger = logging.getLogger(__name__)
 VALIDATIONS = 12
+# Where in the training the generator is kept as it is, so that the judge meets masks of other mistakes.
+EARLIER_SHARES = (0.3, 0.6)
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Progress:
     best_quality: float
     best_generator: dict[str, Tensor]
     best_discriminator: dict[str, Tensor]
+    earlier_generators: list[dict[str, Tensor]]
 
 
 @dataclass
@@ -61,6 +66,7 @@ class Training:
     players: Players
     averaged: AveragedModel
     labelled: LabelledPixels
+    taught: Tensor
     validation: LabelledPixels
     epochs: int
     device: str
@@ -70,28 +76,28 @@ class Training:
         cls,
         settings: TrainSettings,
         spec: ModelSpec,
+        networks: tuple[Generator, Adversary],
         labelled: LabelledPixels,
+        taught: Tensor,
         validation: LabelledPixels,
         device: str,
     ) -> Training:
-        """Untrained networks and fresh optimisers, decided by the seed."""
-        torch.manual_seed(settings.seed)
-        epochs = choose_epochs(settings, len(labelled))
-        recipe = choose_recipe(settings, epochs * math.ceil(len(labelled) / settings.batch_size))
-        generator, discriminator = (
-            network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-            for network in build_networks(spec)
-        )
+        """Untrained networks and fresh optimisers; taught: the rows of labelled that the game is about."""
+        epochs = choose_epochs(settings, len(taught))
+        recipe = choose_recipe(settings, epochs * math.ceil(len(taught) / settings.batch_size))
+        generator, discriminator = networks
         players = Players(generator, discriminator, *make_optimizers(generator, discriminator, recipe))
         averaged = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging_decay), use_buffers=True
         )
         game = _make_game(settings, spec, labelled, device)
-        return cls(settings, spec, recipe, game, players, averaged, labelled, validation, epochs, device)
+        return cls(
+            settings, spec, recipe, game, players, averaged, labelled, taught, validation, epochs, device
+        )
 
     def fresh_progress(self) -> Progress:
         """Nothing done yet."""
-        return Progress(0, [], 0, -1.0, {}, {})
+        return Progress(0, [], 0, -1.0, {}, {}, [])
 
     def run(self, progress: Progress, keep: Callable[[Progress], None]) -> None:
         """Train the epochs that are left; keep is called after each."""
@@ -110,6 +116,8 @@ class Training:
             progress.best_epoch, progress.best_quality = progress.epoch, quality.mean_iou
             progress.best_generator = _copy_state(self.averaged.module)
             progress.best_discriminator = _copy_state(self.players.discriminator)
+        if progress.epoch in {max(1, round(share * self.epochs)) for share in EARLIER_SHARES}:
+            progress.earlier_generators.append(_copy_state(self.averaged.module))
         bar.advance(1, note=f"best validation mIoU {max(progress.best_quality, 0):.3f}")
 
     def _validates(self, epoch: int) -> bool:
@@ -123,7 +131,8 @@ class Training:
         draws = torch.Generator().manual_seed(seed)
         self.players.generator.train()
         self.players.discriminator.train()
-        batches = torch.randperm(len(self.labelled), generator=draws).split(self.settings.batch_size)
+        order = torch.randperm(len(self.taught), generator=draws)
+        batches = self.taught[order].split(self.settings.batch_size)
         results = []
         for number, rows in enumerate(batches):
             share = (epoch + number / len(batches)) / self.epochs
@@ -185,17 +194,9 @@ class Training:
             "averaged": self.averaged.state_dict(),
             "generator_optimizer": optimizer_tensors(self.players.generator_optimizer),
             "discriminator_optimizer": optimizer_tensors(self.players.discriminator_optimizer),
-            "best_generator": progress.best_generator,
-            "best_discriminator": progress.best_discriminator,
+            **progress_tensors(progress),
         }
-        data = {
-            "settings": resumable_settings(self.settings),
-            "epoch": progress.epoch,
-            "best_epoch": progress.best_epoch,
-            "best_quality": progress.best_quality,
-            "history": [asdict(record) for record in progress.history],
-        }
-        return Checkpoint(tensors, data)
+        return Checkpoint(tensors, progress_data(progress))
 
     def restore(self, checkpoint: Checkpoint) -> Progress:
         """Put networks, optimisers and progress back to where the checkpoint was made."""
@@ -206,14 +207,41 @@ class Training:
         restore_optimizer(self.players.generator_optimizer, tensors.get("generator_optimizer", {}))
         restore_optimizer(self.players.discriminator_optimizer, tensors.get("discriminator_optimizer", {}))
         logger.info("resuming after epoch %d of %d", data["epoch"], self.epochs)
-        return Progress(
-            data["epoch"],
-            [EpochRecord(**record) for record in data["history"]],
-            data["best_epoch"],
-            data["best_quality"],
-            tensors.get("best_generator", {}),
-            tensors.get("best_discriminator", {}),
-        )
+        return restore_progress(checkpoint)
+
+
+def progress_tensors(progress: Progress) -> dict[str, dict[str, Tensor]]:
+    """The weights worth keeping, for a checkpoint."""
+    earlier = {f"earlier_{number}": state for number, state in enumerate(progress.earlier_generators)}
+    return {
+        "best_generator": progress.best_generator,
+        "best_discriminator": progress.best_discriminator,
+        **earlier,
+    }
+
+
+def progress_data(progress: Progress) -> dict[str, Any]:
+    """All of the progress that is not weights, for a checkpoint."""
+    return {
+        "epoch": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "best_quality": progress.best_quality,
+        "history": [asdict(record) for record in progress.history],
+    }
+
+
+def restore_progress(checkpoint: Checkpoint) -> Progress:
+    """Undo `progress_tensors` and `progress_data`."""
+    tensors, data = checkpoint.tensors, checkpoint.data
+    return Progress(
+        data["epoch"],
+        [EpochRecord(**record) for record in data["history"]],
+        data["best_epoch"],
+        data["best_quality"],
+        tensors.get("best_generator", {}),
+        tensors.get("best_discriminator", {}),
+        [tensors[name] for name in sorted(tensors) if name.startswith("earlier_")],
+    )
 
 
 def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixels, device: str) -> Game:
@@ -246,8 +274,3 @@ def _epoch_record(
 
 def _copy_state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
-
-
-def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that a resumed training must share with the stopped one."""
-    return settings.model_dump(mode="json", exclude={"resume", "model", "device"})

@@ -5,15 +5,19 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
 
+from segpipe.confidence.betting import betting_p_value
 from segpipe.confidence.guarantee import (
     candidate_thresholds,
     certify,
+    certify_mean_loss,
     coverages_to_test,
+    coverages_to_test_mean_loss,
     fewest_accepted,
+    one_per_group,
 )
 from segpipe.errors import PolicyError
 
@@ -175,6 +179,139 @@ def test_wrong_input_is_named_in_one_line(scores, bad, candidates, target, confi
     assert "\n" not in str(caught.value)
 
 
+# Groups: images that depend on each other.
+
+
+@given(
+    st.lists(st.tuples(st.integers(-5, 5), st.booleans(), st.integers(1, 4)), min_size=1, max_size=60),
+    st.integers(-5, 5),
+    st.sampled_from([certify, certify_mean_loss]),
+)
+@settings(max_examples=50)
+def test_more_frames_of_a_group_prove_nothing_more(groups, threshold, certified):
+    scores, bad, repeats = (np.array(column) for column in zip(*groups, strict=True))
+    names = np.array([f"sequence {number:03d}" for number in range(len(groups))])
+    frames = [np.repeat(column, repeats) for column in (scores, bad, names)]
+    by_group = certified(*frames[:2], [threshold], 0.4, 0.6, group=frames[2].tolist())
+    assert by_group == certified(scores, bad, [threshold], 0.4, 0.6, group=names.tolist())
+    assert by_group.n_calibration == len(groups)
+    if certified is certify:
+        assert by_group == certify(scores, bad, [threshold], 0.4, 0.6)
+
+
+def test_a_single_group_of_many_good_images_proves_nothing():
+    certificate = certify(np.ones(500), np.zeros(500), [1.0], 0.1, 0.9, group=["video"] * 500)
+    assert (certificate.threshold, certificate.n_calibration) == (None, 1)
+    assert certificate.labelled_images_needed == 21  # more groups
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
+def test_one_image_of_each_group_is_drawn(group):
+    drawn = one_per_group(group)
+    assert sorted(group[row] for row in drawn) == sorted(set(group))
+
+
+@given(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=30), st.lists(st.sampled_from("xyz"), max_size=9)
+)
+def test_what_is_drawn_of_a_group_depends_on_no_other_groups_size_or_place(group, others):
+    first = one_per_group([*group, "x", "y", "z"])[: len(set(group))]
+    moved = one_per_group([*others, *group, "x", "y", "z"])[: len(set(group))]
+    assert (moved - len(others)).tolist() == first.tolist()
+
+
+def test_every_image_of_a_group_is_as_likely_to_be_drawn():
+    places = one_per_group(np.repeat(np.arange(3000), 3)) % 3
+    assert np.bincount(places) / 3000 == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+@pytest.mark.parametrize("certified", [certify, certify_mean_loss])
+def test_a_label_is_needed_for_each_image(certified):
+    with pytest.raises(PolicyError, match="2 scores and 1 group labels differ"):
+        certified([1, 2], [0, 0], [1], 0.1, 0.9, group=["a"])
+
+
+# The mean loss.
+
+
+def test_mean_loss_certificate_of_a_hand_worked_sequence():
+    # 1.11^30 and 1.11^39 are above 10, but for the first bets; a 40th image, shuffled to the front, loses all
+    scores = np.arange(40, 0, -1.0)
+    losses = np.where(scores == 1, 1.0, 0.0)
+    certificate = certify_mean_loss(scores, losses, [11.0, 2.0], 0.1, 0.9)
+    assert (certificate.threshold, certificate.accepted, certificate.mean_loss) == (2.0, 39, 0.0)
+    assert certificate.p_value == betting_p_value(np.zeros(39), 0.1, 0.9)
+    assert (certificate.n_calibration, certificate.tested, certificate.labelled_images_needed) == (40, 2, 0)
+
+
+def test_the_mean_loss_is_that_of_the_accepted_images():
+    scores = np.array([3.0] * 50 + [2.0] * 50 + [math.nan] * 10)
+    losses = np.array([0.1] * 50 + [0.3] * 50 + [1.0] * 10)
+    certificate = certify_mean_loss(scores, losses, [3.0, 2.0], 0.3, 0.9)
+    assert (certificate.threshold, certificate.accepted) == (2.0, 100)
+    assert certificate.mean_loss == pytest.approx(0.2)
+    assert certify_mean_loss(scores, losses, [3.0], 0.3, 0.9).mean_loss == pytest.approx(0.1)
+
+
+def test_the_mean_loss_sequence_stops_at_the_first_failure():
+    scores = np.arange(400, 0, -1.0)
+    losses = np.where(scores > 370, 0.5, 0.0)
+    assert certify_mean_loss(scores, losses, [1.0], 0.1, 0.9).threshold == 1.0
+    stopped = certify_mean_loss(scores, losses, [371.0, 1.0], 0.1, 0.9)
+    assert (stopped.threshold, stopped.accepted, stopped.mean_loss, stopped.p_value, stopped.tested) == (
+        *(None, 0, 0.0, 1.0),
+        1,
+    )
+    assert stopped.labelled_images_needed is None
+
+
+def test_mean_loss_thresholds_too_strict_to_pass_are_skipped():
+    scores = np.arange(100, 0, -1.0)
+    certificate = certify_mean_loss(scores, np.zeros(100), [79.0, 78.0, 50.0], 0.1, 0.9)
+    assert (certificate.threshold, certificate.tested) == (50.0, 2)  # 22 accepted cannot pass, 23 do
+
+
+@pytest.mark.parametrize("mean_loss", [0.0, 0.05, 0.2])
+def test_labelled_images_needed_for_a_mean_loss_suffice(mean_loss):
+    def half_accepted(n_images: int):
+        scores = np.tile([1.0, 0.0], n_images // 2)
+        return certify_mean_loss(scores, np.full(len(scores), mean_loss), [1.0], 0.25, 0.9)
+
+    few = half_accepted(10)
+    assert few.threshold is None
+    needed = 10 + few.labelled_images_needed
+    assert half_accepted(needed + 2).threshold == 1.0
+    assert half_accepted(needed - 2).threshold is None
+
+
+def test_no_number_of_images_helps_where_too_much_is_lost():
+    certificate = certify_mean_loss(np.ones(100), np.full(100, 0.4), [1.0], 0.3, 0.9)
+    assert (certificate.threshold, certificate.labelled_images_needed) == (None, None)
+
+
+@pytest.mark.parametrize(("n_images", "start"), [(1000, 109), (200, 50), (60, 23), (15, 1)])
+def test_the_mean_loss_sequence_starts_where_it_can_forgive_what_it_can_afford(n_images, start):
+    coverages = coverages_to_test_mean_loss(n_images, 0.1, 0.9)
+    assert round(coverages[0] * n_images) == start
+    assert coverages[-1] == 1.0
+    assert all(a < b for a, b in itertools.pairwise(coverages))
+
+
+@pytest.mark.parametrize(
+    ("losses", "target", "message"),
+    [
+        ([0.1], 0.1, "differ"),
+        ([0.1, 1.1], 0.1, "losses holds 1.1"),
+        ([0.1, math.nan], 0.1, "losses holds nan"),
+        ([0.1, 0.2], 1.0, "max mean loss"),
+    ],
+)
+def test_wrong_losses_are_named_in_one_line(losses, target, message):
+    with pytest.raises(PolicyError, match=message) as caught:
+        certify_mean_loss([1, 2], losses, [1], target, 0.9)
+    assert "\n" not in str(caught.value)
+
+
 # Validity by simulation. A population is given by the chance of a bad mask at each score; scores are normal.
 
 
@@ -225,3 +362,48 @@ def test_the_promise_is_broken_no_more_often_than_allowed(population, source):
     assert broken / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
     if population == "strong":
         assert len(used) / draws > 0.95  # a test that never certifies would pass the rest
+
+
+def loses(score):
+    """The mean of the losses at a score."""
+    return np.clip(0.35 - 0.15 * score, 0.02, 0.98)
+
+
+def true_mean_loss(thresholds):
+    density = norm.pdf(GRID)
+    accepted = np.cumsum(density[::-1])[::-1]
+    lost = np.cumsum((density * loses(GRID))[::-1])[::-1]
+    return np.interp(thresholds, GRID, lost / accepted)
+
+
+@pytest.mark.parametrize("source", ["calibration scores", "other scores"])
+def test_the_mean_loss_promise_is_broken_no_more_often_than_allowed(source):
+    draws, n_images, target, delta = 300, 200, 0.25, 0.1
+    rng = np.random.default_rng(8)
+    coverages = coverages_to_test_mean_loss(n_images, target, 1 - delta)
+    thresholds = []
+    for _ in range(draws):
+        scores = rng.normal(size=n_images)
+        losses = rng.beta(10 * loses(scores), 10 * (1 - loses(scores)))
+        unlabelled = scores if source == "calibration scores" else rng.normal(size=n_images)
+        candidates = candidate_thresholds(unlabelled, coverages)
+        certificate = certify_mean_loss(scores, losses, candidates, target, 1 - delta)
+        thresholds.append(np.inf if certificate.threshold is None else certificate.threshold)
+    used = np.array([threshold for threshold in thresholds if threshold < np.inf])
+    broken = int((true_mean_loss(used) > target).sum())
+    assert broken / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)
+    assert len(used) / draws > 0.9
+
+
+@pytest.mark.parametrize(("grouped", "kept"), [(True, True), (False, False)])
+def test_frames_that_depend_on_each_other_break_the_promise_unless_grouped(grouped, kept):
+    """40 sequences of 20 frames, good or bad together, just above the target: all frames score alike."""
+    draws, sequences, target, delta = 300, 40, 0.1, 0.1
+    rng = np.random.default_rng(9)
+    names = np.repeat(np.arange(sequences), 20).tolist()
+    broken = 0
+    for _ in range(draws):
+        bad = np.repeat(rng.random(sequences) < 0.11, 20)
+        certificate = certify(np.ones(len(bad)), bad, [1.0], target, 1 - delta, names if grouped else None)
+        broken += certificate.threshold is not None
+    assert (broken / draws <= delta + 3 * math.sqrt(delta * (1 - delta) / draws)) == kept

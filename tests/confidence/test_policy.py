@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -11,10 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.confidence.policy import (
+    BadFraction,
+    BadFractionPromise,
+    ClassGuard,
+    Guard,
+    MeanLoss,
+    MeanLossPromise,
     check_policy_for_model,
     display_confidence,
     from_json,
+    is_guarded,
     make_policy,
+    on_classes,
     promise,
     to_json,
 )
@@ -22,17 +29,23 @@ from segpipe.errors import PolicyError
 
 
 def policy_for(scores, image_ious, min_iou=0.6, max_bad_fraction=0.1, confidence=0.9, **options):
+    return promised(scores, image_ious, BadFraction(min_iou, max_bad_fraction), confidence, **options)
+
+
+def promised(scores, image_ious, target, confidence=0.9, **options):
     return make_policy(
         scores,
         image_ious,
         model_id="0123456789ab",
-        min_iou=min_iou,
-        max_bad_fraction=max_bad_fraction,
+        target=target,
         confidence=confidence,
         calibration_fingerprint="f" * 64,
         created_at="2026-01-02T03:04:05+00:00",
         **options,
     )
+
+
+PERSON = ClassGuard("person", 0, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +58,7 @@ def policy():
 def test_the_threshold_keeps_the_good_half_and_some_slack(policy):
     assert policy.threshold <= 100
     assert policy.accepted == 200 - policy.threshold
-    assert policy.bad == 100 - policy.threshold
+    assert policy.promised == BadFractionPromise(0.6, 0.1, 100 - policy.threshold)
     assert policy.p_value <= 0.1
     assert policy.n_calibration == 200
 
@@ -53,7 +66,7 @@ def test_the_threshold_keeps_the_good_half_and_some_slack(policy):
 def test_bad_means_strictly_below_the_minimum_iou():
     at_limit = policy_for(np.arange(50.0), np.full(50, 0.6))
     below = policy_for(np.arange(50.0), np.full(50, 0.6 - 1e-9))
-    assert (at_limit.bad, at_limit.accepted) == (0, 50)
+    assert (at_limit.promised.bad, at_limit.accepted) == (0, 50)
     assert below.threshold is None
 
 
@@ -137,14 +150,28 @@ def test_a_policy_belongs_to_one_model(policy):
 
 def test_json_round_trip_is_exact(policy):
     assert from_json(to_json(policy)) == policy
-    promised_nothing = policy_for([1.0], [0.0])
-    assert from_json(to_json(promised_nothing)) == promised_nothing
+    for target in (BadFraction(0.6, 0.1), MeanLoss(0.3)):
+        promised_nothing = promised([1.0], [0.0], target, guards=[PERSON], class_confidences=[[math.nan]])
+        assert from_json(to_json(promised_nothing)) == promised_nothing
+
+
+def test_the_file_is_flat_with_the_keys_a_reader_looks_for(policy):
+    content = json.loads(to_json(policy))
+    assert (content["schema_version"], content["target"]) == (2, "bad_fraction")
+    assert (content["min_iou"], content["max_bad_fraction"], content["confidence"]) == (0.6, 0.1, 0.9)
+    assert content["accepted"] - content["bad"] == 100
+    nested = {name for name, value in content.items() if isinstance(value, (list, dict))}
+    assert nested == {"guards", "score_quantiles", "display_scores", "display_values"}
+    averaged = json.loads(to_json(promised(np.arange(50.0), np.full(50, 0.75), MeanLoss(0.4))))
+    assert (averaged["target"], averaged["max_mean_loss"], averaged["mean_loss"]) == ("mean_loss", 0.4, 0.25)
+    assert not {"min_iou", "max_bad_fraction", "bad"} & averaged.keys()
 
 
 def test_the_id_names_the_content():
     images = ([1.0, 2.0], [0.5, 0.7])
     assert policy_for(*images).policy_id == policy_for(*images).policy_id
     assert policy_for(*images).policy_id != policy_for(*images, min_iou=0.61).policy_id
+    assert policy_for(*images).policy_id != promised(*images, MeanLoss(0.1)).policy_id
     assert len(policy_for(*images).policy_id) == 12
 
 
@@ -154,9 +181,21 @@ def test_any_json_writer_may_have_formatted_the_file(policy):
     assert from_json(json.dumps(reordered)) == policy
 
 
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(policy_for([1.0], [0.8]))])
-def test_every_field_is_needed_and_protected(policy, field):
-    content = json.loads(to_json(policy))
+POLICIES = {
+    "bad fraction": policy_for(np.arange(40.0), np.full(40, 0.8)),
+    "mean loss": promised(np.arange(40.0), np.full(40, 0.8), MeanLoss(0.4)),
+}
+FIELDS = [
+    (kind, key)
+    for kind, policy in POLICIES.items()
+    for key in json.loads(to_json(policy))
+    if key[:6] != "schema"
+]
+
+
+@pytest.mark.parametrize(("kind", "field"), FIELDS)
+def test_every_field_is_needed_and_protected(kind, field):
+    content = json.loads(to_json(POLICIES[kind]))
     without = {name: value for name, value in content.items() if name != field}
     with pytest.raises(PolicyError, match=f"lacks {field}"):
         from_json(json.dumps(without))
@@ -176,7 +215,12 @@ def test_a_threshold_lowered_by_hand_is_refused(policy):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 1}, "schema version 1"),
+        ({"schema_version": 3}, "schema version 3"),
+        ({"target": "mean_loss"}, "lacks max_mean_loss"),
+        ({"max_mean_loss": 0.3}, "max_mean_loss"),
+        ({"min_iou": 7}, "damaged at min_iou"),
+        ({"guards": [{"class_name": "a", "class_index": 0, "min_confidence": 2}]}, "guards.0.min_confidence"),
         ({"schema_version": None}, "schema version None"),
         ({"surplus": 1}, "surplus"),
     ],
@@ -215,5 +259,124 @@ def test_unusable_calibration_is_named_in_one_line(scores, image_ious, options, 
 def test_images_that_could_not_be_scored_count_but_are_not_accepted():
     scores = [math.nan] * 10 + list(range(40))
     judged = policy_for(scores, [0.0] * 10 + [0.9] * 40)
-    assert (judged.n_calibration, judged.accepted, judged.bad) == (50, 40, 0)
+    assert (judged.n_calibration, judged.accepted, judged.promised.bad) == (50, 40, 0)
     assert display_confidence(judged, 5) == pytest.approx(0.9)
+
+
+# The mean loss.
+
+
+def test_a_mean_loss_policy_accepts_more_the_more_may_be_lost():
+    scores = np.linspace(0, 1, 400)
+    strict, loose = (promised(scores, scores, MeanLoss(limit)) for limit in (0.2, 0.3))
+    # the mean of 1 - IoU from t on is (1 - t) / 2
+    assert 0.4 < loose.threshold < 0.45
+    assert 0.6 < strict.threshold < 0.65
+    assert isinstance(loose.promised, MeanLossPromise)
+    assert loose.promised.mean_loss == pytest.approx((1 - scores[scores >= loose.threshold]).mean())
+
+
+def test_the_mean_loss_promise_is_a_sentence_about_iou():
+    signed = promised(np.arange(100.0), np.full(100, 0.8), MeanLoss(0.3))
+    assert promise(signed) == (
+        "accepted masks have a mean IoU of at least 0.70, with 90% confidence "
+        "(accepted 100 of 100 calibration images, mean IoU 0.80)"
+    )
+
+
+def test_without_a_mean_loss_threshold_it_says_what_would_help():
+    few = promised(np.arange(4.0), np.ones(4), MeanLoss(0.3))
+    assert few.labelled_images_needed == 3
+    assert promise(few) == (
+        "nothing is accepted: 4 calibration images cannot prove that accepted masks have a mean IoU of at "
+        "least 0.70, with 90% confidence; about 3 more labelled images are needed"
+    )
+    hopeless = promised(np.arange(100.0), np.zeros(100), MeanLoss(0.3))
+    assert "not expected to help: improve the model, raise max mean loss" in promise(hopeless)
+
+
+# Groups.
+
+
+def test_images_of_a_group_count_once():
+    frames = np.repeat(np.arange(40.0), 5)
+    names = [f"sequence {number:02.0f}" for number in frames]
+    by_group = policy_for(frames, np.full(200, 0.9), group=names)
+    assert (by_group.n_calibration, by_group.n_images, by_group.accepted) == (40, 200, 40)
+    assert by_group.p_value == pytest.approx(0.9**40)
+    alone = policy_for(np.arange(40.0), np.full(40, 0.9))
+    assert (by_group.threshold, by_group.score_quantiles) == (alone.threshold, alone.score_quantiles)
+    assert promise(by_group) == (
+        "at most 10% of accepted masks have IoU below 0.60, with 90% confidence, each group of images "
+        "counting once (accepted 40 of 40 groups of calibration images, 0 bad)"
+    )
+
+
+def test_missing_groups_are_asked_for_as_groups():
+    few = policy_for(np.arange(30.0), np.ones(30), group=list("abcde") * 6)
+    assert few.labelled_images_needed == 17
+    assert "about 17 more groups of labelled images are needed" in promise(few)
+
+
+def test_a_group_label_is_needed_for_each_image():
+    with pytest.raises(PolicyError, match="2 scores and 1 group labels"):
+        policy_for([1.0, 2.0], [0.5, 0.5], group=["a"])
+
+
+# Guards.
+
+
+def test_a_guard_holds_back_a_mask_that_shows_its_class_too_doubtfully():
+    guarded = policy_for([1.0], [0.8], guards=[ClassGuard("person", 1, 0.5)], class_confidences=[[0.9, 0.9]])
+    assert is_guarded(guarded, [0.9, 0.49])
+    assert not is_guarded(guarded, [0.1, 0.5])
+    assert not is_guarded(guarded, [0.1, math.nan])
+    assert is_guarded(guarded, np.array([math.nan, 0.1], dtype=np.float32))
+    assert not is_guarded(policy_for([1.0], [0.8]), [0.0, 0.0])
+
+
+def test_every_guard_is_looked_at():
+    guards = [ClassGuard("person", 1, 0.5), ClassGuard("road", 0, 0.2)]
+    guarded = policy_for([1.0], [0.8], guards=guards, class_confidences=[[0.9, 0.9]])
+    assert is_guarded(guarded, [0.1, 0.9])
+    assert is_guarded(guarded, [0.9, 0.1])
+    assert not is_guarded(guarded, [0.9, 0.9])
+
+
+def test_images_that_a_guard_holds_back_do_not_count_as_accepted():
+    scores = np.arange(100.0)
+    doubtful = np.arange(100) % 4 == 0  # bad masks, all of them with a doubtful person
+    confidences = np.where(doubtful, 0.2, 0.9)[:, None]
+    ious = np.where(doubtful, 0.1, 0.9)
+    assert policy_for(scores, ious).threshold is None
+    guarded = policy_for(scores, ious, guards=[PERSON], class_confidences=confidences)
+    assert (guarded.accepted, guarded.promised.bad, guarded.n_calibration) == (
+        74,
+        0,
+        100,
+    )  # coverages go by 2%
+    accepted = [
+        score >= guarded.threshold and not is_guarded(guarded, row)
+        for score, row in zip(scores, confidences, strict=True)
+    ]
+    assert sum(accepted) == 74
+    unguarded = policy_for(scores, ious)
+    assert guarded.score_quantiles == unguarded.score_quantiles
+    assert guarded.display_values == unguarded.display_values
+
+
+def test_a_guard_that_holds_back_everything_accepts_nothing():
+    nothing = policy_for(np.arange(50.0), np.ones(50), guards=[PERSON], class_confidences=[[0.0]] * 50)
+    assert (nothing.threshold, nothing.accepted) == (None, 0)
+
+
+def test_guards_are_found_among_the_models_classes():
+    assert on_classes([Guard("road", 0.3)], ("person", "road")) == (ClassGuard("road", 1, 0.3),)
+    with pytest.raises(PolicyError, match=r"'cyclist', the model has no such class: .* person, road$"):
+        on_classes([Guard("road", 0.3), Guard("cyclist", 0.5)], ("person", "road"))
+
+
+@pytest.mark.parametrize("class_confidences", [None, [0.5, 0.5], [[0.5]]])
+def test_guards_need_class_confidences(class_confidences):
+    with pytest.raises(PolicyError, match=r"guards need class confidences \(2, classes\)"):
+        policy_for([1.0, 2.0], [0.5, 0.5], guards=[PERSON], class_confidences=class_confidences)

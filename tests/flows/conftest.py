@@ -15,7 +15,7 @@ from prefect.settings import (
 from prefect.testing.utilities import prefect_test_harness
 
 from segpipe import storage
-from segpipe.confidence.policy import make_policy, to_json
+from segpipe.confidence.policy import BadFraction, make_policy, to_json
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -74,7 +74,14 @@ def trusting_model(tiny_model: str) -> str:
     model_id = load_model(tiny_model, "cpu").model_id
     scores = torch.linspace(-100, 100, 200).tolist()
     policy = make_policy(
-        scores, [1.0] * 200, model_id, 0.5, 0.1, 0.9, "f" * 64, "2026-01-01T00:00:00+00:00", [-90.0]
+        scores,
+        [1.0] * 200,
+        model_id,
+        BadFraction(0.5, 0.1),
+        0.9,
+        "f" * 64,
+        "2026-01-01T00:00:00+00:00",
+        candidate_thresholds=[-90.0],
     )
     storage.put(storage.join(tiny_model, "policy.json"), to_json(policy).encode())
     return tiny_model

@@ -71,7 +71,7 @@ def test_compare_counts_bad_masks_by_the_truth_not_by_the_score(tmp_path: Path) 
     assert failed == demo.Outcome("failed", 1, None, 0)
 
 
-@pytest.mark.parametrize(("bad", "said"), [(10, "kept"), (11, "not kept this time")])
+@pytest.mark.parametrize(("bad", "said"), [(5, "kept"), (6, "not kept this time")])
 def test_verdict_admits_a_broken_promise(bad: int, said: str) -> None:
     verdict = demo._verdict(demo.Outcome("accepted", 100, 0.8, bad))
     assert f"{bad} of 100" in verdict

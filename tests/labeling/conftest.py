@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from segpipe import storage
-from segpipe.confidence.policy import Policy
+from segpipe.confidence.policy import BadFraction, Policy
+from segpipe.confidence.policy import make_policy as make_calibrated
 from segpipe.config import LabelSettings
 
 MODEL_ID = "aaaaaaaaaaaa"
@@ -25,6 +27,7 @@ class BrightnessLabeled:
     discriminator_score: float
     class_fractions: np.ndarray
     class_confidences: np.ndarray
+    confidence_map: np.ndarray
 
 
 @dataclass
@@ -47,7 +50,9 @@ def _labeled(image: np.ndarray) -> BrightnessLabeled:
     mask = (image.mean(axis=2) > 127).astype(np.uint8)
     fractions = np.bincount(mask.ravel(), minlength=2) / mask.size
     score = float(image.mean() / 255)
-    return BrightnessLabeled(mask, score, score, fractions, np.where(fractions > 0, score, np.nan))
+    by_class = np.where(fractions > 0, score, np.nan)
+    confidence_map = (image.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
+    return BrightnessLabeled(mask, score, score, fractions, by_class, confidence_map)
 
 
 @pytest.fixture
@@ -64,26 +69,12 @@ def settings() -> LabelSettings:
 
 @pytest.fixture
 def make_policy() -> Callable[..., Policy]:
-    """(threshold, model_id) -> policy."""
+    """(threshold, model_id, **fields) -> policy whose calibration scores are spread evenly over 0 to 1."""
 
-    def make(threshold: float | None, model_id: str = MODEL_ID) -> Policy:
-        return Policy(
-            policy_id="p1",
-            model_id=model_id,
-            min_iou=0.5,
-            max_bad_fraction=0.1,
-            confidence=0.9,
-            threshold=threshold,
-            accepted=100,
-            bad=1,
-            p_value=0.01,
-            n_calibration=200,
-            score_quantiles=(0.0, 1.0),
-            display_scores=(0.0, 1.0),
-            display_values=(0.0, 1.0),
-            calibration_fingerprint="f",
-            created_at="2026-11-23T00:00:00+00:00",
-        )
+    def make(threshold: float | None, model_id: str = MODEL_ID, **fields: Any) -> Policy:
+        scores, ious, created_at = np.linspace(0, 1, 200), np.ones(200), "2026-11-23T00:00:00+00:00"
+        policy = make_calibrated(scores, ious, model_id, BadFraction(0.5, 0.1), 0.9, "f" * 64, created_at)
+        return replace(policy, policy_id="p1", threshold=threshold, **fields)
 
     return make
 

@@ -33,7 +33,14 @@ def test_an_object_is_described_as_it_was_listed(storage_root: str) -> None:
 
 
 def test_what_lies_below_an_output_inside_the_source_is_no_input(storage_root: str) -> None:
-    put_all(storage_root, "a.jpg", "out/masks/m/a.jpg.png", "out/manifests/p.parquet", "output.jpg")
+    put_all(
+        storage_root,
+        "a.jpg",
+        "out/masks/m/a.jpg.png",
+        "out/confidence_maps/m/a.jpg.png",
+        "out/manifests/p.parquet",
+        "output.jpg",
+    )
     inventory = take_inventory(storage_root, f"{storage_root}/out/")
     assert inventory.objects["image_key"].to_pylist() == ["a.jpg", "output.jpg"]
     assert inventory.skipped == {}
@@ -72,9 +79,14 @@ def test_output_and_source_must_differ(tmp_path) -> None:
         take_inventory(f"{tmp_path}/", str(tmp_path))
 
 
-def test_masks_of_another_output_inside_source_are_left_aside_and_counted(tmp_path: Path) -> None:
-    for key in ("a.jpg", "labels/masks/0123456789ab/a.jpg.png", "masks/scan.png"):
+def test_masks_and_maps_of_another_output_inside_source_are_left_aside_and_counted(tmp_path: Path) -> None:
+    own = [f"labels/{folder}/0123456789ab/a.jpg.png" for folder in ("masks", "confidence_maps")]
+    for key in ("a.jpg", *own, "masks/scan.png", "confidence_maps/scan.png"):
         storage.put(f"{tmp_path}/{key}", b"x")
     inventory = take_inventory(str(tmp_path), str(tmp_path / "other"))
-    assert inventory.objects["image_key"].to_pylist() == ["a.jpg", "masks/scan.png"]
-    assert inventory.skipped == {"masks of another OUTPUT": 1}
+    assert inventory.objects["image_key"].to_pylist() == [
+        "a.jpg",
+        "confidence_maps/scan.png",
+        "masks/scan.png",
+    ]
+    assert inventory.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 1}

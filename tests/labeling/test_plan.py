@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from segpipe import storage
@@ -66,21 +68,58 @@ def commit(source: str, output: str) -> Callable[..., None]:
     return put
 
 
-def plan(source: str, output: str, limit: int | None = None, model_id: str = MODEL) -> RunPlan:
-    return make_plan(source, output, model_id, "p1", SETTINGS, "run", NOW, limit)
+def plan(
+    source: str, output: str, limit: int | None = None, model_id: str = MODEL, run_id: str = "run"
+) -> RunPlan:
+    return make_plan(source, output, model_id, "p1", SETTINGS, run_id, NOW, limit)
 
 
 def keys(run_plan: RunPlan) -> list[str]:
+    """The images' keys in the order of the plan."""
     return [uri.rpartition("/")[2] for uri in run_plan.table["image_uri"].to_pylist()]
+
+
+def mask_keys(table: pa.Table) -> dict[str, str]:
+    """Each image's mask key, by the image's key."""
+    rows = table.to_pylist()
+    return {row["image_uri"].rpartition("/")[2]: row["mask_key"] for row in rows}
 
 
 def test_a_first_plan_holds_every_image_in_shards(source: str, output: str) -> None:
     table = plan(source, output).table
     assert table.schema.equals(PLAN_SCHEMA)
     assert table["shard"].to_pylist() == [0, 0, 1, 1, 2]
-    assert table["image_uri"].to_pylist() == [f"{source}/{name}.jpg" for name in "abcde"]
-    assert table["image_etag"].to_pylist() == [storage.read(f"{source}/{name}.jpg").etag for name in "abcde"]
-    assert table["mask_key"].to_pylist() == [f"{name}.jpg.png" for name in "abcde"]
+    uris = table["image_uri"].to_pylist()
+    assert sorted(uris) == [f"{source}/{name}.jpg" for name in "abcde"]
+    assert table["image_etag"].to_pylist() == [storage.read(uri).etag for uri in uris]
+    assert mask_keys(table) == {f"{name}.jpg": f"{name}.jpg.png" for name in "abcde"}
+
+
+def test_the_first_shard_is_a_uniform_sample_that_the_run_id_fixes(source: str, output: str) -> None:
+    plans = [keys(plan(source, output, run_id=f"run-{number}")) for number in range(60)]
+    assert [keys(plan(source, output, run_id=f"run-{number}")) for number in range(5)] == plans[:5]
+    for first, second, *others in plans:
+        assert first < second
+        assert others == sorted(others)
+    drawn = Counter(key for first, second, *_ in plans for key in (first, second))
+    assert set(drawn) == {f"{name}.jpg" for name in "abcde"}
+    assert max(abs(count - 24) for count in drawn.values()) <= 12  # of 60 plans, 2 of 5 images: 24 +- 3.8
+
+
+def test_a_plan_of_one_shard_stays_in_the_order_of_the_keys(source: str, output: str) -> None:
+    for number in range(5):
+        run_plan = make_plan(source, output, MODEL, "p1", LabelSettings(shard_images=5), f"r{number}", NOW)
+        assert keys(run_plan) == [f"{name}.jpg" for name in "abcde"]
+
+
+def test_mask_keys_do_not_depend_on_the_sample(tmp_path: Path, output: str) -> None:
+    source = str(tmp_path / "in")
+    for key in ("a", "a.png/b", "c", "c.png/d", "e"):  # the mask of a would be the folder of the mask of b
+        storage.put(f"{source}/{key}", key.encode())
+    found = [mask_keys(plan(source, output, run_id=f"r{number}").table) for number in range(8)]
+    assert all(other == found[0] for other in found)
+    assert found[0]["e"] == "e.png"
+    assert len(set(found[0].values())) == 5
 
 
 def test_planning_writes_nothing(source: str, output: str) -> None:
@@ -92,8 +131,8 @@ def test_planning_writes_nothing(source: str, output: str) -> None:
 def test_labelled_images_are_left_out_for_their_model_only(source: str, output: str, commit) -> None:
     commit("r1", "b.jpg")
     commit("r2", "d.jpg", decision="failed", reason="unreadable", mask_uri=None)
-    assert keys(plan(source, output)) == ["a.jpg", "c.jpg", "e.jpg"]
-    assert keys(plan(source, output, model_id="bbbbbbbbbbbb")) == [f"{name}.jpg" for name in "abcde"]
+    assert sorted(keys(plan(source, output))) == ["a.jpg", "c.jpg", "e.jpg"]
+    assert sorted(keys(plan(source, output, model_id="bbbbbbbbbbbb"))) == [f"{name}.jpg" for name in "abcde"]
 
 
 def test_storage_failures_are_retried_until_they_are_done(source: str, output: str, commit) -> None:
@@ -108,8 +147,8 @@ def test_a_changed_image_is_planned_again_under_another_mask(source: str, output
     commit("r1", "b.jpg")
     storage.put(f"{source}/b.jpg", b"changed")
     again = plan(source, output)
-    assert keys(again) == [f"{name}.jpg" for name in "abcde"]
-    mask_key = again.table["mask_key"][1].as_py()
+    assert sorted(keys(again)) == [f"{name}.jpg" for name in "abcde"]
+    mask_key = mask_keys(again.table)["b.jpg"]
     assert mask_key.startswith("b.jpg~")
     assert mask_key != "b.jpg.png"
 
@@ -172,11 +211,12 @@ def test_pending_is_what_no_part_of_the_run_and_no_other_run_has_labelled(
     source: str, output: str, commit
 ) -> None:
     run_plan = plan(source, output)
-    commit("run", "a.jpg", shard=0)
-    commit("r2", "c.jpg", labeled_at=NOW + timedelta(minutes=1))
+    first, _, third, fourth, fifth = keys(run_plan)
+    commit("run", first, shard=0)
+    commit("r2", third, labeled_at=NOW + timedelta(minutes=1))
     pending = pending_images(run_plan)
     assert pending.schema.equals(PLAN_SCHEMA)
-    assert pending["image_uri"].to_pylist() == [f"{source}/d.jpg", f"{source}/e.jpg"]
+    assert pending["image_uri"].to_pylist() == [f"{source}/{fourth}", f"{source}/{fifth}"]
     assert pending["shard"].to_pylist() == [1, 2]
 
 
@@ -202,9 +242,9 @@ def test_a_mask_that_another_run_has_written_meanwhile_is_not_overwritten(
 ) -> None:
     run_plan = plan(source, output)
     commit("r2", "a.jpg", image_uri="s3://other/a.jpg", mask_uri=f"{output}/masks/{MODEL}/a.jpg.png")
-    first, *others = pending_images(run_plan)["mask_key"].to_pylist()
-    assert first.startswith("a.jpg.png~")
-    assert others == [f"{name}.jpg.png" for name in "bcde"]
+    found = mask_keys(pending_images(run_plan))
+    assert found.pop("a.jpg").startswith("a.jpg.png~")
+    assert found == {f"{name}.jpg": f"{name}.jpg.png" for name in "bcde"}
 
 
 @pytest.mark.parametrize("run_id", ["a", "A-1_x.y", "0" * 64, "20261123T233000Z-76f4"])

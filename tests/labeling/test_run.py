@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,9 @@ import pandas as pd
 import pytest
 
 from segpipe import storage
+from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.confidence.policy import Policy
+from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import decode_image, decode_mask
 from segpipe.labeling import run as run_module
@@ -301,8 +306,9 @@ def test_what_a_dead_run_left_is_labelled_by_the_next_and_its_resume_adds_nothin
     uris = fill(source, 10)
     with pytest.raises(KilledError):
         label_source(source, output, make_labeler(before=kill_in_batch(2)), settings, "r1")
-    storage.put(uris[8], picture(3, 9, 9))
     first = len(rows(output))
+    left = set(uris) - {row["image_uri"] for row in rows(output)}
+    storage.put(min(left), picture(3, 9, 9))
     assert label_source(source, output, make_labeler(), settings, "r2").planned == 10 - first
     summary = label_source(source, output, make_labeler(), settings, "r1")
     assert (summary.planned, summary.review, summary.labelled_elsewhere) == (10, first, 10 - first)
@@ -370,6 +376,150 @@ def test_a_run_that_lost_its_claim_commits_nothing_more(source, output, settings
     with pytest.raises(RunError, match="lost its claim"):
         label_source(source, output, make_labeler(before=take_over), settings, "r1")
     assert rows(output) == []
+
+
+# --- drift --------------------------------------------------------------------------------------------------
+
+SHARDS_OF_12 = LabelSettings(shard_images=12, batch_images=4, fetch_threads=3, claim_seconds=20)
+
+
+@pytest.fixture
+def calm(make_policy) -> Policy:
+    """Accepts the brighter half of 30 pictures; its calibration scores are spread as theirs."""
+    return make_policy(0.5, score_quantiles=tuple(np.linspace(0.3, 0.75, 101).tolist()))
+
+
+@pytest.fixture
+def alarming(make_policy) -> Policy:
+    """Accepts as `calm` does, but its calibration scores all lie above those of the pictures."""
+    return make_policy(0.5, score_quantiles=tuple(np.linspace(2, 3, 101).tolist()))
+
+
+@LOCAL
+def test_a_drifted_run_goes_to_review_from_its_first_part_on(
+    source, output, make_labeler, alarming, fill, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(source, 30)
+    storage.put(f"{source}/broken.png", b"")
+    summary = label_source(source, output, make_labeler(policy=alarming), SHARDS_OF_12, "r1")
+    assert summary.reasons == {"drift": 30, "unreadable": 1}
+    assert (summary.accepted, summary.review, summary.failed) == (0, 30, 1)
+    assert_masks(rows(output))
+    tested = [row["discriminator_score"] for row in rows(output) if row["shard"] == 0]
+    finite = [score for score in tested if score is not None]
+    assert summary.drift == detect_drift(finite, alarming, 0.0001)
+    assert summary.drift.alarm
+    record = json.loads(storage.read_bytes(f"{output}/runs/r1/run.json"))
+    assert record["totals"]["drift"] == asdict(summary.drift)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    said = warning.getMessage()
+    assert f"p = {summary.drift.p_value:.2g}" in said
+    assert "alarm at 0.0001" in said
+    assert "look at the images, recalibrate or retrain" in said
+
+
+@LOCAL
+def test_a_run_like_the_calibration_images_is_routed_by_its_scores(
+    source, output, make_labeler, calm, fill
+) -> None:
+    fill(source, 30)
+    summary = label_source(source, output, make_labeler(policy=calm), SHARDS_OF_12)
+    assert summary.reasons.keys() == {"confident", "low_confidence"}
+    assert summary.drift.p_value > 0.0001
+    assert (summary.drift.alarm, summary.drift.n_scores) == (False, 12)
+
+
+@LOCAL
+def test_a_drifted_run_is_only_warned_of_when_told_so(
+    source, output, make_labeler, alarming, fill, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(source, 30)
+    settings = SHARDS_OF_12.model_copy(update={"drift_warn_only": True})
+    summary = label_source(source, output, make_labeler(policy=alarming), settings)
+    assert summary.drift.alarm
+    assert summary.reasons.keys() == {"confident", "low_confidence"}
+    assert "masks are accepted as usual" in caplog.text
+
+
+@LOCAL
+def test_too_few_images_are_not_tested_for_drift(
+    source, output, make_labeler, alarming, fill, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(source, 9)
+    caplog.set_level(logging.INFO)
+    summary = label_source(source, output, make_labeler(policy=alarming), SHARDS_OF_12)
+    assert summary.drift == Drift(None, None, 9, False, 0.0001)
+    assert summary.reasons["confident"]
+    assert "not tested for drift: 9 scores are too few" in caplog.text
+
+
+@LOCAL
+@pytest.mark.parametrize("threshold", [None, "no policy"])
+def test_where_nothing_is_accepted_there_is_no_drift_gate(
+    source, output, make_labeler, make_policy, alarming, fill, threshold: str | None
+) -> None:
+    fill(source, 12)
+    policy = replace(alarming, threshold=None) if threshold is None else None
+    summary = label_source(source, output, make_labeler(policy=policy), SHARDS_OF_12)
+    assert summary.drift is None
+    assert set(summary.reasons) <= {"low_confidence", "no_policy"}
+
+
+@LOCAL
+@pytest.mark.parametrize("killed_at", [0, 1, 2])
+def test_a_resumed_run_keeps_the_verdict_of_its_first_part(
+    source, output, make_labeler, alarming, fill, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    fill(source, 30)
+    whole = label_source(source, f"{output}-whole", make_labeler(policy=alarming), SHARDS_OF_12, "r1")
+    commit = run_module.commit_part
+
+    def killed(out, run_date, run_id, shard, table) -> bool:
+        if shard == killed_at:
+            raise KilledError
+        return commit(out, run_date, run_id, shard, table)
+
+    monkeypatch.setattr(run_module, "commit_part", killed)
+    with pytest.raises(KilledError):
+        label_source(source, output, make_labeler(policy=alarming), SHARDS_OF_12, "r1")
+    monkeypatch.undo()
+    summary = label_source(source, output, make_labeler(policy=alarming), SHARDS_OF_12, "r1")
+    assert summary.drift == whole.drift
+    assert summary.reasons == {"drift": 30}
+
+
+@LOCAL
+def test_a_verdict_does_not_change_with_the_settings_of_a_resume(
+    source, output, make_labeler, calm, fill
+) -> None:
+    fill(source, 30)
+    labeler = make_labeler(policy=calm, before=kill_in_batch(5))
+    with pytest.raises(KilledError):
+        label_source(source, output, labeler, SHARDS_OF_12, "r1")
+    assert len(rows(output)) == 12
+    jumpy = SHARDS_OF_12.model_copy(update={"drift_false_alarm_rate": 0.999999})
+    summary = label_source(source, output, make_labeler(policy=calm), jumpy, "r1")
+    assert (summary.drift.alarm, summary.drift.false_alarm_rate) == (False, 0.0001)
+    assert "drift" not in summary.reasons
+
+
+# --- confidence maps ----------------------------------------------------------------------------------------
+
+
+def test_a_run_writes_a_confidence_map_beside_every_mask(source, settings, make_labeler, fill) -> None:
+    uris, output = fill(source, 6), f"{source}/labels"
+    storage.put(f"{source}/broken.png", b"")
+    wanted = settings.model_copy(update={"confidence_maps": True})
+    label_source(source, output, make_labeler(), wanted)
+    maps = f"{output}/confidence_maps/{MODEL}"
+    assert query(output, "SELECT confidence_map_uri FROM review_queue ORDER BY 1")[0].to_pylist() == sorted(
+        f"{maps}/{uri.removeprefix(f'{source}/')}.png" for uri in uris
+    )
+    assert len(list(storage.list_objects(maps))) == 6
+    assert query(output, "SELECT confidence_map_uri FROM failures")[0].to_pylist() == [None]
+    assert label_source(source, output, make_labeler(), wanted).planned == 0
+    elsewhere = label_source(source, f"{source}-other", make_labeler("bbbbbbbbbbbb"), settings)
+    assert elsewhere.skipped["confidence maps of another OUTPUT"] == 6
 
 
 # --- many at once -------------------------------------------------------------------------------------------

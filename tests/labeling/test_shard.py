@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from segpipe import storage
 from segpipe.config import LabelSettings
 from segpipe.errors import ModelError, RunError, StorageError
-from segpipe.images import class_palette, decode_mask
+from segpipe.images import class_palette, decode_image, decode_mask
 from segpipe.labeling.shard import FAILURES_IN_A_ROW, Legs, Outcome, PlannedImage, Target, label_images
 
 MODEL = "aaaaaaaaaaaa"
@@ -23,6 +26,7 @@ MODEL = "aaaaaaaaaaaa"
 def target(tmp_path: Path) -> Target:
     return Target(
         masks_root=str(tmp_path / "masks"),
+        confidence_maps_root=None,
         run_id="r1",
         model_id=MODEL,
         policy=None,
@@ -76,6 +80,42 @@ def test_a_class_that_is_not_in_the_mask_has_no_confidence(
     (outcome,) = label_images([dark], make_labeler(), target, settings)
     assert outcome.row.class_fractions == [1.0, 0.0]
     assert outcome.row.class_confidences == [0.0, None]
+
+
+@pytest.fixture
+def mapped(target: Target, tmp_path: Path) -> Target:
+    """A target that wants confidence maps."""
+    return replace(target, confidence_maps_root=str(tmp_path / "maps"))
+
+
+def test_a_confidence_map_that_is_wanted_is_stored_with_the_mask(
+    images, mapped, settings, make_labeler
+) -> None:
+    for outcome in label_images(images, make_labeler(), mapped, settings):
+        row, key = outcome.row, outcome.row.mask_uri.removeprefix(f"{mapped.masks_root}/")
+        assert row.confidence_map_uri == f"{mapped.confidence_maps_root}/{key}"
+        with Image.open(BytesIO(storage.read_bytes(row.confidence_map_uri))) as stored:
+            assert (stored.mode, stored.size) == ("L", (row.image_width, row.image_height))
+            grey = np.asarray(stored)
+        # The labeler's map is the image's own brightness, so its corners are the corner pixels' brightness.
+        pixels = decode_image(storage.read_bytes(row.image_uri))
+        assert (grey[0, 0], grey[0, -1]) == (pixels[0, 0, 0], pixels[0, -1, 0])
+
+
+def test_without_asking_there_are_no_confidence_maps(images, target, settings, make_labeler) -> None:
+    labeler = make_labeler()
+    outcomes = list(label_images(images, labeler, target, settings))
+    assert {outcome.row.confidence_map_uri for outcome in outcomes} == {None}
+    assert sorted(path.name for path in Path(target.masks_root).parent.iterdir()) == ["in", "masks"]
+
+
+def test_a_confidence_map_that_cannot_be_written_is_a_storage_failure(
+    images, mapped, settings, make_labeler
+) -> None:
+    storage.put(f"{mapped.confidence_maps_root}/4.png/in-the-way", b"")
+    outcomes = list(label_images(images, make_labeler(), mapped, settings))
+    assert reasons(outcomes) == ["no_policy"] * 4 + ["storage"] + ["no_policy"] * 5
+    assert (outcomes[4].row.mask_uri, outcomes[4].row.confidence_map_uri) == (None, None)
 
 
 @pytest.mark.parametrize(

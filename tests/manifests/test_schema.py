@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from datetime import UTC, datetime
+from dataclasses import fields, replace
+from datetime import UTC, date, datetime
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
+from segpipe.manifests.query import query
 from segpipe.manifests.schema import ROW_SCHEMA, Row, rows_table
+from segpipe.manifests.store import MANIFEST_SCHEMA, commit_part
 
 CONTRACT = [
     ("image_uri", "string"),
@@ -33,6 +36,7 @@ CONTRACT = [
     ("shard", "int32"),
     ("labeled_at", "timestamp[us, tz=UTC]"),
     ("error", "string"),
+    ("confidence_map_uri", "string"),
 ]
 
 
@@ -60,6 +64,7 @@ def row() -> Row:
         shard=3,
         labeled_at=datetime(2026, 11, 23, 12, 0, 0, 5, tzinfo=UTC),
         error=None,
+        confidence_map_uri=None,
     )
 
 
@@ -80,9 +85,30 @@ def test_types_do_not_depend_on_the_rows(row: Row) -> None:
 
 def test_metadata_names_schema_version_classes_and_what_the_caller_adds(row: Row) -> None:
     metadata = rows_table([row], ["sky", "road"], {"segpipe.seconds": "1.5"}).schema.metadata
-    assert metadata[b"segpipe.schema_version"] == b"1"
+    assert metadata[b"segpipe.schema_version"] == b"2"
     assert json.loads(metadata[b"segpipe.classes"]) == ["sky", "road"]
     assert metadata[b"segpipe.seconds"] == b"1.5"
+
+
+@pytest.mark.parametrize("newer", ["r1", "r3"])
+def test_parts_of_schema_version_1_read_together_with_new_ones(tmp_path, row: Row, newer: str) -> None:
+    output, day = str(tmp_path), date(2026, 11, 23)
+    older = rows_table([replace(row, run_id="r2")], ["sky"]).drop_columns(["confidence_map_uri"])
+    map_uri = "/out/confidence_maps/m/a.jpg.png"
+    new = rows_table([replace(row, run_id=newer, confidence_map_uri=map_uri)], ["sky"])
+    assert commit_part(output, day, "r2", 0, older)
+    assert commit_part(output, day, newer, 0, new)
+
+    found = query(output, "SELECT run_id, confidence_map_uri FROM labels").to_pylist()
+    expected = {"r2": None, newer: map_uri}
+    assert {row["run_id"]: row["confidence_map_uri"] for row in found} == expected
+    frame = pd.read_parquet(tmp_path / "manifests", schema=MANIFEST_SCHEMA)
+    assert frame.set_index("run_id").confidence_map_uri.dropna().to_dict() == {newer: map_uri}
+    assert len(frame) == 2
+    # Without a schema pandas takes the columns of the first part it finds.
+    plain = pd.read_parquet(tmp_path / "manifests")
+    assert set(plain.run_id) == {"r2", newer}
+    assert ("confidence_map_uri" in plain) == (newer == "r1")
 
 
 def test_the_list_columns_are_null_for_a_failed_row_not_empty(row: Row) -> None:

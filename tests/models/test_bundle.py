@@ -12,8 +12,9 @@ import pytest
 
 import segpipe
 from segpipe import storage
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.errors import ModelError
-from segpipe.models.bundle import load_bundle, read_card
+from segpipe.models.bundle import encode_weights, load_bundle, model_digest, read_card
 
 
 @pytest.fixture
@@ -68,9 +69,37 @@ def test_a_damaged_model_json_is_one_clear_line(copied: Path, content: str) -> N
 
 
 def test_a_bundle_of_a_later_version_says_so(copied: Path) -> None:
-    (copied / "model.json").write_text('{"bundle_version": 2}')
-    with pytest.raises(ModelError, match="bundle version 2, not 1"):
+    (copied / "model.json").write_text('{"bundle_version": 3}')
+    with pytest.raises(ModelError, match="bundle version 3, not 2"):
         read_card(str(copied))
+
+
+def test_a_bundle_from_before_the_judge_says_to_train_again(copied: Path) -> None:
+    (copied / "model.json").write_text('{"bundle_version": 1}')
+    with pytest.raises(ModelError, match="bundle version 1, not 2: retrain it"):
+        load_bundle(str(copied), "cpu")
+
+
+def test_the_model_is_another_one_when_only_its_judge_is(copied: Path) -> None:
+    bundle = load_bundle(str(copied), "cpu")
+    weights = encode_weights(bundle.generator), encode_weights(bundle.discriminator)
+    assert model_digest(bundle.spec, *weights) == bundle.model_id
+    bundle.discriminator.judge.combination[0] += 1
+    assert model_digest(bundle.spec, weights[0], encode_weights(bundle.discriminator)) != bundle.model_id
+
+
+def test_the_fit_of_the_score_is_kept_and_told(copied: Path) -> None:
+    bundle = load_bundle(str(copied), "cpu")
+    told = bundle.card.metrics["score_combination"]
+    assert list(told) == ["bias", *SCORE_PARTS]
+    assert list(told.values()) == pytest.approx(bundle.discriminator.judge.combination.tolist())
+
+
+def test_a_loaded_model_stands_still(copied: Path) -> None:
+    bundle = load_bundle(str(copied), "cpu")
+    for network in (bundle.generator, bundle.discriminator):
+        assert not any(module.training for module in network.modules())
+        assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def test_a_pickle_in_place_of_weights_is_never_run(copied: Path, tmp_path: Path) -> None:

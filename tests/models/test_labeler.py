@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from torch.nn import functional
 
 import segpipe
 from segpipe import storage
-from segpipe.confidence.policy import make_policy, to_json
+from segpipe.confidence.policy import BadFraction, make_policy, to_json
 from segpipe.errors import ImageError, ModelError, PolicyError
 from segpipe.models import inference
-from segpipe.models.inference import full_size_mask
-from segpipe.models.labeler import Labeler
+from segpipe.models.inference import Prediction, full_size_mask
+from segpipe.models.labeler import Labeled, Labeler
+from segpipe.models.verdict import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +31,47 @@ def noise_image(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (31, 33), (96, 128), (700, 500)])
-def test_masks_have_each_images_own_size_and_known_classes(labeler: Labeler, size: tuple[int, int]) -> None:
-    (labeled,) = labeler.label([noise_image(*size)])
-    assert labeled.mask.shape == size
+IMAGES = {
+    "one pixel": noise_image(1, 1),
+    "one row": noise_image(1, 300),
+    "one column": noise_image(300, 1),
+    "wide": noise_image(3, 500),
+    "tall": noise_image(2000, 10),
+    "odd": noise_image(31, 33),
+    "large": noise_image(700, 500),
+    "black": np.zeros((64, 64, 3), np.uint8),
+    "white": np.full((64, 64, 3), 255, np.uint8),
+    "constant": np.full((40, 90, 3), (10, 200, 90), np.uint8),
+}
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES.keys())
+def test_any_image_gets_a_mask_of_its_own_size_and_finite_scores(labeler: Labeler, image: np.ndarray) -> None:
+    (labeled,) = labeler.label([image])
+    assert labeled.mask.shape == image.shape[:2]
     assert labeled.mask.dtype == np.uint8
     assert labeled.mask.max() < len(labeler.classes)
     assert 0 <= labeled.confidence <= 1
-    assert np.isfinite(labeled.discriminator_score)
+    assert math.isfinite(labeled.discriminator_score)
+    assert labeled.class_fractions.sum() == pytest.approx(1)
+    check_class_confidences(labeled, len(labeler.classes))
+    check_confidence_map(labeled, labeler)
+
+
+def check_class_confidences(labeled: Labeled, n_classes: int) -> None:
+    present = np.isin(np.arange(n_classes), labeled.mask)
+    assert np.array_equal(labeled.class_fractions > 0, present)
+    assert np.array_equal(~np.isnan(labeled.class_confidences), present)
+    assert ((labeled.class_confidences[present] >= 0) & (labeled.class_confidences[present] <= 1)).all()
+
+
+def check_confidence_map(labeled: Labeled, labeler: Labeler) -> None:
+    working = labeler.bundle.spec.working_size
+    stride = labeler.bundle.generator.output_stride
+    assert labeled.confidence_map.shape == (working[0] // stride, working[1] // stride)
+    assert labeled.confidence_map.dtype == np.float32
+    assert labeled.confidence_map.min() >= 0
+    assert labeled.confidence_map.max() <= 1
 
 
 def test_an_image_gets_the_same_mask_and_score_in_any_company(labeler: Labeler) -> None:
@@ -45,16 +80,50 @@ def test_an_image_gets_the_same_mask_and_score_in_any_company(labeler: Labeler) 
     for image, labeled in zip(images, together, strict=True):
         (alone,) = labeler.label([image])
         assert np.mean(alone.mask != labeled.mask) < 0.001
-        assert alone.discriminator_score == pytest.approx(labeled.discriminator_score, abs=1e-4)
+        assert alone.discriminator_score == pytest.approx(labeled.discriminator_score, abs=1e-3)
+        np.testing.assert_allclose(alone.confidence_map, labeled.confidence_map, atol=1e-3)
+        np.testing.assert_allclose(alone.class_confidences, labeled.class_confidences, atol=1e-2)
 
 
-def test_fractions_count_the_mask_and_confidences_are_there_for_its_classes_only(labeler: Labeler) -> None:
-    for labeled in labeler.label([noise_image(64, 64), np.zeros((64, 64, 3), np.uint8)]):
-        present = np.isin(np.arange(len(labeler.classes)), labeled.mask)
-        assert labeled.class_fractions.sum() == pytest.approx(1)
-        assert np.array_equal(labeled.class_fractions > 0, present)
-        assert np.array_equal(~np.isnan(labeled.class_confidences), present)
-        assert ((labeled.class_confidences[present] >= 0) & (labeled.class_confidences[present] <= 1)).all()
+def test_without_a_policy_the_confidence_is_the_score_as_an_iou(labeler: Labeler) -> None:
+    for labeled in labeler.label([noise_image(32, 64, seed) for seed in range(4)]):
+        expected = 1 / (1 + math.exp(-labeled.discriminator_score))
+        assert labeled.confidence == pytest.approx(expected, abs=1e-6)
+
+
+def a_prediction(logits: torch.Tensor, class_confidences: list[float], score: float = 0.0) -> Prediction:
+    """What the networks might say about one image; the verdict's other parts do not matter."""
+    correctness = torch.full((1, 1, *logits.shape[2:]), 0.5)
+    verdict = Verdict(
+        torch.zeros(1, 4), torch.tensor([score]), torch.tensor([class_confidences]), correctness
+    )
+    return Prediction(logits, verdict)
+
+
+def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_that_vanishes_none(
+    labeler: Labeler,
+) -> None:
+    n_classes = len(labeler.classes)
+    # Class 2 is the likeliest nowhere on the grid, but between the two pixels of classes 0 and 1 it is.
+    logits = torch.full((1, n_classes, 1, 2), -9.0)
+    logits[0, 0, 0], logits[0, 1, 0] = torch.tensor([4.0, -9.0]), torch.tensor([-9.0, 4.0])
+    logits[0, 2, 0] = torch.tensor([3.0, 3.0])
+    confidences = [0.9, 0.5] + [math.nan] * (n_classes - 2)
+    (labeled,) = labeler.finish([noise_image(1, 8)], a_prediction(logits, confidences))
+    assert {0, 1, 2} == set(labeled.mask.ravel().tolist())
+    assert labeled.class_confidences[:3] == pytest.approx([0.9, 0.5, 0.7])
+    (labeled,) = labeler.finish([noise_image(1, 1)], a_prediction(logits, confidences))
+    assert labeled.mask.tolist() == [[2]]
+    assert labeled.class_confidences[2] == pytest.approx(0.7)
+    assert np.isnan(np.delete(labeled.class_confidences, 2)).all()
+
+
+@pytest.mark.parametrize(("score", "confidence"), [(-1e4, 0.0), (0.0, 0.5), (1e4, 1.0)])
+def test_the_most_extreme_score_has_a_confidence(labeler: Labeler, score: float, confidence: float) -> None:
+    n_classes = len(labeler.classes)
+    prediction = a_prediction(torch.randn(1, n_classes, 4, 4), [0.5] * n_classes, score)
+    (labeled,) = labeler.finish([noise_image(8, 8)], prediction)
+    assert labeled.confidence == pytest.approx(confidence)
 
 
 def test_no_images_give_no_masks(labeler: Labeler) -> None:
@@ -72,7 +141,13 @@ def test_a_large_mask_made_in_parts_is_the_mask_made_at_once(monkeypatch: pytest
 def policy_for(model_id: str) -> bytes:
     scores = np.linspace(-3, 3, 200)
     policy = make_policy(
-        scores, 0.5 + scores / 6, model_id, 0.3, 0.2, 0.9, "0" * 64, "2026-01-01T00:00:00+00:00"
+        scores,
+        0.5 + scores / 6,
+        model_id,
+        BadFraction(min_iou=0.3, max_bad_fraction=0.2),
+        0.9,
+        "0" * 64,
+        "2026-01-01T00:00:00+00:00",
     )
     return to_json(policy).encode()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.models.discriminator import build_discriminator
+from segpipe.models.discriminator import build_adversary
 from segpipe.models.generator import build_generator
 from segpipe.models.masks import channel_count, class_logits, hard_channels, mask_channels, probabilities
 
@@ -27,9 +27,9 @@ def test_the_plain_networks_are_the_published_stacks() -> None:
         return [convolutions[0], nn.ReLU, convolutions[1], nn.ReLU, convolutions[2]]
 
     assert layers_of(build_generator("plain", 1)) == stack(3, 1)
-    assert layers_of(build_discriminator("plain", 1)) == stack(4, 1)
+    assert layers_of(build_adversary("plain", 1)) == stack(4, 1)
     assert layers_of(build_generator("plain", 11)) == stack(3, 11)
-    assert layers_of(build_discriminator("plain", 11)) == stack(14, 1)
+    assert layers_of(build_adversary("plain", 11)) == stack(14, 1)
 
 
 def test_two_classes_are_one_sigmoid_channel_in_the_original_recipe_only() -> None:
@@ -39,7 +39,7 @@ def test_two_classes_are_one_sigmoid_channel_in_the_original_recipe_only() -> No
 @pytest.mark.parametrize("size", [(32, 32), (64, 160), (352, 480)])
 def test_the_unet_gives_logits_at_half_the_working_size(size: tuple[int, int]) -> None:
     generator = build_generator("unet", 5).eval()
-    discriminator = build_discriminator("unet", 5).eval()
+    discriminator = build_adversary("unet", 5).eval()
     with torch.inference_mode():
         logits = generator(torch.randn(1, 3, *size))
         verdict = discriminator(torch.randn(1, 3, *logits.shape[-2:]), logits.softmax(1))
@@ -49,7 +49,7 @@ def test_the_unet_gives_logits_at_half_the_working_size(size: tuple[int, int]) -
 
 def test_a_verdict_depends_on_image_and_mask_together() -> None:
     torch.manual_seed(0)
-    discriminator = build_discriminator("unet", 2).eval()
+    discriminator = build_adversary("unet", 2).eval()
     images = torch.randn(2, 3, 32, 32)
     masks = mask_channels(torch.randint(0, 2, (2, 32, 32)), 2, 255)
     with torch.inference_mode():

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from segpipe.confidence.drift import Drift
 from segpipe.config import LabelSettings
 from segpipe.labeling.run import RunSummary
 from segpipe.reports import summary as words
@@ -31,6 +32,7 @@ SUMMARY = RunSummary(
     legs=IDLE | {"infer": 3.0, "wait": 0.5},
     reasons={"confident": 6, "low_confidence": 2, "drift": 1, "unreadable": 1},
     skipped={},
+    drift=None,
 )
 
 
@@ -91,6 +93,31 @@ def test_the_planned_line_says_why_other_images_were_left_out() -> None:
     assert words.planned_line(some) == (
         "10 images (7 already done, 2 tried again, 3 .txt left aside, 1 hidden left aside)"
     )
+
+
+DRIFT = Drift(p_value=2.14e-7, distance=0.4, n_scores=256, alarm=True, false_alarm_rate=0.0001)
+
+
+def test_the_drift_line_says_what_was_found_and_what_came_of_it() -> None:
+    everything = changed(drift=DRIFT, reasons={"drift": 9, "unreadable": 1})
+    assert words.drift_line(everything) == (
+        "ALARM, the images are not like the calibration images "
+        "(p = 2.1e-07 over 256 scores, alarm at 0.0001); all masks went to review: "
+        "look at the images, recalibrate or retrain"
+    )
+    warned = words.drift_line(changed(drift=DRIFT, reasons={"confident": 9}))
+    assert "only warned of, masks were accepted" in warned
+    assert "went to review" not in warned
+
+
+def test_the_drift_line_without_an_alarm() -> None:
+    calm = dataclasses.replace(DRIFT, p_value=0.43, alarm=False)
+    assert words.drift_line(changed(drift=calm)) == ("none found (p = 0.43 over 256 scores, alarm at 0.0001)")
+    untested = dataclasses.replace(calm, p_value=None, distance=None, n_scores=1)
+    assert words.drift_line(changed(drift=untested)) == (
+        "not tested: too few scores (1) for a false alarm rate of 0.0001"
+    )
+    assert words.drift_line(changed(drift=None)) is None
 
 
 def test_the_speed_line_names_the_bottleneck() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy, one_hot
 
-from segpipe.models.discriminator import build_discriminator
+from segpipe.models.discriminator import build_adversary
 from segpipe.models.generator import build_generator
 from segpipe.training.adversarial import Batch, Game, Players, train_step
 from segpipe.training.losses import gan_loss
@@ -48,10 +48,16 @@ def published_step(
     generator_adam.step()
 
 
+def copy_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    """Into a network of other names but the same layers in the same order."""
+    names = theirs.state_dict()
+    theirs.load_state_dict(dict(zip(names, copy.deepcopy(list(ours.state_dict().values())), strict=True)))
+
+
 def make_players(architecture: str, channels: int) -> Players:
     torch.manual_seed(3)
     generator = build_generator(architecture, channels)
-    discriminator = build_discriminator(architecture, channels)
+    discriminator = build_adversary(architecture, channels)
     adam = {"lr": 2e-4, "betas": (0.5, 0.999)}
     return Players(
         generator,
@@ -68,8 +74,8 @@ def make_game(loss: str = "bce", pixel: float = 0.0, adversarial: float = 1.0, h
 def test_the_published_step_moves_every_weight_as_plain_pytorch_does() -> None:
     players = make_players("plain", 1)
     generator, discriminator = published_stack(3, 1), published_stack(4, 1)
-    generator.load_state_dict(copy.deepcopy(players.generator.state_dict()))
-    discriminator.load_state_dict(copy.deepcopy(players.discriminator.layers.state_dict()))
+    copy_weights(players.generator, generator)
+    copy_weights(players.discriminator, discriminator)
     image, labels = torch.randn(2, 3, 16, 16), torch.randint(0, 2, (2, 16, 16))
     train_step(players, make_game(), Batch(image, labels), "cpu")
     published_step(generator, discriminator, image, labels.unsqueeze(1).float())

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import avg_pool2d, one_hot
 
 import segpipe
 from segpipe import storage
 from segpipe.confidence.policy import from_json
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import CalibrateSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset
 from segpipe.errors import DatasetError
+from segpipe.models.labeler import load_without_policy
+from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.calibration import calibrate
-from segpipe.training.evaluation import evaluate
+from segpipe.training.evaluation import evaluate, measure, measure_split, summarise
 
 
 def truth_and_masks(streets: str, model: str, split: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
@@ -48,15 +54,68 @@ def test_quality_is_what_the_masks_of_the_labeler_give(streets: str, trained_mod
     assert result.mean_iou == pytest.approx(iou(truth, mask), abs=1e-3)
     assert result.mean_image_iou == pytest.approx(np.mean([iou(t, m) for t, m, _ in found]), abs=1e-3)
     assert list(result.per_class_iou) == list(open_dataset(streets).classes)
-    assert set(result.scores) == {
-        "discriminator",
-        "adversarial",
-        "max_softmax",
-        "entropy",
-        "soft_dice",
-        "flip_tta",
-    }
+    routing_and_its_parts = {"discriminator", *SCORE_PARTS}
+    rivals = {"adversarial", "max_softmax", "entropy", "soft_dice", "flip_tta"}
+    assert set(result.scores) == routing_and_its_parts | rivals
     assert set(result.scores["discriminator"]) == {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
+
+
+def test_every_image_is_measured_as_the_labeler_labels_it(streets: str, trained_model: str) -> None:
+    labeler = load_without_policy(trained_model, "cpu")
+    measured = measure_split(labeler, streets, "val")
+    dataset = open_dataset(streets)
+    assert measured.keys == tuple(sample.key for sample in list_samples(dataset, "val"))
+    assert all(values.shape == (6,) for values in measured.scores.values())
+    for row, sample in enumerate(list_samples(dataset, "val")):
+        image, truth = read_sample(dataset, sample)
+        (labeled,) = labeler.label([image])
+        assert measured.image_ious[row] == pytest.approx(iou(truth, labeled.mask), abs=1e-2)
+        score = measured.scores["discriminator"][row]
+        assert score == pytest.approx(labeled.discriminator_score, abs=1e-3)
+        assert measured.confidences[row] == pytest.approx(labeled.confidence, abs=1e-3)
+        np.testing.assert_allclose(measured.class_confidences[row], labeled.class_confidences, atol=1e-2)
+
+
+def test_the_routing_score_is_the_fit_of_its_parts(streets: str, trained_model: str) -> None:
+    labeler = load_without_policy(trained_model, "cpu")
+    scores = measure_split(labeler, streets, "val").scores
+    fit = labeler.bundle.card.metrics["score_combination"]
+    combined = fit["bias"] + sum(fit[name] * scores[name] for name in SCORE_PARTS)
+    np.testing.assert_allclose(scores["discriminator"], combined, atol=1e-3)
+
+
+@pytest.mark.parametrize("shown", ["hard", "soft"])
+def test_the_adversarial_score_is_the_game_discriminators_on_what_it_played_with(
+    streets: str, trained_model: str, shown: str
+) -> None:
+    labeler = load_without_policy(trained_model, "cpu")
+    bundle = labeler.bundle
+    card = bundle.card.model_copy(update={"spec": bundle.spec.model_copy(update={"shown_masks": shown})})
+    played = replace(labeler, bundle=replace(bundle, card=card))
+    dataset = open_dataset(streets)
+    image, truth = read_sample(dataset, list_samples(dataset, "val")[0])
+    measured = measure(played, ["one"], [[(image, truth)]], 255)
+    with torch.inference_mode():
+        pixels = (torch.tensor(image) / 255 - torch.tensor(MEAN)) / torch.tensor(STANDARD_DEVIATION)
+        batch = pixels.permute(2, 0, 1)[None].float()
+        probabilities = bundle.generator(batch).softmax(dim=1)
+        hard = one_hot(probabilities.argmax(dim=1), 7).permute(0, 3, 1, 2).float()
+        small = avg_pool2d(batch, 2)
+        realness = bundle.discriminator.adversary(small, hard if shown == "hard" else probabilities)
+    assert measured.scores["adversarial"][0] == pytest.approx(realness.mean().item(), abs=2e-2)
+
+
+def test_an_image_without_a_labelled_pixel_is_told_and_left_out(streets: str, trained_model: str) -> None:
+    labeler = load_without_policy(trained_model, "cpu")
+    dataset = open_dataset(streets)
+    pairs = [read_sample(dataset, sample) for sample in list_samples(dataset, "val")[:3]]
+    blank = (pairs[0][0], np.full_like(pairs[0][1], 255))
+    measured = measure(labeler, ["a", "b", "c", "blank"], [[*pairs, blank]], 255)
+    assert np.isnan(measured.image_ious).tolist() == [False, False, False, True]
+    without = measure(labeler, ["a", "b", "c"], [pairs], 255)
+    assert summarise(measured).mean_image_iou == pytest.approx(summarise(without).mean_image_iou, abs=1e-6)
+    with pytest.raises(DatasetError, match="every pixel of the truth is ignored"):
+        summarise(measure(labeler, ["blank"], [[blank]], 255))
 
 
 def test_another_datas_classes_are_refused(trained_model: str, tmp_path: Path) -> None:
@@ -84,7 +143,7 @@ def test_calibrate_writes_a_policy_whose_counts_are_true(
     accepted = scores >= policy.threshold - 1e-4
     assert policy.n_calibration == 40
     assert policy.accepted == accepted.sum()
-    assert policy.bad == (ious[accepted] < easy - 1e-6).sum()
+    assert policy.promised.bad == (ious[accepted] < easy - 1e-6).sum()
     assert policy == from_json(storage.read_bytes(f"{model}/policy.json").decode())
     assert segpipe.load_model(model, "cpu").policy == policy
 

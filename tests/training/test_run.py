@@ -5,21 +5,29 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import shutil
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from segpipe import storage
+from segpipe import load_model, storage
 from segpipe.config import TrainSettings
 from segpipe.errors import RunError
+from segpipe.models.bundle import load_bundle
+from segpipe.scenes import write_labelled
+from segpipe.training import run
+from segpipe.training.checkpoint import Checkpoint, save_checkpoint
 from segpipe.training.pixels import choose_working_size
 from segpipe.training.recipe import choose_epochs, rate_factor
-from segpipe.training.run import train
+from segpipe.training.run import TrainResult, train
 
 
 def settings(data: str, model: str | Path, **others: object) -> TrainSettings:
@@ -37,27 +45,120 @@ def test_one_seed_gives_the_same_model_and_another_seed_another(
     assert other.model_id != first
 
 
-def test_a_training_killed_in_the_middle_and_resumed_ends_in_the_same_place(
-    streets: str, tmp_path: Path
+EPOCHS = 5  # and two rounds of stage 2
+
+
+def checkpoint_name(stage: str, number: int) -> str:
+    return f"{stage}-{number}.safetensors"
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A training that nothing broke off, and copies of all its checkpoints."""
+
+    model: Path
+    result: TrainResult
+    checkpoints: Path
+
+
+@pytest.fixture(scope="module")
+def whole(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    model, checkpoints = tmp_path_factory.mktemp("models") / "whole", tmp_path_factory.mktemp("checkpoints")
+    kept: list[str] = []
+
+    def keep(model_url: str, checkpoint: Checkpoint) -> None:
+        save_checkpoint(model_url, checkpoint)
+        kept.append(checkpoint.data["stage"])
+        copied = checkpoints / checkpoint_name(kept[-1], kept.count(kept[-1]))
+        shutil.copy(Path(model_url) / "checkpoint.safetensors", copied)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "save_checkpoint", keep)
+        result = train(settings(streets, model, epochs=EPOCHS))
+    assert kept == ["adversarial"] * EPOCHS + ["scoring"] * 2
+    return Whole(model, result, checkpoints)
+
+
+def check_same_model(resumed: TrainResult, whole: Whole) -> None:
+    assert resumed.model_id == whole.result.model_id
+    assert resumed.best_epoch == whole.result.best_epoch
+    for name in ("history.csv", "judging.csv", "generator.safetensors", "discriminator.safetensors"):
+        assert (Path(resumed.model) / name).read_bytes() == (whole.model / name).read_bytes(), name
+    assert not (Path(resumed.model) / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "left"),
+    [
+        ("adversarial", EPOCHS - 1, ["adversarial", "scoring", "scoring"]),
+        ("adversarial", EPOCHS, ["scoring", "scoring"]),
+        ("scoring", 1, ["scoring"]),
+        ("scoring", 2, []),
+    ],
+    ids=["in the first stage", "between the stages", "in the second stage", "before the bundle"],
+)
+def test_a_training_resumed_from_any_of_its_checkpoints_does_what_is_left_and_ends_in_the_same_place(
+    streets: str,
+    tmp_path: Path,
+    whole: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: str,
+    number: int,
+    left: list[str],
 ) -> None:
-    whole = train(settings(streets, tmp_path / "whole", epochs=8))
+    kept: list[str] = []
+
+    def keep(model_url: str, checkpoint: Checkpoint) -> None:
+        save_checkpoint(model_url, checkpoint)
+        kept.append(checkpoint.data["stage"])
+
+    monkeypatch.setattr(run, "save_checkpoint", keep)
+    shutil.copy(whole.checkpoints / checkpoint_name(stage, number), tmp_path / "checkpoint.safetensors")
+    check_same_model(train(settings(streets, tmp_path, epochs=EPOCHS, resume=True)), whole)
+    assert kept == left, "each epoch and round keeps one checkpoint"
+
+
+# `segpipe train` that is killed, as the kernel would, right after this checkpoint of a stage.
+KILLED_TRAINING = """
+import os, signal, sys
+from segpipe.cli import main
+from segpipe.training import run
+stage, number = sys.argv[1], int(sys.argv[2])
+del sys.argv[1:3]
+save_checkpoint, kept = run.save_checkpoint, []
+def keep(model_url, checkpoint):
+    save_checkpoint(model_url, checkpoint)
+    kept.append(checkpoint.data["stage"])
+    if kept.count(stage) == number:
+        os.kill(os.getpid(), signal.SIGKILL)
+run.save_checkpoint = keep
+main()
+"""
+
+
+@pytest.mark.parametrize(("stage", "number"), [("adversarial", 2), ("scoring", 1)])
+def test_a_training_killed_in_either_stage_and_resumed_ends_in_the_same_place(
+    streets: str, tmp_path: Path, whole: Whole, stage: str, number: int
+) -> None:
     broken = tmp_path / "broken"
-    command = [sys.executable, "-m", "segpipe", "train", "--data", streets, "--model", str(broken)]
-    options = ["--epochs", "8", "--batch-size", "4", "--device", "cpu", "--seed", "5"]
-    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not (broken / "checkpoint.safetensors").exists():
-        assert process.poll() is None, "the training ended before its first checkpoint"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    options = ["--data", streets, "--model", str(broken), "--epochs", str(EPOCHS), "--batch-size", "4"]
+    arguments = [stage, str(number), "train", *options, "--device", "cpu", "--seed", "5"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_TRAINING, *arguments], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (broken / "model.json").exists()
-    resumed = train(settings(streets, broken, epochs=8, resume=True))
-    assert resumed.model_id == whole.model_id
-    assert resumed.best_epoch == whole.best_epoch
-    assert (broken / "history.csv").read_bytes() == (tmp_path / "whole" / "history.csv").read_bytes()
-    assert not (broken / "checkpoint.safetensors").exists()
+    check_same_model(train(settings(streets, broken, epochs=EPOCHS, resume=True)), whole)
+
+
+def test_stage_two_goes_on_from_the_game(whole: Whole) -> None:
+    rounds = list(csv.DictReader(io.StringIO((whole.model / "judging.csv").read_text())))
+    # 10 of the 12 images teach the generator; 5 epochs of them, three tenths, in batches of 8.
+    assert [row["round"] for row in rounds] == ["1", "2"]
+    assert all(math.isfinite(float(value)) for row in rounds for value in row.values())
+    bundle = load_bundle(str(whole.model), "cpu")
+    before, after = bundle.discriminator.adversary, bundle.discriminator.judge.adversary
+    for (name, played), judging in zip(before.named_parameters(), after.parameters(), strict=True):
+        assert not torch.equal(played, judging), name
+        assert (played - judging).abs().max() < 0.05, f"{name}: the judge went on from the game's weights"
 
 
 def test_resuming_with_other_settings_names_what_differs(streets: str, tmp_path: Path) -> None:
@@ -86,22 +187,29 @@ def test_a_damaged_checkpoint_is_named(streets: str, tmp_path: Path) -> None:
 
 
 def unfinished(streets: str, model: Path) -> None:
-    """Leave a checkpoint as a kill between the last epoch and the bundle leaves it."""
-    train(settings(streets, model, epochs=1))
-    for name in ("model.json", "generator.safetensors", "discriminator.safetensors"):
-        (model / name).unlink()
-    from segpipe.datasets import open_dataset
-    from segpipe.training.checkpoint import save_checkpoint
-    from segpipe.training.loop import Training
-    from segpipe.training.pixels import load_pixels
-    from segpipe.training.run import _make_spec
+    """Leave a checkpoint as a kill after the first epoch leaves it."""
 
-    chosen = settings(streets, model)
-    dataset = open_dataset(streets)
-    spec = _make_spec(chosen, dataset)
-    with load_pixels(dataset, "val", spec.working_size) as pixels:
-        training = Training.begin(chosen, spec, pixels, pixels, "cpu")
-        save_checkpoint(str(model), training.checkpoint(training.fresh_progress()))
+    def stop(model_url: str, checkpoint: Checkpoint) -> None:
+        save_checkpoint(model_url, checkpoint)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(run, "save_checkpoint", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings(streets, model))
+
+
+@pytest.mark.parametrize("n_images", [1, 3, 6])
+def test_a_handful_of_images_is_enough_to_train(tmp_path: Path, n_images: int) -> None:
+    data = str(tmp_path / "data")
+    rng = np.random.default_rng(1)
+    for split, count in (("train", n_images), ("val", 1)):
+        write_labelled(data, split, count, 0, rng, height=32, width=64)
+    result = train(settings(data, tmp_path / "m", epochs=1))
+    image = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    (labeled,) = load_model(result.model, "cpu").label([image])
+    assert labeled.mask.shape == (40, 50)
+    assert math.isfinite(labeled.discriminator_score)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +231,7 @@ def test_every_recipe_ends_in_a_bundle_with_curves(
     assert [row["epoch"] for row in rows] == ["1"]
     assert 0 <= float(rows[0]["real_accuracy"]) <= 1
     assert float(rows[0]["validation_mean_iou"]) == pytest.approx(result.mean_iou)
+    assert (model / "judging.csv").read_text().splitlines()[1].startswith("1,")
     assert Image.open(model / "curves.png").width > 400
     spec = json.loads((model / "model.json").read_text())["spec"]
     assert spec["shown_masks"] == ("soft" if objective == "adversarial" else "hard")
@@ -140,6 +249,7 @@ def test_training_goes_on_any_storage(streets: str, storage_root: str) -> None:
         "generator.safetensors",
         "discriminator.safetensors",
         "history.csv",
+        "judging.csv",
         "curves.png",
     }
 

@@ -1,0 +1,237 @@
+"""Every confidence score on validation images, clean and with half of them degraded.
+
+    python benchmarks/confidence.py DATA --model FOLDER [--members FOLDER] [--member-epochs N] [--seeds 0,1,2]
+
+Takes the model in FOLDER, or trains it there with the defaults first. Measures on split val each score's
+AURC, gap closed and the like: on the clean images, and for every seed on the same images with a random half
+of them degraded (noise, blur, dark, fog, JPEG damage, white balance). The discriminator's score is held
+against each rival by a paired bootstrap over the images; frames of one video are not independent, so where
+DATA is video the interval is too narrow. Then the time of the judge over the generator's, and how far the
+confidence shown is from the truth. Prints the tables; writes them and the curves below results/.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from ensemble import members, pairwise_dice
+from machine import describe_machine
+from torch import nn
+
+from segpipe import storage
+from segpipe.confidence.calibration_error import expected_calibration_error
+from segpipe.confidence.selective import coverage_at_risk, gap_closed, paired_bootstrap, selective_metrics
+from segpipe.config import TrainSettings
+from segpipe.datasets import Dataset, list_samples
+from segpipe.degradations import degrade
+from segpipe.models.inference import predict, prepare
+from segpipe.models.judge import show
+from segpipe.models.labeler import Labeler, load_without_policy
+from segpipe.models.masks import class_logits
+from segpipe.models.preprocess import shown_image
+from segpipe.models.verdict import give_verdict
+from segpipe.reports.plots import calibration_png, risk_coverage_png
+from segpipe.tables import columns
+from segpipe.training.evaluation import Measurements, Pair, measure, open_matching_dataset, read_in_batches
+from segpipe.training.run import train
+
+RESULTS = Path(__file__).parent / "results"
+SPLIT = "val"
+NETWORKS = 5
+ENSEMBLE = "five_networks"
+OWN_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
+SINGLE_NETWORK_RIVALS = ("max_softmax", "entropy", "soft_dice", "flip_tta")
+TIMED_BATCHES = 9
+
+
+@click.command()
+@click.argument("data")
+@click.option("--model", required=True, help="Folder of the model; trained there when it holds none.")
+@click.option("--members", "members_folder", help="Folder of the other four networks; trained when missing.")
+@click.option("--member-epochs", default=12, show_default=True, help="Passes of each of those four.")
+@click.option("--seeds", default="0,1,2", show_default=True, help="Draws of the degraded half.")
+def main(data: str, model: str, members_folder: str | None, member_epochs: int, seeds: str) -> None:
+    """Measure every score on DATA's validation split."""
+    if not storage.exists(storage.join(storage.normalise(model), "model.json")):
+        train(TrainSettings(data=data, model=model))
+    labeler = load_without_policy(model, "cpu")
+    dataset = open_matching_dataset(labeler, data)
+    others = (
+        members(data, labeler.bundle.spec, Path(members_folder), member_epochs, NETWORKS - 1)
+        if members_folder
+        else []
+    )
+    clean = measured(labeler, dataset, others, None)
+    halves = [measured(labeler, dataset, others, int(seed)) for seed in seeds.split(",")]
+    result = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "data": dataset.name,
+        "split": SPLIT,
+        "n": len(clean.keys),
+        "model_id": labeler.model_id,
+        "member_epochs": member_epochs if others else None,
+        "degradation_seeds": [int(seed) for seed in seeds.split(",")],
+        "machine": describe_machine(),
+        "clean": figures([clean]),
+        "half_degraded": figures(halves),
+        "judge_time_per_generator_time": judge_cost(labeler, dataset),
+    }
+    write(dataset.name, result, clean, halves[0])
+
+
+def measured(
+    labeler: Labeler, dataset: Dataset, others: Sequence[nn.Module], seed: int | None
+) -> Measurements:
+    """All scores on the split; a seed degrades a random half of its images."""
+    samples = list_samples(dataset, SPLIT)
+    batches = list(_batches(labeler, dataset, seed))
+    found = measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
+    if others:
+        networks = [labeler.bundle.generator, *others]
+        agreement = [
+            pairwise_dice(networks, prepare(labeler.bundle, [image for image, _ in pairs], "cpu"))
+            for pairs in batches
+        ]
+        found.scores[ENSEMBLE] = torch.cat(agreement).numpy()
+    return found
+
+
+def _batches(labeler: Labeler, dataset: Dataset, seed: int | None) -> Iterator[list[Pair]]:
+    samples = list_samples(dataset, SPLIT)
+    rng = np.random.default_rng(seed)
+    half = set() if seed is None else set(rng.permutation(len(samples))[: len(samples) // 2].tolist())
+    row = 0
+    for pairs in read_in_batches(dataset, samples, labeler.batch_size):
+        seen = []
+        for image, truth in pairs:
+            seen.append((degrade(image, rng) if row in half else image, truth))
+            row += 1
+        yield seen
+
+
+def figures(runs: Sequence[Measurements]) -> dict[str, Any]:
+    """Means over the runs; of the bootstrap intervals the lowest low and the highest high end."""
+    per_run = [_run_figures(run) for run in runs]
+    names = list(per_run[0]["scores"])
+    return {
+        "mean_image_iou": _mean([run["mean_image_iou"] for run in per_run]),
+        "calibration_error": _mean([run["calibration_error"] for run in per_run]),
+        "scores": {
+            name: {
+                figure: _mean([run["scores"][name][figure] for run in per_run])
+                for figure in per_run[0]["scores"][name]
+            }
+            for name in names
+        },
+        "gap_closed_per_run": {
+            name: [run["scores"][name]["gap_closed"] for run in per_run] for name in names
+        },
+        "discriminator_minus_rival": {
+            rival: {
+                "difference": _mean([run["against"][rival].difference for run in per_run]),
+                "low": min(run["against"][rival].low for run in per_run),
+                "high": max(run["against"][rival].high for run in per_run),
+            }
+            for rival in per_run[0]["against"]
+        },
+    }
+
+
+def _run_figures(run: Measurements) -> dict[str, Any]:
+    known = ~np.isnan(run.image_ious)
+    losses = 1 - run.image_ious[known]
+    scores = {name: values[known] for name, values in run.scores.items()}
+    allowed = float(losses.mean()) / 2
+    return {
+        "mean_image_iou": 1 - float(losses.mean()),
+        "calibration_error": expected_calibration_error(run.confidences[known], 1 - losses),
+        "scores": {
+            name: asdict(selective_metrics(losses, values))
+            | {"coverage_at_half_risk": coverage_at_risk(losses, values, allowed)}
+            for name, values in scores.items()
+        },
+        "against": {
+            name: paired_bootstrap(losses, scores["discriminator"], values, gap_closed, resamples=1000)
+            for name, values in scores.items()
+            if name not in ("discriminator", *OWN_PARTS)
+        },
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def judge_cost(labeler: Labeler, dataset: Dataset) -> float:
+    """Median time of the judge and its verdict over that of the generator, batch by batch."""
+    pairs = next(read_in_batches(dataset, list_samples(dataset, SPLIT), labeler.batch_size))
+    batch = prepare(labeler.bundle, [image for image, _ in pairs], "cpu")
+    predict(labeler.bundle, batch, "cpu")
+    return statistics.median(_judge_cost_once(labeler, batch) for _ in range(TIMED_BATCHES))
+
+
+@torch.inference_mode()
+def _judge_cost_once(labeler: Labeler, batch: torch.Tensor) -> float:
+    judge = labeler.bundle.discriminator.judge
+    started = time.perf_counter()
+    logits = class_logits(labeler.bundle.generator(batch)).float()
+    generated = time.perf_counter()
+    shown = show(logits)
+    small = shown_image(batch, (logits.shape[2], logits.shape[3]))
+    give_verdict(judge, judge(small, shown), shown)
+    return (time.perf_counter() - generated) / (generated - started)
+
+
+def write(name: str, result: dict[str, Any], clean: Measurements, half: Measurements) -> None:
+    """Print the tables, keep everything below results/."""
+    RESULTS.mkdir(exist_ok=True)
+    for condition, run in (("clean", clean), ("half-degraded", half)):
+        known = ~np.isnan(run.image_ious)
+        shown = {
+            score: values[known]
+            for score, values in run.scores.items()
+            if score in ("discriminator", "adversarial", ENSEMBLE, *SINGLE_NETWORK_RIVALS)
+        }
+        curves = risk_coverage_png(1 - run.image_ious[known], shown)
+        (RESULTS / f"confidence-{name}-{condition}.png").write_bytes(curves)
+        reliability = calibration_png(run.confidences[known], run.image_ious[known])
+        (RESULTS / f"confidence-{name}-{condition}-calibration.png").write_bytes(reliability)
+    path = RESULTS / f"confidence-{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    for condition in ("clean", "half_degraded"):
+        click.echo(f"\n{name}, {condition}: mean image IoU {result[condition]['mean_image_iou']:.3f}")
+        click.echo("\n".join(columns(_table(result[condition]))))
+        click.echo(f"calibration error of the confidence shown: {result[condition]['calibration_error']:.3f}")
+    click.echo(f"\ntime of the judge over the generator's: {result['judge_time_per_generator_time']:.2f}")
+    click.echo(f"written to {path.name}")
+
+
+def _table(part: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    yield "score", "gap closed", "Spearman", "AURC", "AUGRC", "discriminator ahead by (95%)"
+    for name, row in part["scores"].items():
+        against = part["discriminator_minus_rival"].get(name)
+        ahead = "-"
+        if against:
+            ahead = f"{against['difference']:+.2f} ({against['low']:+.2f} to {against['high']:+.2f})"
+        yield (
+            name,
+            f"{row['gap_closed']:.2f}",
+            f"{row['spearman']:.2f}",
+            f"{row['aurc']:.4f}",
+            f"{row['augrc']:.4f}",
+            ahead,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""The discriminator after its second training: how right a mask is, pixel by pixel and as a whole.
+
+Its trunk starts as the adversarial discriminator's and goes on telling true masks from others; beside that it
+reads the generator's probabilities, so it starts from what the generator itself believes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from segpipe.confidence.score import SCORE_PARTS
+from segpipe.models.discriminator import Adversary, build_adversary
+from segpipe.models.masks import mask_channels
+
+HIDDEN = 64
+POOLED_HIDDEN = 64
+# Probabilities are kept off 0 and 1, where their logits have no end.
+SMALLEST_PROBABILITY = 1e-4
+
+
+@dataclass(frozen=True)
+class ShownMask:
+    """A mask, one_hot (B,K,h,w), and what the generator believes, probabilities (B,K,h,w)."""
+
+    one_hot: Tensor
+    probabilities: Tensor
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the judge says about B masks of K classes; all logits, float32.
+
+    realness (B,1,a,b): a true mask, not a made one. correctness (B,1,h,w): the label shown is right, on the
+    mask's grid. presence (B,K): the truth has the class. image_iou (B,): the image's mean IoU.
+    """
+
+    realness: Tensor
+    correctness: Tensor
+    presence: Tensor
+    image_iou: Tensor
+
+
+class Judge(nn.Module):
+    """(image, mask, generator's probabilities) to a Judgement, for one generator whose mask it judges.
+
+    Correctness is a correction of the generator's own logit: the coarse map says where the generator is too
+    sure or not sure enough, and the fine edges stay the generator's.
+    """
+
+    def __init__(self, architecture: str, channels: int, n_classes: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.adversary: Adversary = build_adversary(architecture, channels)
+        self.first = nn.Conv2d(self.adversary.feature_channels + n_classes + 3, HIDDEN, 3, padding=1)
+        self.wider = nn.ModuleList(
+            [nn.Conv2d(HIDDEN, HIDDEN, 3, padding=dilation, dilation=dilation) for dilation in (2, 4)]
+        )
+        self.correction = nn.Conv2d(HIDDEN, 1, 1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
+        self.own_belief = nn.Parameter(torch.tensor([1.0, 0.0]))
+        self.image = nn.Sequential(
+            nn.Linear(2 * HIDDEN + 3 * n_classes + 2, POOLED_HIDDEN),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(POOLED_HIDDEN, 1 + n_classes),
+        )
+        # The monotone fit of the score's parts: a bias, then a weight per part.
+        self.register_buffer("combination", torch.tensor([0.0, 1.0] + [0.0] * (len(SCORE_PARTS) - 1)))
+        self.combination: Tensor
+
+    def forward(self, image: Tensor, shown: ShownMask) -> Judgement:
+        """image (B,3,h,w) normalised, on the mask's grid."""
+        # The original recipe's one channel is that of the second of two classes.
+        mask = shown.one_hot if self.channels > 1 else shown.one_hot[:, 1:]
+        features = self.adversary.features(image, mask)
+        belief, doubt = _shown_logit(shown), _entropy(shown.probabilities)
+        hidden = self._hidden(features, shown, belief, doubt)
+        correction = functional.interpolate(
+            self.correction(hidden), size=belief.shape[-2:], mode="bilinear", align_corners=False
+        )
+        image_wide = self.image(_pooled(hidden, shown, belief, doubt)).float()
+        return Judgement(
+            realness=self.adversary.head(features).float(),
+            correctness=correction.float() + self.own_belief[0] * belief + self.own_belief[1],
+            presence=image_wide[:, 1:],
+            image_iou=image_wide[:, 0],
+        )
+
+    def _hidden(self, features: Tensor, shown: ShownMask, belief: Tensor, doubt: Tensor) -> Tensor:
+        stride = self.adversary.feature_stride
+        weakest = -functional.max_pool2d(-belief, stride)
+        mean = (functional.avg_pool2d(fine, stride) for fine in (shown.probabilities, belief / 3, doubt))
+        # A third brings the logits to the range of the other channels.
+        hidden = functional.leaky_relu(self.first(torch.cat([features, *mean, weakest / 3], dim=1)), 0.2)
+        for layer in self.wider:
+            hidden = hidden + functional.leaky_relu(layer(hidden), 0.2)
+        return hidden
+
+
+class Discriminator(nn.Module):
+    """Both lives of the discriminator: as the game left it, and as the judge that went on from there."""
+
+    def __init__(self, architecture: str, channels: int, n_classes: int) -> None:
+        super().__init__()
+        self.adversary: Adversary = build_adversary(architecture, channels)
+        self.judge = Judge(architecture, channels, n_classes)
+
+
+def show(logits: Tensor) -> ShownMask:
+    """The mask that class logits (B,K,h,w) make, with their probabilities."""
+    labels = logits.argmax(dim=1)
+    return ShownMask(mask_channels(labels, logits.shape[1], ignore_index=-1), logits.softmax(dim=1))
+
+
+def _shown_logit(shown: ShownMask) -> Tensor:
+    probability = (shown.probabilities * shown.one_hot).sum(dim=1, keepdim=True)
+    return torch.logit(probability, eps=SMALLEST_PROBABILITY)
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    nats = torch.special.entr(probabilities).sum(dim=1, keepdim=True)
+    return nats / math.log(probabilities.shape[1])
+
+
+def _pooled(hidden: Tensor, shown: ShownMask, belief: Tensor, doubt: Tensor) -> Tensor:
+    over_image = (2, 3)
+    return torch.cat(
+        [
+            hidden.mean(over_image),
+            hidden.amax(over_image),
+            shown.one_hot.mean(over_image),
+            shown.probabilities.mean(over_image),
+            shown.probabilities.amax(over_image),
+            doubt.mean(over_image),
+            belief.mean(over_image),
+        ],
+        dim=1,
+    )

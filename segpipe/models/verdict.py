@@ -1,0 +1,55 @@
+"""From a judgement to the numbers that route and are shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segpipe.confidence.score import (
+    adversarial_score,
+    expected_class_ious,
+    expected_iou,
+    iou_logit,
+    routing_score,
+)
+from segpipe.models.judge import Judge, Judgement, ShownMask
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On B masks of K classes. parts (B,P): what the score is made of, in the order of SCORE_PARTS.
+
+    score (B,): routes; a logit of the expected IoU. class_confidences (B,K): expected IoU of each class in
+    the mask, NaN for the others. correctness (B,1,h,w): 0 to 1, the probability that the label
+    shown is right.
+    """
+
+    parts: Tensor
+    score: Tensor
+    class_confidences: Tensor
+    correctness: Tensor
+
+
+def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask) -> Verdict:
+    """One verdict per image."""
+    correctness = judgement.correctness.sigmoid()
+    shown_classes = shown.one_hot.amax(dim=(2, 3)) > 0
+    class_ious = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
+    whole = expected_iou(class_ious, shown_classes, judgement.presence.sigmoid())
+    parts = torch.stack(
+        [
+            iou_logit(whole),
+            judgement.correctness.mean(dim=(1, 2, 3)),
+            adversarial_score(judgement.realness),
+            judgement.image_iou,
+        ],
+        dim=1,
+    )
+    return Verdict(
+        parts=parts,
+        score=routing_score(parts, judge.combination),
+        class_confidences=class_ious.where(shown_classes, torch.nan),
+        correctness=correctness,
+    )

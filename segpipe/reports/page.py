@@ -1,0 +1,99 @@
+"""One self-contained HTML page: what it shows as plain data, and the template that shows it."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+TEMPLATE = "confidence.html"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A named number; None or NaN where it is undefined. Shown rounded, kept whole in the page's source."""
+
+    name: str
+    value: float | None
+
+
+@dataclass(frozen=True)
+class Merit:
+    """One score's figure of merit, and whether no other score has a better one."""
+
+    value: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A score and its merits, in the order of the page's merit names."""
+
+    name: str
+    merits: tuple[Merit, ...]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image with its raw score, the confidence that is shown, its true IoU and its decision, if any."""
+
+    key: str
+    score: float
+    confidence: float
+    iou: float
+    decision: str | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its file name, its heading and what it says, in words."""
+
+    file: str
+    title: str
+    caption: str
+    png: bytes
+
+    @property
+    def data_uri(self) -> str:
+        """The picture as a URI that needs no request."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class PolicyPart:
+    """A policy in words, and what it would do on this split."""
+
+    promise: str
+    facts: tuple[tuple[str, str], ...]
+    outcome: tuple[Figure, ...]
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows. `merits` are (name, whether higher is better); `worst` starts with the worst."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    remarks: tuple[str, ...]
+    quality: tuple[Figure, ...]
+    policy: PolicyPart
+    merits: tuple[tuple[str, bool], ...]
+    scores: tuple[ScoreRow, ...]
+    pictures: tuple[Picture, ...]
+    classes: tuple[Figure, ...]
+    worst: Sequence[ImageRow]
+
+
+def render(page: Page) -> str:
+    """The page as HTML; every text in it is escaped."""
+    environment = Environment(
+        loader=PackageLoader("segpipe.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(TEMPLATE).render(page=page)
