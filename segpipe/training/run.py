@@ -204,6 +204,8 @@ def _start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | No
         raise RunError(
             f"{model_url} holds an unfinished training: add --resume, or train into another folder"
         )
+    if "stage" not in checkpoint.data:
+        raise RunError(f"{model_url} holds a checkpoint of an older segpipe: train into another folder")
     asked, kept = resumable_settings(settings), checkpoint.data["settings"]
     changed = sorted(name for name in asked if asked[name] != kept.get(name))
     if changed:
