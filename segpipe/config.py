@@ -25,6 +25,8 @@ ImageSize = Annotated[str, AfterValidator(_height_by_width)]
 
 
 def _compiles(pattern: str) -> str:
+    if not pattern:
+        raise ValueError("an empty regular expression names no group: try '^[^_]+'")
     try:
         re.compile(pattern)
     except re.error as error:

@@ -123,6 +123,8 @@ def test_a_pattern_that_does_not_compile_is_refused() -> None:
     assert CalibrateSettings(**PROMISE, group_by="^[^_]+").group_by == "^[^_]+"
     with pytest.raises(ValidationError, match="is not a regular expression"):
         CalibrateSettings(**PROMISE, group_by="^[_")
+    with pytest.raises(ValidationError, match="an empty regular expression names no group"):
+        CalibrateSettings(**PROMISE, group_by="")
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -50,6 +50,11 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     judged = _judge(labeler, dataset, samples)
     # An image without one labelled pixel says nothing about its mask.
     measured = ~np.isnan(judged.ious)
+    if not measured.any():
+        raise DatasetError(
+            f"no image of split {settings.split} has a labelled pixel: every pixel is the ignore index; "
+            "calibrate on images with a truth"
+        )
     policy = make_policy(
         judged.scores[measured],
         judged.ious[measured],

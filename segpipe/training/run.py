@@ -189,7 +189,8 @@ def _standing_still(generator: Generator, state: dict[str, Tensor]) -> Generator
 
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
-    return settings.model_dump(mode="json", exclude={"resume", "model", "device"})
+    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"})
+    return kept | {"data": storage.normalise(settings.data)}
 
 
 def _start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | None:

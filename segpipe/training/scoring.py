@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.confidence.combination import fit_combination
+from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
 from segpipe.confidence.score import expected_class_ious, expected_iou
 from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
@@ -233,9 +233,14 @@ class Scoring:
             return class_logits(generator(image)).float()
 
     def _fit_score(self) -> None:
+        if torch.isin(self.parts.tuning, self.parts.taught).any():
+            logger.info("too few images to hold one back: the score is the expected IoU alone")
+            return
         parts, ious = self._tuning_images()
-        if len(ious) == 0:
-            logger.warning("no tuning image has a labelled pixel: the score is the expected IoU alone")
+        if len(ious) < FEWEST_IMAGES:
+            logger.info(
+                "%d views of tuning images are too few to fit: the score is the expected IoU alone", len(ious)
+            )
             return
         combination = fit_combination(parts, ious)
         self.judge.combination.copy_(torch.from_numpy(combination))

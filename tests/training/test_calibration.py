@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import segpipe
 from segpipe import storage
@@ -119,6 +120,17 @@ def test_a_group_is_the_first_match_or_its_first_group(pattern: str, names: list
         return
     with pytest.raises(DatasetError, match=r"finds no group in the image key '00(01TP_006690|16E5_900000)'"):
         group_names(keys, pattern)
+
+
+def test_images_without_a_truth_are_refused_for_what_they_are(
+    streets: str, model: str, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank"
+    shutil.copytree(streets, blank)
+    for mask in (blank / "calibration" / "masks").iterdir():
+        Image.new("L", Image.open(mask).size, 255).save(mask)
+    with pytest.raises(DatasetError, match="no image of split calibration has a labelled pixel"):
+        calibrated(str(blank), model)
 
 
 def test_a_class_that_the_model_has_not_cannot_be_guarded(streets: str, model: str) -> None:

@@ -163,6 +163,12 @@ def test_resuming_with_other_settings_names_what_differs(streets: str, tmp_path:
         train(settings(streets, tmp_path / "m", resume=True, seed=6, gan_loss="hinge"))
 
 
+def test_the_same_data_under_another_spelling_is_the_same_data(streets: str, tmp_path: Path) -> None:
+    unfinished(streets, tmp_path / "m")
+    with pytest.raises(RunError, match=r"cannot resume .*: seed differ"):
+        train(settings(f"{streets}/", tmp_path / "m", resume=True, seed=6))
+
+
 def test_an_unfinished_training_is_not_overwritten_unasked(streets: str, tmp_path: Path) -> None:
     unfinished(streets, tmp_path / "m")
     with pytest.raises(RunError, match="unfinished training: add --resume"):

@@ -7,7 +7,7 @@ import logging
 import math
 import random
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ from segpipe.models.verdict import give_verdict
 from segpipe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from segpipe.training.history import RoundRecord
 from segpipe.training.metrics import image_iou
-from segpipe.training.parts import Parts
+from segpipe.training.parts import Parts, split_parts
 from segpipe.training.pixels import LabelledPixels
 from segpipe.training.scoring import (
     Lesson,
@@ -222,9 +222,17 @@ def test_without_a_labelled_tuning_image_the_score_stays_the_expected_iou(
     labelled = colour_blocks(60, seed=3)
     labelled.masks[50:] = IGNORED
     scoring = begin(labelled, views=10)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "the score is the expected IoU alone" in caplog.text
+    assert scoring.judge.combination.tolist() == [0, 1, 0, 0, 0]
+
+
+def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    scoring = replace(begin(colour_blocks(4, seed=3), views=10), parts=split_parts(4))
+    with caplog.at_level(logging.INFO):
+        scoring.run(lambda: None)
+    assert "too few images to hold one back" in caplog.text
     assert scoring.judge.combination.tolist() == [0, 1, 0, 0, 0]
 
 
