@@ -218,6 +218,13 @@ class LabelSettings(_Settings):
         description="An image with more pixels fails as too_large, undecoded, so that a decompression bomb "
         "cannot fill the memory; 100 million is a 300 MB array.",
     )
+    decode_seconds: float = Field(
+        60.0,
+        gt=0,
+        title="Time to decode an image, seconds",
+        description="An image that is not decoded after so many seconds fails as unreadable, so that a "
+        "malicious one cannot stop a night's work; 60 is a hundred times what the largest takes.",
+    )
     fetch_threads: int = Field(
         8,
         ge=1,

@@ -39,6 +39,10 @@ class ModelError(SegpipeError):
     """A model bundle is missing, damaged or of another version."""
 
 
+class DeviceMemoryError(SegpipeError):
+    """A batch of images does not fit in the memory of the device that computes."""
+
+
 class PolicyError(SegpipeError):
     """A policy is damaged or belongs to another model."""
 

@@ -81,6 +81,13 @@ def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None
     return DecodedImage(pixels, *seen)
 
 
+def count_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """How many pixels the image says it has; decodes none. ImageError as `decode_image`."""
+    with _image_errors():
+        width, height = _open(data, max_pixels).size
+    return width * height
+
+
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
     """HxW uint8 class indices to an indexed PNG; `palette` is Kx3 uint8. ImageError on other masks."""
     if mask.dtype != np.uint8 or mask.ndim != 2 or mask.size == 0:

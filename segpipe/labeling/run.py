@@ -29,9 +29,12 @@ from segpipe.images import class_palette
 from segpipe.labeling import drift_gate
 from segpipe.labeling.claim import Claim, hold_claim
 from segpipe.labeling.inventory import check_places
+from segpipe.labeling.items import ImageLabeler, Outcome, PlannedImage
+from segpipe.labeling.legs import Legs
 from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
+from segpipe.labeling.rows import Target
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
-from segpipe.labeling.shard import ImageLabeler, Legs, Outcome, PlannedImage, Target, label_images
+from segpipe.labeling.shard import label_images
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.progress import Advance, track

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from segpipe.errors import ModelError
 
@@ -28,3 +30,16 @@ def has_bfloat16(device: str) -> bool:
 def autocast(device: str) -> AbstractContextManager[object]:
     """Mixed precision where the device has bfloat16; float32 elsewhere."""
     return torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def to_device(array: np.ndarray, device: str) -> Tensor:
+    """The array as a tensor on the device; the copy to a GPU goes on while the caller does other work."""
+    tensor = torch.from_numpy(array)
+    if device == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch found no memory on its device: on the CPU it says so in words only."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

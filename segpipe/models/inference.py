@@ -8,18 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
-from segpipe.models.device import autocast
+from segpipe.models.device import autocast, to_device
 from segpipe.models.judge import show
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
 from segpipe.models.verdict import Verdict, give_verdict
-
-# Logits raised to full size at once: 16 million floats, 64 MB, whatever the image's size.
-RAISED_AT_ONCE = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -33,8 +29,12 @@ class Prediction:
 def prepare(bundle: Bundle, images: Sequence[np.ndarray], device: str) -> Tensor:
     """Images HxWx3 uint8 of any sizes -> (B,3,h,w) normalised at the working size, on the device."""
     resized = np.stack([resize_image(image, bundle.spec.working_size) for image in images])
-    batch = torch.from_numpy(resized).permute(0, 3, 1, 2).to(device)
-    return normalise(batch, bundle.spec.mean, bundle.spec.standard_deviation)
+    return normalised(bundle, to_device(resized, device))
+
+
+def normalised(bundle: Bundle, batch: Tensor) -> Tensor:
+    """(B,h,w,3) uint8 -> (B,3,h,w) as the networks take it."""
+    return normalise(batch.permute(0, 3, 1, 2), bundle.spec.mean, bundle.spec.standard_deviation)
 
 
 @torch.inference_mode()
@@ -63,23 +63,3 @@ def _played_mask(bundle: Bundle, logits: Tensor) -> Tensor:
         return probabilities(logits)
     labels = class_logits(logits).argmax(dim=1)
     return mask_channels(labels, logits.shape[1], ignore_index=-1)
-
-
-@torch.inference_mode()
-def full_size_mask(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """(K,h,w) logits -> HxW uint8 class indices at size (H, W), bilinear, in bounded memory."""
-    step = max(1, RAISED_AT_ONCE // (size[0] * size[1]))
-    best: Tensor | None = None
-    mask = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first in range(0, len(logits), step):
-        part = functional.interpolate(
-            logits[None, first : first + step].contiguous(), size=size, mode="bilinear", align_corners=False
-        )[0]
-        value, index = part.max(dim=0)
-        if best is None:
-            best, mask = value, index.to(torch.uint8)
-        else:
-            better = value > best
-            mask[better] = (index[better] + first).to(torch.uint8)
-            best = torch.maximum(best, value)
-    return mask.cpu().numpy()

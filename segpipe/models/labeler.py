@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
-from segpipe.errors import ImageError, NotFoundError, PolicyError
+from segpipe.errors import DeviceMemoryError, ImageError, NotFoundError, PolicyError
 from segpipe.models.bundle import Bundle, load_bundle
-from segpipe.models.device import choose_device
-from segpipe.models.inference import Prediction, full_size_mask, predict, prepare
+from segpipe.models.device import choose_device, is_out_of_memory, to_device
+from segpipe.models.full_size import full_size_mask
+from segpipe.models.inference import Prediction, normalised, predict
+from segpipe.models.preprocess import resize_image
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8
+# A JPEG that is decoded at a fraction of its size stays so many times above the working size.
+DECODE_MARGIN = 2
 POLICY_FILE = "policy.json"
 
 
@@ -41,6 +49,19 @@ class Labeled:
 
 
 @dataclass(frozen=True)
+class JudgedMask:
+    """What the networks say about one image, on their own grid and device.
+
+    logits (K,h,w) float32; score (); class_confidences (K,); correctness (h,w), as in Verdict.
+    """
+
+    logits: Tensor
+    score: Tensor
+    class_confidences: Tensor
+    correctness: Tensor
+
+
+@dataclass(frozen=True)
 class Labeler:
     """A model bundle on a device, with the policy that was certified for it, if any."""
 
@@ -59,35 +80,72 @@ class Labeler:
         """12 hex digits that name these weights."""
         return self.bundle.model_id
 
+    @property
+    def smallest_decode(self) -> tuple[int, int]:
+        """Height and width below which no image may be scaled as it is decoded."""
+        height, width = self.bundle.spec.working_size
+        return DECODE_MARGIN * height, DECODE_MARGIN * width
+
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches to judge at once: one on a GPU, one per core on a CPU."""
+        return torch.get_num_threads() if self.device == "cpu" else 1
+
+    @contextmanager
+    def judging_threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads to call judge in: on a CPU each computes its batch alone and waits for no other core."""
+        threads = torch.get_num_threads()
+        each = max(1, threads // self.batches_at_once)
+        pool = ThreadPoolExecutor(self.batches_at_once, initializer=torch.set_num_threads, initargs=(each,))
+        try:
+            with pool:
+                yield pool
+        finally:
+            torch.set_num_threads(threads)
+
     def label(self, images: Sequence[np.ndarray]) -> list[Labeled]:
         """Masks and scores of images HxWx3 uint8, each of any size, in the same order.
 
-        Raises ImageError for an array of another shape or type.
+        Raises ImageError for an array of another shape or type, DeviceMemoryError when a batch does not fit.
         """
-        _check_images(images)
+        check_images(images)
         labeled: list[Labeled] = []
         for first in range(0, len(images), self.batch_size):
-            labeled.extend(self._label_batch(images[first : first + self.batch_size]))
+            batch = images[first : first + self.batch_size]
+            judged = self.judge([self.prepare(image) for image in batch])
+            labeled += [
+                self.finish(mask, *image.shape[:2]) for mask, image in zip(judged, batch, strict=True)
+            ]
         return labeled
 
-    def _label_batch(self, images: Sequence[np.ndarray]) -> list[Labeled]:
-        prediction = predict(self.bundle, prepare(self.bundle, images, self.device), self.device)
-        return self.finish(images, prediction)
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """An image HxWx3 uint8 at the networks' working size (h,w,3)."""
+        return resize_image(image, self.bundle.spec.working_size)
 
-    def finish(self, images: Sequence[np.ndarray], prediction: Prediction) -> list[Labeled]:
-        """From the networks' outputs for these images to masks at their own sizes, and scores."""
-        verdict = prediction.verdict
-        return [
-            self._labeled(full_size_mask(logits, image.shape[:2]), *judged)
-            for image, logits, *judged in zip(
-                images,
-                prediction.logits,
-                verdict.score.tolist(),
-                verdict.class_confidences.cpu().numpy(),
-                verdict.correctness[:, 0].cpu().numpy(),
-                strict=True,
-            )
-        ]
+    def judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
+        """One pass of both networks over prepared images; a GPU is not waited for.
+
+        Raises DeviceMemoryError when they do not fit in the device's memory.
+        """
+        try:
+            batch = to_device(np.stack(prepared), self.device)
+            return split_masks(predict(self.bundle, normalised(self.bundle, batch), self.device))
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, which would keep the failed pass's tensors alive.
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        raise DeviceMemoryError(f"the {self.device} device has no memory for {len(prepared)} images at once")
+
+    def finish(self, judged: JudgedMask, height: int, width: int) -> Labeled:
+        """The mask at the image's own size, and the numbers on it."""
+        return self._labeled(
+            full_size_mask(judged.logits, (height, width)),
+            float(judged.score),
+            judged.class_confidences.cpu().numpy(),
+            judged.correctness.cpu().numpy(),
+        )
 
     def _labeled(
         self, mask: np.ndarray, score: float, by_class: np.ndarray, confidence_map: np.ndarray
@@ -110,7 +168,23 @@ class Labeler:
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
 
 
-def _check_images(images: Sequence[np.ndarray]) -> None:
+def split_masks(prediction: Prediction) -> list[JudgedMask]:
+    """One by one what was predicted for a batch."""
+    verdict = prediction.verdict
+    return [
+        JudgedMask(*parts)
+        for parts in zip(
+            prediction.logits,
+            verdict.score,
+            verdict.class_confidences,
+            verdict.correctness[:, 0],
+            strict=True,
+        )
+    ]
+
+
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """Raise ImageError unless all are HxWx3 uint8."""
     for number, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ImageError(

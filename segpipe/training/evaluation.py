@@ -17,7 +17,7 @@ from segpipe.confidence.selective import selective_metrics
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.models.inference import Prediction, predict, prepare, raw_adversarial_score
-from segpipe.models.labeler import Labeler, load_without_policy
+from segpipe.models.labeler import Labeler, load_without_policy, split_masks
 from segpipe.progress import track
 from segpipe.training.metrics import confusion_matrix, image_iou, segmentation_metrics
 
@@ -89,7 +89,8 @@ def measure(
             raw = raw_adversarial_score(labeler.bundle, batch, labeler.device)
             for name, values in _all_scores(prediction, mirrored, raw).items():
                 scores.setdefault(name, []).extend(values.tolist())
-            for (_, truth), labeled in zip(pairs, labeler.finish(images, prediction), strict=True):
+            for (image, truth), judged in zip(pairs, split_masks(prediction), strict=True):
+                labeled = labeler.finish(judged, *image.shape[:2])
                 confusion += confusion_matrix(truth, labeled.mask, n_classes, ignore_index)
                 ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index))
                 confidences.append(labeled.confidence)

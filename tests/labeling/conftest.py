@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,10 +42,22 @@ class BrightnessLabeler:
     classes: tuple[str, ...] = ("dark", "bright")
     seen: list[str] = field(default_factory=list)
 
-    def label(self, images: list[np.ndarray]) -> list[BrightnessLabeled]:
-        self.before(images)
-        self.seen.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in images)
-        return [_labeled(image) for image in images]
+    smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)
+    batches_at_once: int = 2
+
+    def judging_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
+        return ThreadPoolExecutor(self.batches_at_once)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        return image
+
+    def judge(self, prepared: list[np.ndarray]) -> list[np.ndarray]:
+        self.before(prepared)
+        self.seen.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in prepared)
+        return prepared
+
+    def finish(self, judged: np.ndarray, height: int, width: int) -> BrightnessLabeled:
+        return _labeled(judged)
 
 
 def _labeled(image: np.ndarray) -> BrightnessLabeled:

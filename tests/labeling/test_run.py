@@ -553,6 +553,7 @@ def test_runs_planned_at_once_in_separate_tasks_label_every_image_once(
 
 PROCESS = """
     import dataclasses, logging, sys, time
+    from concurrent.futures import ThreadPoolExecutor
     import numpy as np
     from segpipe.config import LabelSettings
     from segpipe.labeling.run import label_source
@@ -569,12 +570,23 @@ PROCESS = """
         model_id, policy, classes = "aaaaaaaaaaaa", None, ("dark", "bright")
         batches = 0
 
-        def label(self, images):
+        smallest_decode, batches_at_once = (1000, 1000), 1
+
+        def judging_threads(self):
+            return ThreadPoolExecutor(1)
+
+        def prepare(self, image):
+            return image
+
+        def judge(self, prepared):
             self.batches += 1
             if self.batches == hang_at:
                 print("hanging", flush=True)
                 time.sleep(600)
-            return [Labeled(np.zeros(image.shape[:2], np.uint8)) for image in images]
+            return prepared
+
+        def finish(self, judged, height, width):
+            return Labeled(np.zeros((height, width), np.uint8))
 
     source, output, run_id, hang_at = *sys.argv[1:4], int(sys.argv[4])
     settings = LabelSettings(shard_images=4, batch_images=2, fetch_threads=2, claim_seconds=4)

@@ -15,9 +15,12 @@ from PIL import Image
 
 from segpipe import storage
 from segpipe.config import LabelSettings
-from segpipe.errors import ModelError, RunError, StorageError
+from segpipe.errors import DeviceMemoryError, ModelError, RunError, StorageError
 from segpipe.images import class_palette, decode_image, decode_mask
-from segpipe.labeling.shard import FAILURES_IN_A_ROW, Legs, Outcome, PlannedImage, Target, label_images
+from segpipe.labeling.items import Outcome, PlannedImage
+from segpipe.labeling.legs import Legs
+from segpipe.labeling.rows import Target
+from segpipe.labeling.shard import FAILURES_IN_A_ROW, label_images
 
 MODEL = "aaaaaaaaaaaa"
 
@@ -173,12 +176,12 @@ def test_an_image_the_model_fails_on_fails_alone(images, target, settings, make_
 
 def test_a_mask_of_another_size_is_an_inference_failure(images, target, settings, make_labeler) -> None:
     labeler = make_labeler()
-    right = labeler.label
+    right = labeler.finish
 
-    def label(batch: list[np.ndarray]) -> list:
-        return right([image[1:] if image.max() == 255 - 5 * 4 else image for image in batch])
+    def finish(judged: np.ndarray, height: int, width: int) -> object:
+        return right(judged[1:] if judged.max() == 255 - 5 * 4 else judged, height, width)
 
-    labeler.label = label
+    labeler.finish = finish
     assert reasons(list(label_images(images, labeler, target, settings)))[3:6] == [
         "no_policy",
         "inference",
@@ -276,9 +279,39 @@ def test_a_reader_that_stops_early_leaves_no_thread_behind(images, target, setti
     assert threading.active_count() == before
 
 
-def test_legs_add_up() -> None:
-    total = Legs(read=1, wait=2) + Legs(read=0.5, infer=3)
-    assert total == Legs(read=1.5, decode=0, infer=3, encode=0, write=0, wait=2)
+class SmallDevice:
+    """A device that has memory for so many images; notes the batches it was given."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.batches = images, []
+
+    def __call__(self, batch: list[np.ndarray]) -> None:
+        self.batches.append(len(batch))
+        if len(batch) > self.images:
+            raise DeviceMemoryError("no memory for that many")
+
+
+def test_a_batch_too_large_for_the_device_is_halved_and_stays_so(images, target, make_labeler) -> None:
+    device = SmallDevice(2)
+    settings = LabelSettings(batch_images=8, fetch_threads=2, encode_threads=2)
+    labeler = make_labeler(before=device, batches_at_once=1)
+    outcomes = list(label_images(many(images, 60), labeler, target, settings))
+    assert reasons(outcomes) == ["no_policy"] * 60
+    refused = [n for n in device.batches if n > 2]
+    assert refused[0] == 8
+    assert len(refused) <= 6  # once per size and batch that was on its way, not once per batch of the run
+    assert device.batches[-10:] == [2] * 10
+
+
+def test_an_image_too_large_for_the_device_by_itself_fails_alone(
+    images, target, settings, make_labeler
+) -> None:
+    def before(batch: list[np.ndarray]) -> None:
+        if any(image.max() == 255 - 5 * 4 for image in batch):
+            raise DeviceMemoryError("no memory for that one")
+
+    outcomes = list(label_images(images, make_labeler(before=before), target, settings))
+    assert reasons(outcomes) == ["no_policy"] * 4 + ["inference"] + ["no_policy"] * 5
 
 
 def test_every_leg_is_timed(images, target, settings, make_labeler) -> None:

@@ -10,16 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
 
 import segpipe
 from segpipe import storage
 from segpipe.confidence.policy import BadFraction, make_policy, to_json
 from segpipe.errors import ImageError, ModelError, PolicyError
-from segpipe.models import inference
-from segpipe.models.inference import Prediction, full_size_mask
-from segpipe.models.labeler import Labeled, Labeler
-from segpipe.models.verdict import Verdict
+from segpipe.models.labeler import JudgedMask, Labeled, Labeler
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +87,10 @@ def test_without_a_policy_the_confidence_is_the_score_as_an_iou(labeler: Labeler
         assert labeled.confidence == pytest.approx(expected, abs=1e-6)
 
 
-def a_prediction(logits: torch.Tensor, class_confidences: list[float], score: float = 0.0) -> Prediction:
-    """What the networks might say about one image; the verdict's other parts do not matter."""
-    correctness = torch.full((1, 1, *logits.shape[2:]), 0.5)
-    verdict = Verdict(
-        torch.zeros(1, 4), torch.tensor([score]), torch.tensor([class_confidences]), correctness
-    )
-    return Prediction(logits, verdict)
+def judged_mask(logits: torch.Tensor, class_confidences: list[float], score: float = 0.0) -> JudgedMask:
+    """What the networks might say about one image."""
+    correctness = torch.full(logits.shape[1:], 0.5)
+    return JudgedMask(logits, torch.tensor(score), torch.tensor(class_confidences), correctness)
 
 
 def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_that_vanishes_none(
@@ -105,14 +98,14 @@ def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_t
 ) -> None:
     n_classes = len(labeler.classes)
     # Class 2 is the likeliest nowhere on the grid, but between the two pixels of classes 0 and 1 it is.
-    logits = torch.full((1, n_classes, 1, 2), -9.0)
-    logits[0, 0, 0], logits[0, 1, 0] = torch.tensor([4.0, -9.0]), torch.tensor([-9.0, 4.0])
-    logits[0, 2, 0] = torch.tensor([3.0, 3.0])
+    logits = torch.full((n_classes, 1, 2), -9.0)
+    logits[0, 0], logits[1, 0] = torch.tensor([4.0, -9.0]), torch.tensor([-9.0, 4.0])
+    logits[2, 0] = torch.tensor([3.0, 3.0])
     confidences = [0.9, 0.5] + [math.nan] * (n_classes - 2)
-    (labeled,) = labeler.finish([noise_image(1, 8)], a_prediction(logits, confidences))
+    labeled = labeler.finish(judged_mask(logits, confidences), 1, 8)
     assert {0, 1, 2} == set(labeled.mask.ravel().tolist())
     assert labeled.class_confidences[:3] == pytest.approx([0.9, 0.5, 0.7])
-    (labeled,) = labeler.finish([noise_image(1, 1)], a_prediction(logits, confidences))
+    labeled = labeler.finish(judged_mask(logits, confidences), 1, 1)
     assert labeled.mask.tolist() == [[2]]
     assert labeled.class_confidences[2] == pytest.approx(0.7)
     assert np.isnan(np.delete(labeled.class_confidences, 2)).all()
@@ -121,21 +114,13 @@ def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_t
 @pytest.mark.parametrize(("score", "confidence"), [(-1e4, 0.0), (0.0, 0.5), (1e4, 1.0)])
 def test_the_most_extreme_score_has_a_confidence(labeler: Labeler, score: float, confidence: float) -> None:
     n_classes = len(labeler.classes)
-    prediction = a_prediction(torch.randn(1, n_classes, 4, 4), [0.5] * n_classes, score)
-    (labeled,) = labeler.finish([noise_image(8, 8)], prediction)
+    judged = judged_mask(torch.randn(n_classes, 4, 4), [0.5] * n_classes, score)
+    labeled = labeler.finish(judged, 8, 8)
     assert labeled.confidence == pytest.approx(confidence)
 
 
 def test_no_images_give_no_masks(labeler: Labeler) -> None:
     assert labeler.label([]) == []
-
-
-def test_a_large_mask_made_in_parts_is_the_mask_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = torch.randn(7, 12, 16, generator=torch.Generator().manual_seed(1))
-    whole = functional.interpolate(logits[None], size=(90, 110), mode="bilinear")[0].argmax(0).numpy()
-    for at_once in (1, 90 * 110 * 2, 90 * 110 * 100):
-        monkeypatch.setattr(inference, "RAISED_AT_ONCE", at_once)
-        assert np.array_equal(full_size_mask(logits, (90, 110)), whole)
 
 
 def policy_for(model_id: str) -> bytes:

@@ -1,0 +1,54 @@
+"""From a planned image to what the model takes: fetched, decoded and resized, or failed with a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter
+
+from segpipe import storage
+from segpipe.errors import ImageError, StorageError
+from segpipe.images import DecodedImage, count_pixels, decode_scaled
+from segpipe.labeling.items import FailedImage, ImageLabeler, PlannedImage, ReadImage, SeenImage
+from segpipe.labeling.legs import Legs
+from segpipe.labeling.limits import PixelBudget, within
+
+
+@dataclass(frozen=True)
+class ReadingLimits:
+    """max_pixels and seconds are an image's, budget is that of all images in decoding."""
+
+    max_pixels: int
+    seconds: float
+    budget: PixelBudget
+
+
+def read_image(image: PlannedImage, labeler: ImageLabeler, limits: ReadingLimits) -> ReadImage | FailedImage:
+    """Fetch, decode and prepare one image."""
+    started = perf_counter()
+    try:
+        blob = storage.read(image.image_uri)
+    except StorageError as error:
+        seen = SeenImage(image, image.image_etag, image.image_bytes)
+        return FailedImage(seen, None, None, "storage", error, Legs(read=perf_counter() - started))
+    read = perf_counter()
+    seen = SeenImage(image, blob.etag, len(blob.data))
+    try:
+        decoded = _decode(blob.data, labeler.smallest_decode, limits)
+    except ImageError as error:
+        legs = Legs(read=read - started, decode=perf_counter() - read)
+        return FailedImage(seen, None, None, error.reason, error, legs)
+    pixels = labeler.prepare(decoded.pixels)
+    legs = Legs(read=read - started, decode=perf_counter() - read)
+    return ReadImage(seen, pixels, decoded.height, decoded.width, legs)
+
+
+def _decode(data: bytes, smallest: tuple[int, int], limits: ReadingLimits) -> DecodedImage:
+    """Raises ImageError."""
+    with limits.budget.hold(count_pixels(data, limits.max_pixels)):
+        try:
+            return within(limits.seconds, partial(decode_scaled, data, limits.max_pixels, smallest))
+        except TimeoutError as error:
+            raise ImageError(
+                "unreadable", f"not decoded after {limits.seconds:g} s; save it anew or raise the limit"
+            ) from error

@@ -1,0 +1,108 @@
+"""The manifest row of a labelled and of a failed image."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segpipe.labeling.items import FailedImage, JudgedImage, one_line
+from segpipe.labeling.routing import route
+from segpipe.manifests.schema import Row
+from segpipe.storage import redact
+
+if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
+    from segpipe.models.labeler import Labeled
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
+
+    confidence_maps_root: where confidence maps go; None: they are not wanted.
+    """
+
+    masks_root: str
+    confidence_maps_root: str | None
+    run_id: str
+    model_id: str
+    policy: Policy | None
+    palette: np.ndarray
+    require_claim: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class File:
+    """An object to be written."""
+
+    uri: str
+    data: bytes
+
+
+def labelled_row(
+    image: JudgedImage, labeled: Labeled, target: Target, mask: File, confidence_map: File | None
+) -> Row:
+    """The row of an image whose mask is stored; raises PolicyError for another model's policy."""
+    by_class = [float(value) for value in labeled.class_confidences]
+    decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
+    return Row(
+        image_uri=image.seen.planned.image_uri,
+        image_etag=image.seen.etag,
+        image_bytes=image.seen.bytes,
+        image_width=image.width,
+        image_height=image.height,
+        mask_uri=mask.uri,
+        mask_sha256=hashlib.sha256(mask.data).hexdigest(),
+        decision=decision,
+        reason=reason,
+        confidence=_finite(labeled.confidence),
+        discriminator_score=_finite(labeled.discriminator_score),
+        class_fractions=[float(value) for value in labeled.class_fractions],
+        class_confidences=[_finite(value) for value in by_class],
+        audit=False,
+        inclusion_probability=0.0,
+        model_id=target.model_id,
+        policy_id=target.policy.policy_id if target.policy else None,
+        run_id=target.run_id,
+        shard=image.seen.planned.shard,
+        labeled_at=datetime.now(UTC),
+        error=None,
+        confidence_map_uri=confidence_map.uri if confidence_map else None,
+    )
+
+
+def failed_row(image: FailedImage, target: Target) -> Row:
+    """The row of an image that has no mask."""
+    return Row(
+        image_uri=image.seen.planned.image_uri,
+        image_etag=image.seen.etag,
+        image_bytes=image.seen.bytes,
+        image_width=image.width,
+        image_height=image.height,
+        mask_uri=None,
+        mask_sha256=None,
+        decision="failed",
+        reason=image.reason,
+        confidence=None,
+        discriminator_score=None,
+        class_fractions=None,
+        class_confidences=None,
+        audit=False,
+        inclusion_probability=0.0,
+        model_id=target.model_id,
+        policy_id=target.policy.policy_id if target.policy else None,
+        run_id=target.run_id,
+        shard=image.seen.planned.shard,
+        labeled_at=datetime.now(UTC),
+        error=redact(one_line(image.error)),
+    )
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
