@@ -3,10 +3,11 @@
     python benchmarks/judge_ablation.py DATA --model FOLDER --earlier FOLDER [--views-share 0.3] [--seeds 0]
 
 Teaches the judge of the model in FOLDER anew from its adversarial weights, by segpipe's own stage 2: once as
-segpipe train does, then each time without one thing; before that, a judge not taught at all. The generator stands still and is the same each time;
---earlier holds it as it was earlier in its training, as *.safetensors. Every judge ranks the tuning images,
-which teach neither network: clean; with a random half in one of segpipe's six degradations; with a random
-half in one of four ways that no judge is trained on (unseen_damage.py); the mean over several draws.
+segpipe train does, then each time without one thing; before that, a judge not taught at all. The generator
+stands still and is the same each time; --earlier holds it as it was earlier in its training, as
+*.safetensors. Every judge ranks the tuning images, which teach neither network: clean; with a random half in
+one of segpipe's six degradations; with a random half in one of four ways that no judge is trained on
+(unseen_damage.py); the mean over several draws.
 
 The score's fit uses the same images, so each table has three scores: the first part, which needs no fit; the
 fit as trained, which has seen the images it is measured on; and the fit made on one half of the images and

@@ -28,7 +28,7 @@ class Source(Enum):
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a judge is shown. sources: the share of each, summing to 1.
+    """What a judge is shown. sources: the share of each, summing to 1; the truth is always one of several.
 
     unseen: of the images whose mask is not the generator's own, the share that is held back from it.
     degraded: the share of all images that is degraded.
