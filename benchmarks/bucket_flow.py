@@ -10,7 +10,6 @@ rows; writes them below results/.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -23,7 +22,6 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ import click
 import fsspec
 import numpy as np
 import pandas as pd
-from machine import describe_machine
+from machine import write_results
 
 from segpipe import load_model, storage
 from segpipe.confidence.policy import promise
@@ -42,7 +40,6 @@ from segpipe.models.inference import predict, prepare
 from segpipe.training.calibration import calibrate
 from segpipe.training.metrics import image_iou
 
-RESULTS = Path(__file__).parent / "results"
 ROWS_SHOWN = ["image_uri", "decision", "reason", "confidence", "discriminator_score", "mask_sha256"]
 
 
@@ -72,10 +69,8 @@ def main(data: str, model: str, server: str, **target: float) -> None:
         summary = _run_flow(f"s3://{bucket}/raw", f"s3://{bucket}/labels", bundle)
         rows = pd.read_parquet(f"s3://{bucket}/labels/manifests").sort_values("image_uri")
         result = {
-            "date": datetime.now(UTC).date().isoformat(),
             "data": open_dataset(data).name,
             "server": server,
-            "machine": describe_machine(),
             "promise": promise(policy),
             **{
                 name: summary[name] for name in ("planned", "accepted", "review", "failed", "seconds", "legs")
@@ -88,13 +83,10 @@ def main(data: str, model: str, server: str, **target: float) -> None:
 
 
 def _report(result: dict[str, Any], rows: pd.DataFrame) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"bucket_flow-{result['data']}-{result['server']}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
     for name, value in result.items():
         click.echo(f"{name:26} {value}")
     click.echo(rows[ROWS_SHOWN].head(5).to_string(index=False, max_colwidth=40))
-    click.echo(f"written to {path.name}")
+    write_results(f"bucket_flow-{result['data']}-{result['server']}", result)
 
 
 def _calibration_half(data: str, samples: list[Sample], folder: str) -> str:

@@ -12,12 +12,10 @@ confidence shown is from the truth. Prints the tables; writes them and the curve
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ import click
 import numpy as np
 import torch
 from ensemble import members, pairwise_dice
-from machine import describe_machine
+from machine import RESULTS, write_results
 from torch import nn
 
 from segpipe import storage
@@ -45,7 +43,6 @@ from segpipe.tables import columns
 from segpipe.training.evaluation import Measurements, Pair, measure, open_matching_dataset, read_in_batches
 from segpipe.training.run import train
 
-RESULTS = Path(__file__).parent / "results"
 SPLIT = "val"
 NETWORKS = 5
 ENSEMBLE = "five_networks"
@@ -74,14 +71,12 @@ def main(data: str, model: str, members_folder: str | None, member_epochs: int, 
     clean = measured(labeler, dataset, others, None)
     halves = [measured(labeler, dataset, others, int(seed)) for seed in seeds.split(",")]
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
         "data": dataset.name,
         "split": SPLIT,
         "n": len(clean.keys),
         "model_id": labeler.model_id,
         "member_epochs": member_epochs if others else None,
         "degradation_seeds": [int(seed) for seed in seeds.split(",")],
-        "machine": describe_machine(),
         "clean": figures([clean]),
         "half_degraded": figures(halves),
         "judge_time_per_generator_time": judge_cost(labeler, dataset),
@@ -206,14 +201,12 @@ def write(name: str, result: dict[str, Any], clean: Measurements, half: Measurem
         (RESULTS / f"confidence-{name}-{condition}.png").write_bytes(curves)
         reliability = calibration_png(run.confidences[known], run.image_ious[known])
         (RESULTS / f"confidence-{name}-{condition}-calibration.png").write_bytes(reliability)
-    path = RESULTS / f"confidence-{name}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
     for condition in ("clean", "half_degraded"):
         click.echo(f"\n{name}, {condition}: mean image IoU {result[condition]['mean_image_iou']:.3f}")
         click.echo("\n".join(columns(_table(result[condition]))))
         click.echo(f"calibration error of the confidence shown: {result[condition]['calibration_error']:.3f}")
     click.echo(f"\ntime of the judge over the generator's: {result['judge_time_per_generator_time']:.2f}")
-    click.echo(f"written to {path.name}")
+    write_results(f"confidence-{name}", result)
 
 
 def _table(part: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -10,25 +10,21 @@ tables and writes results/drift.json.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from machine import describe_machine
+from machine import write_results
 
 from segpipe.confidence.drift import detect_drift
 from segpipe.confidence.policy import BadFraction, Policy, make_policy
 from segpipe.config import LabelSettings
 from segpipe.tables import columns
 
-RESULTS = Path(__file__).parent / "results"
 CALIBRATION_IMAGES = (60, 100, 200, 400)
 NIGHTS, FEWEST_IMAGES, MOST_IMAGES = 365, 30, 3000
 RATE, SHARD_IMAGES = LabelSettings().drift_false_alarm_rate, LabelSettings().shard_images
@@ -64,7 +60,8 @@ def main(years: int, changed_years: int, seed: int) -> None:
     ]
     print_false_alarms(false_alarms)
     print_power(power)
-    write_results(seed, false_alarms, power)
+    stated = {"per_night": RATE, "years_with_any": min(1, NIGHTS * RATE)}
+    write_results("drift", {"seed": seed, "stated": stated, "false_alarms": false_alarms, "power": power})
 
 
 def stationary_years(random: np.random.Generator, n_calibration: int, n_years: int) -> dict[str, Any]:
@@ -179,22 +176,6 @@ def print_power(rows: list[dict[str, Any]]) -> None:
 def nights_text(count: float) -> str:
     """A number of nights; a year and more is not told apart."""
     return f"{count:.0f}" if count <= NIGHTS else "> a year"
-
-
-def write_results(seed: int, false_alarms: list[dict[str, Any]], power: list[dict[str, Any]]) -> None:
-    """Keep all figures as JSON."""
-    result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "seed": seed,
-        "machine": describe_machine(),
-        "stated": {"per_night": RATE, "years_with_any": min(1, NIGHTS * RATE)},
-        "false_alarms": false_alarms,
-        "power": power,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "drift.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    click.echo(f"written to {path.name}")
 
 
 if __name__ == "__main__":

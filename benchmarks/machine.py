@@ -1,12 +1,27 @@
-"""The machine a figure was measured on, for every results file."""
+"""The results file of a benchmark: its figures, the day, and the machine they were measured on."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import click
 import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write_results(name: str, figures: Mapping[str, Any]) -> None:
+    """Keep figures as NAME.json below results/, and print that."""
+    measured = {"date": datetime.now(UTC).date().isoformat(), "machine": describe_machine()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({**measured, **figures}, indent=1) + "\n")
+    click.echo(f"written to {name}.json")
 
 
 def describe_machine() -> dict[str, str | int]:

@@ -13,16 +13,13 @@ Prints one table and writes it below results/. Takes about two minutes on one co
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Literal
 
 import click
 import numpy as np
-from machine import describe_machine
+from machine import write_results
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
@@ -36,7 +33,6 @@ from segpipe.confidence.guarantee import (
 )
 from segpipe.tables import columns
 
-RESULTS = Path(__file__).parent / "results"
 ALPHA = DELTA = 0.1
 SHARE_BAD = 0.2
 SHARED_BY_SEQUENCE = 0.9
@@ -189,24 +185,8 @@ def main(draws: int, seed: int) -> None:
         f"kept: violations of at most {allowed:.1%}, which a promise broken in exactly {DELTA:.0%} of draws "
         f"exceeds with probability {SIMULATION_ERROR}"
     )
-    write_results(draws, seed, results)
-
-
-def write_results(draws: int, seed: int, results: list[tuple[Cell, Outcome]]) -> None:
-    """Keep everything as JSON."""
-    content = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "seed": seed,
-        "machine": describe_machine(),
-        "draws": draws,
-        "alpha": ALPHA,
-        "delta": DELTA,
-        "cells": [asdict(cell) | asdict(outcome) for cell, outcome in results],
-    }
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / "promise.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    click.echo(f"written to {path.name}")
+    figures = [asdict(cell) | asdict(outcome) for cell, outcome in results]
+    write_results("promise", {"seed": seed, "draws": draws, "alpha": ALPHA, "delta": DELTA, "cells": figures})
 
 
 if __name__ == "__main__":

@@ -10,14 +10,11 @@ Validation picks the checkpoint, so its figures are a little flattering; a held-
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import click
-from machine import describe_machine
+from machine import write_results
 
 from segpipe.config import TrainSettings
 from segpipe.datasets import open_dataset
@@ -30,7 +27,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "supervised": {"objective": "supervised"},
     "original": {"architecture": "plain", "objective": "adversarial"},
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 @click.command()
@@ -58,7 +54,9 @@ def main(
         rows[name] = measure(
             data, f"{models}/{name}", TrainSettings(data=data, model="-", seed=seed, **values)
         )
-    write_results(open_dataset(data).name, seed, rows)
+    click.echo("\n".join(columns(_table(rows))))
+    name = open_dataset(data).name
+    write_results(f"train_quality-{name}-{'+'.join(rows)}", {"data": name, "seed": seed, "recipes": rows})
 
 
 def measure(data: str, model: str, settings: TrainSettings) -> dict[str, Any]:
@@ -74,13 +72,7 @@ def measure(data: str, model: str, settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def write_results(dataset: str, seed: int, rows: dict[str, dict[str, Any]]) -> None:
-    """Print the table, and keep it with all figures as JSON."""
-    today = datetime.now(UTC).date().isoformat()
-    result = {"date": today, "data": dataset, "seed": seed, "machine": describe_machine(), "recipes": rows}
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"train_quality-{dataset}-{'+'.join(rows)}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
+def _table(rows: dict[str, dict[str, Any]]) -> list[tuple[str, ...]]:
     base = rows.get("supervised")
     header = (
         "recipe",
@@ -103,8 +95,7 @@ def write_results(dataset: str, seed: int, rows: dict[str, dict[str, Any]]) -> N
         )
         for name, row in rows.items()
     ]
-    click.echo("\n".join(columns([header, *body])))
-    click.echo(f"written to {path.name}")
+    return [header, *body]
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class Certificate:
 
     `threshold` is the score from which masks are accepted, None when nothing can be promised. `accepted` of
     the `n_calibration` images score at least that, `bad` of them are bad, and `p_value` is the probability of
-    so few if the promise were false (0, 0 and 1 without a threshold). `tested` thresholds were tested.
+    so few if the promise were false (0, None and 1 without a threshold). `tested` thresholds were tested.
     `labelled_images_needed` says how many more labelled images would be needed, at the bad fraction observed,
     before something can be promised: 0 when it already is, None when no number is expected to help. With
     groups, all these count groups, not images.
@@ -43,7 +43,7 @@ class Certificate:
 
     threshold: float | None
     accepted: int
-    bad: int
+    bad: int | None
     p_value: float
     n_calibration: int
     max_bad_fraction: float
@@ -56,14 +56,14 @@ class Certificate:
 class MeanLossCertificate:
     """What the calibration images prove about the mean loss of the accepted masks.
 
-    As Certificate, with `mean_loss`, 0 to 1, of the accepted images in place of `bad` (0 without a
-    threshold). `labelled_images_needed` supposes that further accepted images lose what those of the first
+    As Certificate, with `mean_loss`, 0 to 1, of the accepted images in place of `bad` (None without
+    a threshold). `labelled_images_needed` supposes that further accepted images lose what those of the first
     tested threshold, or of a stricter one, lost: the same losses over and over until the test passes.
     """
 
     threshold: float | None
     accepted: int
-    mean_loss: float
+    mean_loss: float | None
     p_value: float
     n_calibration: int
     max_mean_loss: float
@@ -104,7 +104,8 @@ def certify(
     never at labels; it leaves the error probability at 1 - confidence if the bad fraction does not fall as
     the threshold loosens, and otherwise raises it by at most the probability that anything is skipped.
 
-    Raises PolicyError when lengths differ, there is no image, or a number is out of range.
+    Raises PolicyError when lengths differ, there is no image, an image has no group label where others may
+    have, or a number is out of range.
     """
     score_values, is_bad = _checked_images(scores, bad)
     _check_target("max bad fraction", max_bad_fraction, confidence)
@@ -117,7 +118,7 @@ def certify(
     return Certificate(
         threshold=float(sequence.thresholds[last]) if passed else None,
         accepted=int(sequence.accepted[last]) if passed else 0,
-        bad=int(sequence.bad[last]) if passed else 0,
+        bad=int(sequence.bad[last]) if passed else None,
         p_value=passed[-1] if passed else 1.0,
         n_calibration=len(drawn),
         max_bad_fraction=float(max_bad_fraction),
@@ -157,7 +158,7 @@ def certify_mean_loss(
     return MeanLossCertificate(
         threshold=float(thresholds[last]) if passed else None,
         accepted=len(accepted[last]) if passed else 0,
-        mean_loss=float(accepted[last].mean()) if passed else 0.0,
+        mean_loss=float(accepted[last].mean()) if passed else None,
         p_value=passed[-1] if passed else 1.0,
         n_calibration=len(drawn),
         max_mean_loss=float(max_mean_loss),
@@ -173,8 +174,15 @@ def one_per_group(group: Sequence[object]) -> NDArray[np.int64]:
     """Row numbers of one image per group, drawn at random (seeded), in the order of the groups' names.
 
     `group` (n,) holds one label per image, compared as text. The draw depends on the labels and on the order
-    of the images within their group, and in no group on the size of another.
+    of the images within their group, and in no group on the size of another. Raises PolicyError for an image
+    without a label (None, NaN or empty): it may belong with any other.
     """
+    for row, label in enumerate(group):
+        if label is None or label == "" or label != label:
+            raise PolicyError(
+                f"image {row} has no group ({label!r}): name one for every image, for one that belongs to "
+                "none a name of its own"
+            )
     labels = np.asarray([str(label) for label in group])
     _, sizes = np.unique(labels, return_counts=True)
     rows_by_group = np.argsort(labels, kind="stable")

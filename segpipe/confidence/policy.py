@@ -46,12 +46,12 @@ class MeanLoss:
 class BadFractionPromise:
     """At most `max_bad_fraction` of the accepted masks have an IoU below `min_iou`.
 
-    Of the calibration images that the threshold accepts, `bad` are so.
+    Of the calibration images that the threshold accepts, `bad` are so; None when it accepts none.
     """
 
     min_iou: Share
     max_bad_fraction: OpenShare
-    bad: Count
+    bad: Count | None
     target: Literal["bad_fraction"] = "bad_fraction"
 
 
@@ -59,11 +59,11 @@ class BadFractionPromise:
 class MeanLossPromise:
     """The accepted masks lose at most `max_mean_loss` on average; a mask loses 1 - IoU.
 
-    The calibration images that the threshold accepts lose `mean_loss` (0 when it accepts none).
+    The calibration images that the threshold accepts lose `mean_loss`; None when it accepts none.
     """
 
     max_mean_loss: OpenShare
-    mean_loss: Share
+    mean_loss: Share | None
     target: Literal["mean_loss"] = "mean_loss"
 
 
@@ -218,13 +218,11 @@ def promise(policy: Policy) -> str:
     grouped = policy.n_calibration < policy.n_images
     weights = ", each group of images counting once" if grouped else ""
     target = f"{_wanted(policy.promised)}, with {_percent(policy.confidence)} confidence{weights}"
-    counted = "groups of calibration images" if grouped else "calibration images"
+    counted = _counted(policy.n_calibration, grouped, "calibration")
     if policy.threshold is not None:
         found = _found(policy.promised)
-        return f"{target} (accepted {policy.accepted} of {policy.n_calibration} {counted}, {found})"
-    return (
-        f"nothing is accepted: {policy.n_calibration} {counted} cannot prove that {target}; {_remedy(policy)}"
-    )
+        return f"{target} (accepted {policy.accepted} of {counted}, {found})"
+    return f"nothing is accepted: {counted} cannot prove that {target}; {_remedy(policy)}"
 
 
 def check_policy_for_model(policy: Policy, model_id: str) -> None:
@@ -405,16 +403,23 @@ def _found(promised: BadFractionPromise | MeanLossPromise) -> str:
         case BadFractionPromise():
             return f"{promised.bad} bad"
         case MeanLossPromise():
+            assert promised.mean_loss is not None  # a threshold accepts something
             return f"mean IoU {1 - promised.mean_loss:.2f}"
 
 
 def _remedy(policy: Policy) -> str:
     if policy.labelled_images_needed is None:
         return f"more labels are not expected to help: improve the model, {_easier(policy.promised)}"
-    more = (
-        "more groups of labelled images" if policy.n_calibration < policy.n_images else "more labelled images"
+    more, grouped = policy.labelled_images_needed, policy.n_calibration < policy.n_images
+    return f"about {_counted(more, grouped, 'labelled', 'more ')} {'is' if more == 1 else 'are'} needed"
+
+
+def _counted(count: int, grouped: bool, kind: str, more: str = "") -> str:
+    """So many images of a kind, or groups of such images."""
+    plural = "" if count == 1 else "s"
+    return (
+        f"{count} {more}group{plural} of {kind} images" if grouped else f"{count} {more}{kind} image{plural}"
     )
-    return f"about {policy.labelled_images_needed} {more} are needed"
 
 
 def _easier(promised: BadFractionPromise | MeanLossPromise) -> str:

@@ -37,24 +37,35 @@ def normalised(bundle: Bundle, batch: Tensor) -> Tensor:
     return normalise(batch.permute(0, 3, 1, 2), bundle.spec.mean, bundle.spec.standard_deviation)
 
 
-@torch.inference_mode()
 def predict(bundle: Bundle, batch: Tensor, device: str) -> Prediction:
     """Class logits and the verdict on the mask they make: one pass of generator and judge."""
-    judge = bundle.discriminator.judge
+    return judge_masks(bundle, batch, generate(bundle, batch, device), device)
+
+
+@torch.inference_mode()
+def generate(bundle: Bundle, batch: Tensor, device: str) -> Tensor:
+    """The generator's logits (B,1 or K,h,w), float32, of a prepared batch."""
     with autocast(device):
-        logits = class_logits(bundle.generator(batch)).float()
+        return bundle.generator(batch).float()
+
+
+@torch.inference_mode()
+def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Prediction:
+    """The generator's logits of a batch as class logits, with the verdict on the mask they make."""
+    judge, logits = bundle.discriminator.judge, class_logits(generated)
+    with autocast(device):
         shown = show(logits)
         judgement = judge(shown_image(batch, (logits.shape[2], logits.shape[3])), shown)
     return Prediction(logits, give_verdict(judge, judgement, shown))
 
 
 @torch.inference_mode()
-def raw_adversarial_score(bundle: Bundle, batch: Tensor, device: str) -> Tensor:
-    """(B,) what the discriminator of the game alone would say: no pass for labelling, but its yardstick."""
+def raw_adversarial_score(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Tensor:
+    """(B,) what the discriminator of the game alone would say of the generator's logits of a batch: it labels
+    nothing, but is the yardstick."""
+    image = shown_image(batch, (generated.shape[2], generated.shape[3]))
     with autocast(device):
-        logits = bundle.generator(batch).float()
-        image = shown_image(batch, (logits.shape[2], logits.shape[3]))
-        realness = bundle.discriminator.adversary(image, _played_mask(bundle, logits))
+        realness = bundle.discriminator.adversary(image, _played_mask(bundle, generated))
     return adversarial_score(realness)
 
 

@@ -16,8 +16,9 @@ from segpipe.confidence.score import SCORE_PARTS
 from segpipe.confidence.selective import selective_metrics
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
-from segpipe.models.inference import Prediction, predict, prepare, raw_adversarial_score
+from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
 from segpipe.models.labeler import Labeler, load_without_policy, split_masks
+from segpipe.models.masks import class_logits
 from segpipe.progress import track
 from segpipe.training.metrics import confusion_matrix, image_iou, segmentation_metrics
 
@@ -83,11 +84,8 @@ def measure(
     with track(len(keys), "evaluate") as progress:
         for pairs in batches:
             images = [image for image, _ in pairs]
-            batch = prepare(labeler.bundle, images, labeler.device)
-            prediction = predict(labeler.bundle, batch, labeler.device)
-            mirrored = predict(labeler.bundle, batch.flip(-1), labeler.device)
-            raw = raw_adversarial_score(labeler.bundle, batch, labeler.device)
-            for name, values in _all_scores(prediction, mirrored, raw).items():
+            prediction, measured = _predict_and_score(labeler, images)
+            for name, values in measured.items():
                 scores.setdefault(name, []).extend(values.tolist())
             for (image, truth), judged in zip(pairs, split_masks(prediction), strict=True):
                 labeled = labeler.finish(judged, *image.shape[:2])
@@ -107,7 +105,19 @@ def measure(
     )
 
 
-def _all_scores(prediction: Prediction, mirrored: Prediction, raw: Tensor) -> dict[str, Tensor]:
+def _predict_and_score(
+    labeler: Labeler, images: Sequence[np.ndarray]
+) -> tuple[Prediction, dict[str, Tensor]]:
+    """What the networks say of the images, and every score (B,): two generator passes, one mirrored."""
+    bundle, device = labeler.bundle, labeler.device
+    batch = prepare(bundle, images, device)
+    generated, mirrored = (generate(bundle, seen, device) for seen in (batch, batch.flip(-1)))
+    prediction = judge_masks(bundle, batch, generated, device)
+    raw = raw_adversarial_score(bundle, batch, generated, device)
+    return prediction, _all_scores(prediction, class_logits(mirrored), raw)
+
+
+def _all_scores(prediction: Prediction, mirrored: Tensor, raw: Tensor) -> dict[str, Tensor]:
     probabilities = prediction.logits.softmax(dim=1)
     return {
         "discriminator": prediction.verdict.score,
@@ -116,7 +126,7 @@ def _all_scores(prediction: Prediction, mirrored: Prediction, raw: Tensor) -> di
         "max_softmax": baselines.max_softmax(probabilities),
         "entropy": baselines.entropy(probabilities),
         "soft_dice": baselines.soft_dice(probabilities),
-        "flip_tta": baselines.flip_tta(probabilities, mirrored.logits.softmax(dim=1)),
+        "flip_tta": baselines.flip_tta(probabilities, mirrored.softmax(dim=1)),
     }
 
 

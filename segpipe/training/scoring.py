@@ -35,7 +35,7 @@ from segpipe.training.history import RoundRecord
 from segpipe.training.parts import Parts
 from segpipe.training.pixels import LabelledPixels
 from segpipe.training.recipe import rate_factor, set_rate
-from segpipe.training.shown_masks import SHARES, Source, draw_sources, draw_unseen, shown_labels
+from segpipe.training.shown_masks import MIXTURE, Mixture, Source, draw_sources, draw_unseen, shown_labels
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,6 @@ RATE = 1e-3
 # The trunk knows much already.
 TRUNK_RATE = 3e-4
 WEIGHT_DECAY = 0.01
-DEGRADED_SHARE = 0.5
 IOU_WEIGHT, IMAGE_WEIGHT, PRESENCE_WEIGHT, REALNESS_WEIGHT = 5.0, 0.2, 0.2, 0.2
 # A tuning image is judged as it is, and degraded in so many ways.
 DEGRADED_COPIES = 2
@@ -110,6 +109,7 @@ class Scoring:
     rounds: int
     steps_per_round: int
     device: str
+    mixture: Mixture
     history: list[RoundRecord]
 
     @classmethod
@@ -123,6 +123,7 @@ class Scoring:
         parts: Parts,
         views_of_stage_one: int,
         device: str,
+        mixture: Mixture = MIXTURE,
     ) -> Scoring:
         """A judge that knows what the adversarial discriminator knows; nothing learnt yet."""
         steps = math.ceil(views_of_stage_one * VIEWS_SHARE / BATCH)
@@ -138,6 +139,7 @@ class Scoring:
             rounds=rounds,
             steps_per_round=math.ceil(steps / rounds),
             device=device,
+            mixture=mixture,
             history=[],
         )
 
@@ -182,7 +184,8 @@ class Scoring:
     def _step(self, lesson: Lesson) -> dict[str, float]:
         with autocast(self.device):
             judgement = self.judge(lesson.image, lesson.shown)
-        losses = judging_losses(judgement, lesson, self.spec.ignore_index)
+        truths = self.mixture.sources[Source.TRUTH]
+        losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()
@@ -191,11 +194,9 @@ class Scoring:
     def _lesson(
         self, draws: random.Random, augmentation: torch.Generator, damage: np.random.Generator
     ) -> Lesson:
-        sources = draw_sources(BATCH, draws)
-        rows = [
-            int(draws.choice(self.parts.judged if draw_unseen(source, draws) else self.parts.taught))
-            for source in sources
-        ]
+        sources = draw_sources(self.mixture, BATCH, draws)
+        unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
+        rows = [int(draws.choice(self.parts.judged if held else self.parts.taught)) for held in unseen]
         images, masks = self.labelled.batch(torch.tensor(rows))
         seen, labels = augment(
             images,
@@ -205,7 +206,7 @@ class Scoring:
             self.spec.ignore_index,
             augmentation,
         )
-        degraded = degrade_some(seen, DEGRADED_SHARE, damage).to(self.device, non_blocking=True)
+        degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)
         image = normalise(degraded, self.spec.mean, self.spec.standard_deviation)
         return self._show(image, labels.to(self.device, non_blocking=True), sources, draws)
 
@@ -236,7 +237,7 @@ class Scoring:
         if torch.isin(self.parts.tuning, self.parts.taught).any():
             logger.info("too few images to hold one back: the score is the expected IoU alone")
             return
-        parts, ious = self._tuning_images()
+        parts, ious = self.tuning_views()
         if len(ious) < FEWEST_IMAGES:
             logger.info(
                 "%d views of tuning images are too few to fit: the score is the expected IoU alone", len(ious)
@@ -245,25 +246,34 @@ class Scoring:
         combination = fit_combination(parts, ious)
         self.judge.combination.copy_(torch.from_numpy(combination))
 
-    @torch.no_grad()
-    def _tuning_images(self) -> tuple[np.ndarray, np.ndarray]:
+    def tuning_views(self) -> tuple[np.ndarray, np.ndarray]:
         """Parts (n,P) and true IoUs (n,) of the tuning images, whole, as they are and degraded."""
         damage = np.random.default_rng(self.seed)
-        parts, ious = [], []
+        found = []
         for rows in self.parts.tuning.split(BATCH):
             images, masks = self.labelled.batch(rows)
             for copy in range(1 + DEGRADED_COPIES):
-                seen = degrade_some(images.float(), 1.0 if copy else 0.0, damage).to(self.device)
-                image = normalise(seen, self.spec.mean, self.spec.standard_deviation)
-                shown = show(self._logits(self.teachers.generator, image))
-                size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
-                with autocast(self.device):
-                    judgement = self.judge(shown_image(image, size), shown)
-                labels = _at_size(masks.to(self.device), size)
-                iou, known = true_iou(shown.one_hot, labels, self.spec.ignore_index)
-                parts.append(give_verdict(self.judge, judgement, shown).parts[known].cpu())
-                ious.append(iou[known].cpu())
-        return torch.cat(parts).double().numpy(), torch.cat(ious).double().numpy()
+                seen = degrade_some(images.float(), 1.0 if copy else 0.0, damage)
+                parts, ious = self.judge_images(seen, masks)
+                known = np.isfinite(ious)
+                found.append((parts[known], ious[known]))
+        return np.concatenate([parts for parts, _ in found]), np.concatenate([ious for _, ious in found])
+
+    @torch.no_grad()
+    def judge_images(self, images: Tensor, masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Parts (B,P) of the generator's masks of images (B,3,H,W), float 0 to 255, and their true IoUs (B,).
+
+        masks (B,H,W) is the truth; the IoU is measured on the networks' own grid, NaN where nothing is
+        labelled.
+        """
+        image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        shown = show(self._logits(self.teachers.generator, image))
+        size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
+        with autocast(self.device):
+            judgement = self.judge(shown_image(image, size), shown)
+        iou, known = true_iou(shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index)
+        parts = give_verdict(self.judge, judgement, shown).parts
+        return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
 
 def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:
@@ -300,8 +310,11 @@ def true_iou(one_hot: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor
     return (both / either.clamp(min=1)).sum(dim=1) / classes.clamp(min=1), classes > 0
 
 
-def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int) -> JudgingLosses:
-    """How wrong a judgement is; ignored pixels, and images of nothing else, say nothing."""
+def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int, truths: float) -> JudgingLosses:
+    """How wrong a judgement is; ignored pixels, and images of nothing else, say nothing.
+
+    truths: the share of all lessons, above 0 and below 1, that show the truth.
+    """
     shown, labels = lesson.shown, lesson.labels
     known = labels != ignore_index
     right = (shown.one_hot.argmax(dim=1) == labels).float()
@@ -318,7 +331,7 @@ def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int) -> J
         expected_iou=_mean((believed - ious).square(), measured),
         image_iou=_mean(image, measured),
         presence=_mean(presence.mean(dim=1), measured),
-        realness=_realness_loss(judgement, lesson.real, measured),
+        realness=_realness_loss(judgement, lesson.real, measured, truths),
     )
 
 
@@ -332,12 +345,11 @@ def _expected_iou(judgement: Judgement, shown: ShownMask, known: Tensor) -> Tens
     return expected_iou(class_ious, one_hot.amax(dim=(2, 3)) > 0, judgement.presence.sigmoid())
 
 
-def _realness_loss(judgement: Judgement, real: Tensor, measured: Tensor) -> Tensor:
+def _realness_loss(judgement: Judgement, real: Tensor, measured: Tensor, truths: float) -> Tensor:
     """Cross-entropy of true against not, both weighing half however rarely the truth is shown."""
     target = real.float().view(-1, 1, 1, 1).expand_as(judgement.realness)
     loss = functional.binary_cross_entropy_with_logits(judgement.realness, target, reduction="none")
-    share = SHARES[Source.TRUTH]
-    weight = torch.where(target > 0.5, 0.5 / share, 0.5 / (1 - share))
+    weight = torch.where(target > 0.5, 0.5 / truths, 0.5 / (1 - truths))
     return _mean((loss * weight).mean(dim=(1, 2, 3)), measured)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 
@@ -25,29 +26,44 @@ class Source(Enum):
     MISMATCHED = "the mask of another image"
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What a judge is shown. sources: the share of each, summing to 1; the truth is always one of several.
+
+    unseen: of the images whose mask is not the generator's own, the share that is held back from it.
+    degraded: the share of all images that is degraded.
+    """
+
+    sources: Mapping[Source, float]
+    unseen: float
+    degraded: float
+
+
 # In-sample masks hide failures, so the held-back images come most often although they are few.
-SHARES = {
-    Source.OWN_UNSEEN: 0.40,
-    Source.OWN_SEEN: 0.25,
-    Source.EARLIER: 0.10,
-    Source.TRUTH: 0.07,
-    Source.MADE_WRONG: 0.12,
-    Source.MISMATCHED: 0.06,
-}
-# Of the images whose mask is not the generator's own, so many are held back ones.
-UNSEEN_SHARE = 0.3
+MIXTURE = Mixture(
+    sources={
+        Source.OWN_UNSEEN: 0.40,
+        Source.OWN_SEEN: 0.25,
+        Source.EARLIER: 0.10,
+        Source.TRUTH: 0.07,
+        Source.MADE_WRONG: 0.12,
+        Source.MISMATCHED: 0.06,
+    },
+    unseen=0.3,
+    degraded=0.5,
+)
 
 
-def draw_sources(count: int, draws: random.Random) -> list[Source]:
+def draw_sources(mixture: Mixture, count: int, draws: random.Random) -> list[Source]:
     """A source for each image of a batch."""
-    return draws.choices(list(SHARES), list(SHARES.values()), k=count)
+    return draws.choices(list(mixture.sources), list(mixture.sources.values()), k=count)
 
 
-def draw_unseen(source: Source, draws: random.Random) -> bool:
+def draw_unseen(mixture: Mixture, source: Source, draws: random.Random) -> bool:
     """Whether the image of this source is a held back one."""
     if source in (Source.OWN_UNSEEN, Source.OWN_SEEN):
         return source is Source.OWN_UNSEEN
-    return draws.random() < UNSEEN_SHARE
+    return draws.random() < mixture.unseen
 
 
 def shown_labels(

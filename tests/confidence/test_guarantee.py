@@ -96,7 +96,7 @@ def test_nothing_promised_accepts_nothing():
     assert (certificate.threshold, certificate.accepted, certificate.bad, certificate.p_value) == (
         None,
         0,
-        0,
+        None,
         1,
     )
 
@@ -205,6 +205,15 @@ def test_a_single_group_of_many_good_images_proves_nothing():
     assert certificate.labelled_images_needed == 21  # more groups
 
 
+@pytest.mark.parametrize("certified", [certify, certify_mean_loss])
+@pytest.mark.parametrize("missing", [None, math.nan, ""])
+def test_an_image_without_a_group_is_refused(certified, missing):
+    with pytest.raises(PolicyError, match=r"image 1 has no group .*: name one for every image"):
+        certified([1, 2, 3], [0, 0, 0], [1], 0.1, 0.9, group=["a", missing, "b"])
+    with pytest.raises(PolicyError, match="image 0 has no group"):
+        certified([1] * 50, [0] * 50, [1], 0.1, 0.9, group=[missing] * 50)
+
+
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=40))
 def test_one_image_of_each_group_is_drawn(group):
     drawn = one_per_group(group)
@@ -259,7 +268,7 @@ def test_the_mean_loss_sequence_stops_at_the_first_failure():
     assert certify_mean_loss(scores, losses, [1.0], 0.1, 0.9).threshold == 1.0
     stopped = certify_mean_loss(scores, losses, [371.0, 1.0], 0.1, 0.9)
     assert (stopped.threshold, stopped.accepted, stopped.mean_loss, stopped.p_value, stopped.tested) == (
-        *(None, 0, 0.0, 1.0),
+        *(None, 0, None, 1.0),
         1,
     )
     assert stopped.labelled_images_needed is None

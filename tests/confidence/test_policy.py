@@ -136,6 +136,26 @@ def test_without_a_threshold_it_says_how_many_images_are_missing():
     )
 
 
+def test_one_image_is_one_image():
+    alone = policy_for([1.0], [1.0])
+    assert promise(alone).startswith("nothing is accepted: 1 calibration image cannot prove that")
+    of_a_group = policy_for([1.0, 2.0], [1.0, 1.0], group=["a", "a"])
+    assert promise(of_a_group).startswith("nothing is accepted: 1 group of calibration images cannot prove")
+    nearly = policy_for(np.arange(21.0), np.ones(21))
+    assert promise(nearly).endswith("about 1 more labelled image is needed")
+    nearly = policy_for(np.arange(42.0), np.ones(42), group=[f"{n // 2}" for n in range(42)])
+    assert promise(nearly).endswith("about 1 more group of labelled images is needed")
+
+
+@pytest.mark.parametrize("target", [BadFraction(0.6, 0.1), MeanLoss(0.3)])
+def test_where_nothing_is_accepted_there_is_no_figure_of_what_is(target):
+    nothing = promised(np.arange(4.0), np.ones(4), target)
+    assert (nothing.threshold, nothing.accepted) == (None, 0)
+    content = json.loads(to_json(nothing))
+    assert content["bad" if isinstance(target, BadFraction) else "mean_loss"] is None
+    assert from_json(to_json(nothing)) == nothing
+
+
 def test_without_hope_it_says_so():
     hopeless = policy_for(np.arange(100.0), np.zeros(100))
     assert hopeless.labelled_images_needed is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ from torch.nn.functional import avg_pool2d, one_hot
 
 import segpipe
 from segpipe import storage
+from segpipe.confidence.baselines import flip_tta
 from segpipe.confidence.policy import from_json
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import CalibrateSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset
 from segpipe.errors import DatasetError
-from segpipe.models.labeler import load_without_policy
+from segpipe.models.bundle import Bundle, ModelCard, ModelSpec, build_networks
+from segpipe.models.inference import predict, prepare
+from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.calibration import calibrate
 from segpipe.training.evaluation import evaluate, measure, measure_split, summarise
@@ -103,6 +107,62 @@ def test_the_adversarial_score_is_the_game_discriminators_on_what_it_played_with
         small = avg_pool2d(batch, 2)
         realness = bundle.discriminator.adversary(small, hard if shown == "hard" else probabilities)
     assert measured.scores["adversarial"][0] == pytest.approx(realness.mean().item(), abs=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "classes"),
+    [("unet", ("a", "b", "c")), ("plain", ("a", "b")), ("plain", ("a", "b", "c"))],
+)
+def test_every_score_is_that_of_the_networks_asked_one_by_one(
+    architecture: Literal["unet", "plain"], classes: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    labeler = untrained_labeler(architecture, classes)
+    bundle, images = labeler.bundle, list(torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy())
+    passes: list[int] = []
+    bundle.generator.register_forward_hook(lambda *_: passes.append(1))
+    measured = measure(labeler, list("abc"), [[(image, image[..., 0] % 2) for image in images]], 255)
+    assert len(passes) == 2
+    batch = prepare(bundle, images, "cpu")
+    with torch.inference_mode():
+        alone, mirrored = predict(bundle, batch, "cpu"), predict(bundle, batch.flip(-1), "cpu")
+        logits = bundle.generator(batch)
+        soft = logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(dim=1)
+        small = avg_pool2d(batch, batch.shape[-1] // logits.shape[-1])
+        realness = bundle.discriminator.adversary(small, soft).mean(dim=(1, 2, 3))
+    mask, turned = alone.logits.softmax(dim=1), mirrored.logits.softmax(dim=1)
+    expected = {
+        "discriminator": alone.verdict.score,
+        "adversarial": realness,
+        "flip_tta": flip_tta(mask, turned),
+        "max_softmax": mask.amax(dim=1).mean(dim=(1, 2)),
+        **dict(zip(SCORE_PARTS, alone.verdict.parts.unbind(dim=1), strict=True)),
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(measured.scores[name], values.numpy(), atol=1e-5, err_msg=name)
+
+
+def untrained_labeler(architecture: Literal["unet", "plain"], classes: tuple[str, ...]) -> Labeler:
+    spec = ModelSpec(
+        architecture=architecture,
+        classes=classes,
+        ignore_index=255,
+        working_size=(64, 64),
+        mean=MEAN,
+        standard_deviation=STANDARD_DEVIATION,
+        shown_masks="soft",
+    )
+    card = ModelCard(
+        model_id="0" * 12,
+        spec=spec,
+        training_data={},
+        training_settings={},
+        metrics={},
+        versions={},
+        created_at="",
+    )
+    generator, discriminator = build_networks(spec)
+    return Labeler(Bundle(card, generator.eval(), discriminator.eval()), None, "cpu")
 
 
 def test_an_image_without_a_labelled_pixel_is_told_and_left_out(streets: str, trained_model: str) -> None:

@@ -37,7 +37,7 @@ from segpipe.training.scoring import (
     judging_losses,
     true_iou,
 )
-from segpipe.training.shown_masks import SHARES, Source, make_wrong
+from segpipe.training.shown_masks import MIXTURE, Mixture, Source, make_wrong
 
 IGNORED = 255
 SPEC = ModelSpec(
@@ -49,6 +49,7 @@ SPEC = ModelSpec(
     standard_deviation=(0.25, 0.25, 0.25),
     shown_masks="hard",
 )
+TRUTHS = 0.07
 PARTS = Parts(torch.arange(30), torch.arange(30, 50), torch.arange(50, 60))
 
 
@@ -78,7 +79,7 @@ def colour_blocks(n_images: int, seed: int) -> LabelledPixels:
     return LabelledPixels(images, masks)
 
 
-def begin(labelled: LabelledPixels, views: int) -> Scoring:
+def begin(labelled: LabelledPixels, views: int, mixture: Mixture = MIXTURE) -> Scoring:
     torch.manual_seed(0)
     return Scoring.begin(
         seed=3,
@@ -89,6 +90,7 @@ def begin(labelled: LabelledPixels, views: int) -> Scoring:
         parts=PARTS,
         views_of_stage_one=views,
         device="cpu",
+        mixture=mixture,
     )
 
 
@@ -274,8 +276,8 @@ def judgement_of(correctness: list[float]) -> Judgement:
 
 @pytest.mark.parametrize("real", [True, False])
 def test_the_losses_by_hand(real: bool) -> None:
-    losses = judging_losses(judgement_of([0.0, 0.0]), lesson_of([0, 1], [0, 0], real), IGNORED)
-    share = SHARES[Source.TRUTH] if real else 1 - SHARES[Source.TRUTH]
+    losses = judging_losses(judgement_of([0.0, 0.0]), lesson_of([0, 1], [0, 0], real), IGNORED, TRUTHS)
+    share = TRUTHS if real else 1 - TRUTHS
     assert losses.correctness.item() == pytest.approx(math.log(2))
     # Truly (1/2 + 0) / 2; believed 0.5 / 1.5 of each class.
     assert losses.expected_iou.item() == pytest.approx((1 / 3 - 1 / 4) ** 2, rel=1e-4)
@@ -286,10 +288,10 @@ def test_the_losses_by_hand(real: bool) -> None:
 
 def test_ignored_pixels_say_nothing() -> None:
     truth = [0, 0, IGNORED, IGNORED]
-    plain = judging_losses(judgement_of([0.3, -0.2]), lesson_of([0, 1], [0, 0]), IGNORED)
+    plain = judging_losses(judgement_of([0.3, -0.2]), lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS)
     for mask, correctness in (([0, 0], [0.0, 5.0]), ([1, 1], [-5.0, 0.0]), ([1, 0], [3.0, 3.0])):
         judgement = judgement_of([0.3, -0.2, *correctness])
-        losses = judging_losses(judgement, lesson_of([0, 1, *mask], truth), IGNORED)
+        losses = judging_losses(judgement, lesson_of([0, 1, *mask], truth), IGNORED, TRUTHS)
         for name, value in vars(plain).items():
             torch.testing.assert_close(getattr(losses, name), value, msg=name)
 
@@ -309,14 +311,14 @@ def stacked(lessons: list[Lesson]) -> Lesson:
 def test_an_image_of_nothing_but_ignored_pixels_counts_for_nothing() -> None:
     measured, blank = lesson_of([0, 1], [0, 0]), lesson_of([1, 1], [IGNORED, IGNORED], real=True)
     one, other = judgement_of([0.3, -0.2]), judgement_of([4.0, -4.0])
-    alone = judging_losses(one, measured, IGNORED)
+    alone = judging_losses(one, measured, IGNORED, TRUTHS)
     both = Judgement(
         **{name: torch.cat([value, getattr(other, name) + 2.0]) for name, value in vars(one).items()}
     )
-    together = judging_losses(both, stacked([measured, blank]), IGNORED)
+    together = judging_losses(both, stacked([measured, blank]), IGNORED, TRUTHS)
     for name, value in vars(alone).items():
         torch.testing.assert_close(getattr(together, name), value, msg=name)
-    nothing = judging_losses(other, blank, IGNORED)
+    nothing = judging_losses(other, blank, IGNORED, TRUTHS)
     assert all(value == 0 for value in vars(nothing).values())
 
 
@@ -324,7 +326,7 @@ def test_every_loss_reaches_what_it_is_about() -> None:
     judgement = judgement_of([0.3, -0.2])
     for value in vars(judgement).values():
         value.requires_grad_(True)
-    judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED).total.backward()
+    judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS).total.backward()
     for name, value in vars(judgement).items():
         assert value.grad is not None, name
         assert value.grad.abs().sum() > 0, name
@@ -342,3 +344,23 @@ def test_a_share_of_the_images_is_degraded_and_none_changes_its_kind() -> None:
     assert every.dtype == torch.float32
     assert every.min() >= 0
     assert every.max() <= 255
+
+
+@pytest.mark.parametrize(("unseen", "rows"), [(1.0, PARTS.judged), (0.0, PARTS.taught)])
+def test_a_judge_is_shown_what_the_mixture_says(unseen: float, rows: torch.Tensor) -> None:
+    labelled = colour_blocks(60, seed=3)
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Watched(LabelledPixels):
+        def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            asked.extend(indices.tolist())
+            return super().batch(indices)
+
+    halves = {Source.TRUTH: 0.5, Source.MADE_WRONG: 0.5}
+    watched = Watched(labelled.images, labelled.masks)
+    scoring = begin(watched, views=80, mixture=Mixture(halves, unseen, degraded=0.0))
+    scoring.parts = replace(scoring.parts, tuning=scoring.parts.taught[:1])
+    scoring.run(lambda: None)
+    assert len(asked) >= 24
+    assert set(asked) <= set(rows.tolist())

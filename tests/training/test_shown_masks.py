@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.training.shown_masks import (
-    SHARES,
-    UNSEEN_SHARE,
+    MIXTURE,
     Source,
     coarsen,
     draw_sources,
@@ -121,19 +120,19 @@ def test_a_shifted_mask_goes_round_the_edges_by_at_most_an_eighth() -> None:
 
 
 def test_sources_come_in_their_shares() -> None:
-    drawn = Counter(draw_sources(20_000, random.Random(0)))
-    assert sum(SHARES.values()) == pytest.approx(1)
+    drawn = Counter(draw_sources(MIXTURE, 20_000, random.Random(0)))
+    assert sum(MIXTURE.sources.values()) == pytest.approx(1)
     for source in Source:
-        assert drawn[source] / 20_000 == pytest.approx(SHARES[source], abs=0.015)
+        assert drawn[source] / 20_000 == pytest.approx(MIXTURE.sources[source], abs=0.015)
 
 
 def test_the_generators_own_masks_are_of_the_images_their_source_names() -> None:
     draws = random.Random(0)
-    assert all(draw_unseen(Source.OWN_UNSEEN, draws) for _ in range(50))
-    assert not any(draw_unseen(Source.OWN_SEEN, draws) for _ in range(50))
+    assert all(draw_unseen(MIXTURE, Source.OWN_UNSEEN, draws) for _ in range(50))
+    assert not any(draw_unseen(MIXTURE, Source.OWN_SEEN, draws) for _ in range(50))
     for source in (Source.EARLIER, Source.TRUTH, Source.MADE_WRONG, Source.MISMATCHED):
-        share = sum(draw_unseen(source, draws) for _ in range(4000)) / 4000
-        assert share == pytest.approx(UNSEEN_SHARE, abs=0.03)
+        share = sum(draw_unseen(MIXTURE, source, draws) for _ in range(4000)) / 4000
+        assert share == pytest.approx(MIXTURE.unseen, abs=0.03)
 
 
 def three_batches() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
