@@ -12,13 +12,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +25,7 @@ import fsspec
 import numpy as np
 import pandas as pd
 from machine import write_results
+from s3_server import s3_server
 
 from segpipe import load_model, storage
 from segpipe.confidence.policy import promise
@@ -52,7 +48,7 @@ ROWS_SHOWN = ["image_uri", "decision", "reason", "confidence", "discriminator_sc
 @click.option("--confidence", default=0.9, show_default=True)
 def main(data: str, model: str, server: str, **target: float) -> None:
     """Certify MODEL and run the labelling flow over DATA's validation images in a bucket."""
-    with tempfile.TemporaryDirectory() as folder, _s3_server(server), _own_prefect(folder):
+    with tempfile.TemporaryDirectory() as folder, s3_server(server), _own_prefect(folder):
         bundle = f"{folder}/model"
         shutil.copytree(model, bundle)
         samples = list_samples(open_dataset(data), "val")
@@ -151,41 +147,6 @@ def _networks_alone(model: str, data: str, samples: list[Sample]) -> float:
 def _own_prefect(folder: str) -> Iterator[None]:
     os.environ.update(PREFECT_HOME=f"{folder}/prefect", PREFECT_SERVER_ANALYTICS_ENABLED="false")
     yield
-
-
-@contextmanager
-def _s3_server(kind: str) -> Iterator[None]:
-    if kind == "environment":
-        yield
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(
-        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
-        AWS_ACCESS_KEY_ID="DUMMYACCESSKEYID0001",
-        AWS_SECRET_ACCESS_KEY="dummy-secret-access-value-0001",
-        AWS_DEFAULT_REGION="us-east-1",
-    )
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
-        try:
-            _wait_for(f"http://127.0.0.1:{port}/moto-api/")
-            yield
-        finally:
-            server.terminate()
-
-
-def _wait_for(url: str) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.1)
-        else:
-            return
-    raise click.ClickException(f"the S3 server at {url} did not start within a minute")
 
 
 if __name__ == "__main__":
