@@ -1,4 +1,8 @@
-"""Manifest parts on storage: one Parquet object per shard, created once, never changed."""
+"""Manifest parts on storage: one Parquet object per shard, created once, never changed or removed.
+
+`manifests/` is the truth. What segpipe itself reads comes from the compacted copies of it where there are some
+(manifests/compaction.py), and from the parts where there are none.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,13 @@ import pyarrow.parquet as pq
 from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, NotFoundError
+from segpipe.errors import AlreadyExistsError
+from segpipe.manifests import compacted
+from segpipe.manifests.parts import list_parquet, manifests_root
 from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
-
-
-def manifests_root(output: str) -> str:
-    """The folder that holds the parts of OUTPUT and nothing else."""
-    return storage.join(output, "manifests")
 
 
 def run_date_folder(output: str, run_date: date) -> str:
@@ -52,31 +53,28 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def list_parts(output: str) -> list[storage.StoredObject]:
-    """Every committed part of OUTPUT; empty when nothing has been labelled."""
-    return _parquet_objects(manifests_root(output))
-
-
 def list_parts_of_day(output: str, run_date: date) -> list[storage.StoredObject]:
     """The committed parts of the runs planned on one UTC day."""
-    return _parquet_objects(run_date_folder(output, run_date))
-
-
-def _parquet_objects(root: str) -> list[storage.StoredObject]:
-    try:
-        return [found for found in storage.list_objects(root) if found.key.endswith(".parquet")]
-    except NotFoundError:
-        return []
+    return list_parquet(run_date_folder(output, run_date))
 
 
 def open_manifest(output: str) -> ds.Dataset:
-    """All rows of OUTPUT as a lazy Arrow dataset of MANIFEST_SCHEMA, also when there are no parts yet."""
-    parts = list_parts(output)
-    if not parts:
+    """All rows of OUTPUT as a lazy Arrow dataset of MANIFEST_SCHEMA, also when there are no parts yet.
+
+    Each part counts once, be it as itself or as its compacted copy. StorageError.
+    """
+    view = compacted.current_view(output)
+    copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
+    return open_parquet(output, [*copies, *(f"manifests/{part.key}" for part in view.parts)])
+
+
+def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
+    """The rows of Parquet objects below OUTPUT as a lazy dataset of MANIFEST_SCHEMA."""
+    if not keys:
         return ds.dataset(MANIFEST_SCHEMA.empty_table())
-    filesystem, root = storage.arrow_filesystem(manifests_root(output))
+    filesystem, root = storage.arrow_filesystem(output)
     return ds.dataset(
-        [part.key for part in parts],
+        list(keys),
         schema=MANIFEST_SCHEMA,
         format="parquet",
         filesystem=SubTreeFileSystem(root, filesystem),  # else a name=value folder above counts as well
