@@ -15,6 +15,7 @@ from segpipe.errors import NotFoundError
 from segpipe.labeling.inventory import Inventory
 from segpipe.manifests import store
 from segpipe.manifests.batches import large_batches
+from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.sql import scratch
 from segpipe.storage_errors import explained
 
@@ -62,7 +63,7 @@ def labelled_rows(output: str, model_id: str) -> Iterator[duckdb.DuckDBPyConnect
         batch_readahead=_READAHEAD,
         fragment_readahead=_READAHEAD,
     )
-    with scratch() as connection, explained(store.manifests_root(output)):
+    with scratch() as connection, explained(manifests_root(output)):
         connection.execute(_LABELLED)
         for batch in large_batches(rows.to_batches(), _BATCH_ROWS):
             connection.register("batch", batch)
