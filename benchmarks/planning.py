@@ -1,10 +1,10 @@
 """How long planning takes, and in how much memory, when nearly everything is labelled already.
 
-    python -m benchmarks.planning --work FOLDER [--millions 1,3,10]
+    python -m benchmarks.planning --work FOLDER [--millions 1,3,10] [--part-rows 256]
 
 Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which 0.05%
-of the objects are new and 0.05% changed. Planned twice, each time in a process of its own: against the parts as
-labelling leaves them (256 rows each), and again after `segpipe compact`, which is measured as well.
+of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling leaves them
+(256 rows) it plans, compacts and plans again; with --part-rows 1000000, what compaction leaves, it only plans.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -25,14 +26,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.machine import describe_machine
 from segpipe.config import CompactSettings, LabelSettings
+from segpipe.manifests.batches import large_batches
 from segpipe.manifests.schema import ROW_SCHEMA
 from segpipe.manifests.sql import connect
 
 MODEL_ID = "0123456789ab"
 LIMIT_SECONDS, LIMIT_BYTES = 120, 2 * 2**30
-PART_ROWS = 256
+SMALL_PART_ROWS = 10_000
 NEW_PER_MILLION = CHANGED_PER_MILLION = 500
-RESULTS = Path(__file__).parent / "results" / "planning.json"
+RESULTS = Path(__file__).parent / "results"
 
 _KEYS = "printf('camera-%02d/%04d/frame-%09d.jpg', i % 40, i // 4096, i)"
 _INVENTORY = f"""
@@ -48,7 +50,7 @@ _ROWS = f"""
            (hash(i) % 1000000) / 1e6 AS confidence, (hash(i) % 999983) / 1e6 AS discriminator_score,
            [0.25, 0.25, 0.5]::FLOAT[] AS class_fractions, [0.5, 0.75, 0.875]::FLOAT[] AS class_confidences,
            false AS audit, 0.02 AS inclusion_probability, '{MODEL_ID}' AS model_id, 'policy' AS policy_id,
-           'run' AS run_id, i // {PART_ROWS} AS shard, TIMESTAMPTZ '2026-01-01' AS labeled_at, NULL AS error,
+           'run' AS run_id, 0 AS shard, TIMESTAMPTZ '2026-01-01' AS labeled_at, NULL AS error,
            NULL AS confidence_map_uri
     FROM range($n) AS _(i)"""  # noqa: E501
 
@@ -74,7 +76,7 @@ def main() -> None:
         print(json.dumps(asdict(_measure(arguments.step, arguments.work))))
         return
     measured = [
-        result for millions in arguments.millions for result in _measure_size(millions, arguments.work)
+        result for millions in arguments.millions for result in _measure_size(millions, arguments)
     ]
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -82,7 +84,8 @@ def main() -> None:
         "limits": {"seconds": LIMIT_SECONDS, "peak_bytes": LIMIT_BYTES},
         "measured": [asdict(result) for result in measured],
     }
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    results = RESULTS / f"planning-{arguments.part_rows}-rows.json"
+    results.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:
@@ -91,15 +94,17 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--millions", type=lambda text: [float(part) for part in text.split(",")], default=[1, 3, 10]
     )
+    parser.add_argument("--part-rows", type=int, default=256)
     parser.add_argument("--step", choices=["plan", "compact"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _measure_size(millions: float, work: Path) -> list[Measured]:
-    folder = work / f"{millions:g}"
+def _measure_size(millions: float, arguments: argparse.Namespace) -> list[Measured]:
+    folder = arguments.work / f"{millions:g}"
     shutil.rmtree(folder, ignore_errors=True)
-    _write_data(folder, round(millions * 1_000_000))
-    results = [_in_own_process(step, folder) for step in ("plan", "compact", "plan")]
+    _write_data(folder, round(millions * 1_000_000), arguments.part_rows)
+    steps = ("plan", "compact", "plan") if arguments.part_rows < SMALL_PART_ROWS else ("plan",)
+    results = [_in_own_process(step, folder) for step in steps]
     shutil.rmtree(folder)
     return results
 
@@ -110,14 +115,15 @@ def _in_own_process(step: str, folder: Path) -> Measured:
     result = Measured(**json.loads(answer))
     print(
         f"{result.step:7} {result.objects / 1e6:4.1f} million objects, {result.parts_read:6} files: "
-        f"{result.seconds:6.1f} s ({result.seconds_of_limit:.2f} of the limit), {result.cpu_seconds:6.1f} CPU s, "
+        f"{result.seconds:6.1f} s ({result.seconds_of_limit:.2f} of the limit), "
+        f"{result.cpu_seconds:6.1f} CPU s, "
         f"{result.peak_bytes / 2**20:5.0f} MiB ({result.memory_of_limit:.2f}), {result.images} images",
         flush=True,
     )
     return result
 
 
-def _write_data(folder: Path, n_objects: int) -> None:
+def _write_data(folder: Path, n_objects: int, part_rows: int) -> None:
     places = {"source": str(folder / "source"), "output": str(folder / "output")}
     (folder / "source").mkdir(parents=True)
     (folder / "source" / "present.jpg").write_bytes(b"an object")
@@ -128,14 +134,16 @@ def _write_data(folder: Path, n_objects: int) -> None:
         with pq.ParquetWriter(folder / "inventory.parquet", inventory.schema, compression="zstd") as writer:
             for batch in inventory:
                 writer.write_batch(batch)
-        rows = connection.sql(_ROWS, params={"n": n_objects, **places}).to_arrow_reader(PART_ROWS * 256)
-        shard = 0
-        for batch in rows:
-            table = pa.Table.from_batches([batch]).cast(ROW_SCHEMA)
-            for start in range(0, table.num_rows, PART_ROWS):
-                part = table.slice(start, PART_ROWS)
-                pq.write_table(part, parts / f"run-{shard:05d}.parquet", compression="zstd")
-                shard += 1
+        rows = connection.sql(_ROWS, params={"n": n_objects, **places})
+        for shard, part in enumerate(_parts(rows.to_arrow_reader(max(part_rows, 65_536)), part_rows)):
+            pq.write_table(part, parts / f"run-{shard:05d}.parquet", compression="zstd", row_group_size=65_536)
+
+
+def _parts(rows: pa.RecordBatchReader, part_rows: int) -> Iterator[pa.Table]:
+    for table in large_batches(rows, max(part_rows, 65_536)):
+        typed = table.cast(ROW_SCHEMA)
+        for start in range(0, typed.num_rows, part_rows):
+            yield typed.slice(start, part_rows)
 
 
 def _measure(step: str, folder: Path) -> Measured:

@@ -21,7 +21,7 @@ _DIGITS = (8, 16, 64)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # A key "a.png" and a key "a.png/b.png" cannot both be files on a local disk.
-_FOLDERS = """
+PNG_FOLDERS = """
     CREATE OR REPLACE TEMP MACRO png_folders(key) AS list_filter(
         list_transform(range(1, len(string_split(key, '/'))),
                        lambda depth: array_to_string(string_split(key, '/')[1:depth], '/')),
@@ -77,7 +77,7 @@ def assign_mask_keys(connection: duckdb.DuckDBPyConnection, images: pa.Table, wa
     exist and must stay as they are. The result and `taken` together hold no key twice and no key that is a
     folder of another. Raises RunError in the all but impossible case that no free key is found.
     """
-    connection.execute(_FOLDERS)
+    connection.execute(PNG_FOLDERS)
     keys = _with_alternatives(wanted, np.flatnonzero(wanted.is_null()), images, _DIGITS[0])
     for digits in _DIGITS:
         conflicts = _conflicts(connection, keys)

@@ -19,10 +19,11 @@ import pyarrow.compute as pc
 
 from segpipe import storage
 from segpipe.errors import RunError
-from segpipe.labeling.backlog import find_backlog, labelled_rows
+from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
 from segpipe.manifests import store
+from segpipe.manifests.sql import scratch
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -129,8 +130,8 @@ def make_plan(
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
     inventory = take_inventory(source, output, settings.inventory)
-    with labelled_rows(output, model_id) as connection:
-        already_done = find_backlog(connection, inventory)
+    with scratch() as connection:
+        already_done = find_backlog(connection, inventory, output, model_id)
         images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
         return RunPlan(
             run_id=run_id,
@@ -167,8 +168,10 @@ def pending_images(plan: RunPlan) -> pa.Table:
     A mask key that another run has used since the plan was made is replaced.
     """
     parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "created_at": plan.created_at}
-    with labelled_rows(plan.output, plan.model_id) as connection:
+    with scratch() as connection:
         connection.register("planned", plan.table)
+        connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")
+        load_rows(connection, plan.output, plan.model_id)
         pending = connection.sql(_PENDING, params=parameters).to_arrow_table().cast(PLAN_SCHEMA)
         images = pending.append_column("image_key", pending["mask_key"])
         mask_keys = assign_mask_keys(connection, images, pending["mask_key"].combine_chunks())

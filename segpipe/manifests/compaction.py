@@ -19,14 +19,13 @@ from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError
 from segpipe.manifests.batches import large_batches
 from segpipe.manifests.compacted import PARTS_KEY, compacted_key, compacted_root, current_view
-from segpipe.manifests.store import MANIFEST_SCHEMA, open_parquet
+from segpipe.manifests.store import MANIFEST_SCHEMA, scan_parts
 from segpipe.storage_errors import explained
 
 if TYPE_CHECKING:
     from segpipe.config import CompactSettings
 
 _ROW_GROUP_ROWS = 65_536
-_READAHEAD = 16
 
 
 @dataclass(frozen=True)
@@ -81,10 +80,7 @@ def _copy(output: str, parts: list[str]) -> tuple[bytes, int]:
         explained(compacted_root(output)),
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,
     ):
-        scanner = open_parquet(output, [f"manifests/{part}" for part in parts]).scanner(
-            batch_readahead=_READAHEAD, fragment_readahead=_READAHEAD
-        )
-        for batch in large_batches(scanner.to_batches(), _ROW_GROUP_ROWS):
+        for batch in large_batches(scan_parts(output, parts), _ROW_GROUP_ROWS):
             writer.write_table(batch, row_group_size=_ROW_GROUP_ROWS)
             n_rows += batch.num_rows
     return sink.getvalue().to_pybytes(), n_rows

@@ -22,11 +22,11 @@ def connect() -> duckdb.DuckDBPyConnection:
 
 @contextmanager
 def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database for tables larger than memory, on local disk (TMPDIR), that is gone afterwards."""
+    """A database whose tables go to local disk (TMPDIR) when they are too large for memory."""
     with tempfile.TemporaryDirectory(prefix="segpipe-") as folder, connect() as connection:
-        path = folder.replace("'", "''")
-        connection.execute(f"ATTACH '{path}/scratch.duckdb' AS scratch; USE scratch")
-        connection.execute(f"SET memory_limit = '{SCRATCH_MEMORY}'")
+        connection.execute("SET temp_directory = $folder", {"folder": folder})
+        connection.execute("SET memory_limit = $memory", {"memory": SCRATCH_MEMORY})
         connection.execute("SET preserve_insertion_order = false")  # keeping it costs memory
-        connection.execute(f"SET temp_directory = '{path}'")
+        # Streams have no known size: as written, the table on the right is the one held.
+        connection.execute("SET disabled_optimizers = 'build_side_probe_side,join_order'")
         yield connection

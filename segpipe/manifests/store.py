@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 import pyarrow as pa
@@ -22,6 +22,8 @@ from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
+_SCANNED_AT_ONCE = 512
+_BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
 
 def run_date_folder(output: str, run_date: date) -> str:
@@ -63,9 +65,7 @@ def open_manifest(output: str) -> ds.Dataset:
 
     Each part counts once, be it as itself or as its compacted copy. StorageError.
     """
-    view = compacted.current_view(output)
-    copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
-    return open_parquet(output, [*copies, *(f"manifests/{part.key}" for part in view.parts)])
+    return open_parquet(output, _current_keys(output))
 
 
 def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
@@ -80,6 +80,39 @@ def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
         filesystem=SubTreeFileSystem(root, filesystem),  # else a name=value folder above counts as well
         partitioning=ds.partitioning(pa.schema([RUN_DATE]), flavor="hive"),
     )
+
+
+def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> Iterator[pa.RecordBatch]:
+    """Some columns of the rows that pass a filter, in batches and bounded memory. StorageError."""
+    yield from _scan(output, _current_keys(output), list(columns), where)
+
+
+def scan_parts(output: str, parts: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All rows of some parts (keys below manifests/), in batches and bounded memory."""
+    yield from _scan(output, [f"manifests/{part}" for part in parts], MANIFEST_SCHEMA.names, None)
+
+
+def _scan(
+    output: str, keys: list[str], columns: list[str], where: ds.Expression | None
+) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(keys), _SCANNED_AT_ONCE):  # a dataset keeps the footer of each file it has read
+        yield from (
+            open_parquet(output, keys[start : start + _SCANNED_AT_ONCE])
+            .scanner(
+                columns=columns,
+                filter=where,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=_READAHEAD,
+                fragment_readahead=_READAHEAD,
+            )
+            .to_batches()
+        )
+
+
+def _current_keys(output: str) -> list[str]:
+    view = compacted.current_view(output)
+    copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
+    return [*copies, *(f"manifests/{part.key}" for part in view.parts)]
 
 
 def read_manifest(

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -174,7 +173,9 @@ def test_a_kill_at_any_step_leaves_every_reader_right_and_the_next_compaction_en
     for kill_at in range(1, STEPS + 2):
         output = f"{root}/{kill_at}"
         commit(output, 0, 1, 2)
-        codes.append(subprocess.run([sys.executable, "-c", KILLED, output, str(kill_at)], check=False).returncode)
+        codes.append(
+            subprocess.run([sys.executable, "-c", KILLED, output, str(kill_at)], check=False).returncode
+        )
         assert seen(output) == seen_by_pandas(output) == images(0, 1, 2)
         assert compact(output, SOON).waiting_parts == 0
         assert seen(output) == seen_by_pandas(output) == images(0, 1, 2)
@@ -213,7 +214,10 @@ def test_a_reader_in_a_loop_never_sees_a_double_or_a_gap(
     commit(root, 0, 1)
     stop, rounds = tmp_path / "stop", 8
     reader = subprocess.Popen(
-        [sys.executable, "-c", READER, root, str(stop)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", READER, root, str(stop)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert reader.stdout is not None
