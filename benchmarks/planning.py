@@ -2,9 +2,9 @@
 
     python -m benchmarks.planning --work FOLDER [--millions 1,3,10] [--part-rows 256]
 
-Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which 0.05%
-of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling leaves them
-(256 rows) it plans, compacts and plans again; with --part-rows 1000000, what compaction leaves, it only plans.
+Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which
+0.05% of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling leaves
+them (256 rows) it plans, compacts, plans again; with --part-rows 1000000, like what compaction leaves, it plans.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _KEYS = "printf('camera-%02d/%04d/frame-%09d.jpg', i % 40, i // 4096, i)"
 _INVENTORY = f"""
     SELECT {_KEYS} AS key, 90000 + i % 20000 AS size,
            md5(if(i % 1000000 < {CHANGED_PER_MILLION}, 'changed', 'object') || i) AS etag
-    FROM range($n + $n * {NEW_PER_MILLION} // 1000000) AS _(i)"""
+    FROM range($n::BIGINT + $n::BIGINT * {NEW_PER_MILLION} // 1000000) AS _(i)"""
 _ROWS = f"""
     SELECT $source || '/' || {_KEYS} AS image_uri, md5('object' || i) AS image_etag, 90000 + i % 20000 AS image_bytes,
            480 AS image_width, 360 AS image_height,
@@ -52,7 +52,7 @@ _ROWS = f"""
            false AS audit, 0.02 AS inclusion_probability, '{MODEL_ID}' AS model_id, 'policy' AS policy_id,
            'run' AS run_id, 0 AS shard, TIMESTAMPTZ '2026-01-01' AS labeled_at, NULL AS error,
            NULL AS confidence_map_uri
-    FROM range($n) AS _(i)"""  # noqa: E501
+    FROM range($n::BIGINT) AS _(i)"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,7 @@ def main() -> None:
     if arguments.step:
         print(json.dumps(asdict(_measure(arguments.step, arguments.work))))
         return
-    measured = [
-        result for millions in arguments.millions for result in _measure_size(millions, arguments)
-    ]
+    measured = [result for millions in arguments.millions for result in _measure_size(millions, arguments)]
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": describe_machine(),
@@ -136,7 +134,9 @@ def _write_data(folder: Path, n_objects: int, part_rows: int) -> None:
                 writer.write_batch(batch)
         rows = connection.sql(_ROWS, params={"n": n_objects, **places})
         for shard, part in enumerate(_parts(rows.to_arrow_reader(max(part_rows, 65_536)), part_rows)):
-            pq.write_table(part, parts / f"run-{shard:05d}.parquet", compression="zstd", row_group_size=65_536)
+            pq.write_table(
+                part, parts / f"run-{shard:05d}.parquet", compression="zstd", row_group_size=65_536
+            )
 
 
 def _parts(rows: pa.RecordBatchReader, part_rows: int) -> Iterator[pa.Table]:

@@ -64,9 +64,9 @@ def find_backlog(
 ) -> int:
     """Make the table `backlog` (OBJECT_SCHEMA): what this model has no row for. Returns how many have one.
 
-    Makes the views of `load_rows` as well. A list may be out of date: where it gives another ETag than the one
-    labelled the object itself is asked, so that no image gets a second row; where it gives none, an image with
-    a row counts as done.
+    Makes the views of `load_rows` as well. A list may be out of date: where it gives another ETag than
+    the one labelled the object itself is asked, so that no image gets a second row; where it gives none, an
+    image with a row counts as done.
     """
     done = store.scan_manifest(output, ["image_uri", "image_etag"], _of_model(model_id) & _DONE)
     with explained(manifests_root(output)):
@@ -82,7 +82,7 @@ def find_backlog(
 def load_rows(connection: duckdb.DuckDBPyConnection, output: str, model_id: str) -> None:
     """Make the views `done`, `storage_failures` and `taken(key)`, the mask keys in use, of this model's rows.
 
-    They hold what matters for the relation `wanted` (image_uri, mask_key): rows of its images, masks in its way.
+    They hold what matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
     """
     connection.execute(PNG_FOLDERS)
     connection.execute(_LABELLED)

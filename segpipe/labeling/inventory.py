@@ -37,7 +37,7 @@ _CHUNK = 50_000
 
 @dataclass(frozen=True)
 class Inventory:
-    """The objects to label (OBJECT_SCHEMA), read once; `skipped` fills meanwhile: how many left aside, and why.
+    """The objects to label (OBJECT_SCHEMA), read once; `skipped` fills meanwhile: why and how many.
 
     An ETag is null where a list gave none. `live` tells a listing, which is as things are, from a list.
     """
@@ -65,8 +65,8 @@ def check_places(source: str, output: str) -> tuple[str, str]:
 def take_inventory(source: str, output: str, listed_in: str | None = None) -> Inventory:
     """What is in SOURCE, by listing it or from the list at URL `listed_in`, without what lies below OUTPUT.
 
-    Raises NotFoundError when SOURCE or the list does not exist, RunError when SOURCE is empty or OUTPUT; while
-    it is read, RunError when there is nothing to label and what inventory_list.read_list raises.
+    Raises NotFoundError when SOURCE or the list does not exist, RunError when SOURCE is empty or OUTPUT;
+    while it is read, RunError when there is nothing to label and what inventory_list.read_list raises.
     """
     source, output = check_places(source, output)
     skipped: Counter[str] = Counter()

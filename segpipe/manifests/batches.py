@@ -8,7 +8,7 @@ import pyarrow as pa
 
 
 def large_batches(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
-    """The same rows in tables of at least `rows` rows, the last one smaller: small parts come in small batches."""
+    """The same rows in tables of at least `rows` rows, the last one smaller."""
     held: list[pa.RecordBatch] = []
     n_held = 0
     for batch in batches:

@@ -1,6 +1,6 @@
 """Compacted copies of manifest parts, and which rows to read from where.
 
-A compacted file `manifests_compacted/<number>.parquet` is created once, whole or not at all, and never changed.
+A compacted file `manifests_compacted/<number>.parquet` is created once, whole or not at all, never changed.
 It names in its own metadata the parts it copies, so it is data and commit record in one object: there is no
 second step that a crash could leave undone. Files are numbered without gaps; two compactions that prepare the
 same number meet at the exclusive create, and one of them starts over. The parts stay where they are.
@@ -69,7 +69,7 @@ def current_view(output: str) -> ManifestView:
 
 
 def _mirrors(files: list[CompactedFile], present: set[str]) -> Iterator[CompactedFile]:
-    """The files whose parts are all there, none twice: the parts are the truth, also if someone removed one."""
+    """The files whose parts are all there, none twice: the parts are the truth."""
     copied: set[str] = set()
     for file in files:
         if file.parts <= present and copied.isdisjoint(file.parts):

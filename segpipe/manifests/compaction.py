@@ -73,7 +73,7 @@ def _first_parts(waiting: Sequence[storage.StoredObject], max_bytes: int) -> lis
 
 
 def _copy(output: str, parts: list[str]) -> tuple[bytes, int]:
-    """One Parquet file with the rows of these parts, and how many they are; streamed, never held as a table."""
+    """One Parquet file with the rows of these parts, and how many they are; streamed."""
     sink, n_rows = pa.BufferOutputStream(), 0
     schema = MANIFEST_SCHEMA.with_metadata({PARTS_KEY: json.dumps(parts)})
     with (

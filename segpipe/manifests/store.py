@@ -1,6 +1,6 @@
 """Manifest parts on storage: one Parquet object per shard, created once, never changed or removed.
 
-`manifests/` is the truth. What segpipe itself reads comes from the compacted copies of it where there are some
+`manifests/` is the truth. What segpipe itself reads comes from the compacted copies where there are some
 (manifests/compaction.py), and from the parts where there are none.
 """
 

@@ -1,4 +1,4 @@
-"""An inventory from a list plans what a listing of the same objects plans, and never labels an image twice."""
+"""An inventory from a list plans what a listing plans, and never labels an image twice."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ def test_a_csv_list(tmp_path: Path, text: str, expected: list) -> None:
         ("l.json", b"{}", "is no manifest.json of S3 Inventory"),
     ],
 )
-def test_a_malformed_list_is_refused_in_one_line(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+def test_a_malformed_list_is_refused_in_one_line(
+    tmp_path: Path, name: str, data: bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(RunError, match=message) as error:
         read(str(tmp_path / name), "/data/in")
@@ -183,7 +185,9 @@ def test_a_stale_list_labels_each_image_once_as_it_is_and_says_what_is_gone(
 ) -> None:
     source, output = str(tmp_path / "in"), str(tmp_path / "out")
     uris = fill(source, 5)
-    listed = settings.model_copy(update={"inventory": write_list(tmp_path / "l.parquet", source, etags=etags)})
+    listed = settings.model_copy(
+        update={"inventory": write_list(tmp_path / "l.parquet", source, etags=etags)}
+    )
     storage.put(uris[0], picture(77))  # changed since the list was made
     storage.delete(uris[1])
     first = label_source(source, output, make_labeler(), listed, "r1")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 from unittest import mock
@@ -164,6 +165,7 @@ KILLED = textwrap.dedent(
 STEPS = 8  # the view, the copy, the create and the view after it, each before and after
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_kill_at_any_step_leaves_every_reader_right_and_the_next_compaction_ends_it(
     place: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -206,6 +208,7 @@ READER = textwrap.dedent(
 )
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("place", ["local", "s3"])
 def test_a_reader_in_a_loop_never_sees_a_double_or_a_gap(
     place: str, tmp_path: Path, request: pytest.FixtureRequest
@@ -227,7 +230,7 @@ def test_a_reader_in_a_loop_never_sees_a_double_or_a_gap(
             compact(root, SOON)
     finally:
         stop.touch()
-        output, errors = reader.communicate(timeout=60)
+        _, errors = reader.communicate(timeout=60)
     assert reader.returncode == 0, errors
     assert seen(root) == seen_by_pandas(root) == images(*range(2 * rounds))
     assert current_view(root).parts == ()
@@ -267,11 +270,8 @@ class Interleaved(RuleBasedStateMachine):
             if not before:
                 raise KeyboardInterrupt
 
-        with mock.patch.object(storage, "create", interrupted):
-            try:
-                compact(self.output, SOON)
-            except KeyboardInterrupt:
-                pass
+        with mock.patch.object(storage, "create", interrupted), suppress(KeyboardInterrupt):
+            compact(self.output, SOON)
 
     @invariant()
     def every_reader_sees_each_row_once(self) -> None:
