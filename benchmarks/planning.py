@@ -3,8 +3,9 @@
     python -m benchmarks.planning --work FOLDER [--millions 1,3,10] [--part-rows 256]
 
 Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which
-0.05% of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling leaves
-them (256 rows) it plans, compacts, plans again; with --part-rows 1000000, like what compaction leaves, it plans.
+0.05% of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling
+leaves them (256 rows) it plans, compacts, plans again; with --part-rows 1000000, as compaction leaves,
+it plans once.
 """
 
 from __future__ import annotations

@@ -51,7 +51,8 @@ _UNCERTAIN = """
     FROM backlog SEMI JOIN done USING (image_uri) GROUP BY image_uri"""
 _SETTLE = """
     CREATE OR REPLACE TABLE backlog AS
-    SELECT image_uri, image_key, coalesce(current.image_etag, backlog.image_etag, '') AS image_etag, image_bytes
+    SELECT image_uri, image_key, coalesce(current.image_etag, backlog.image_etag, '') AS image_etag,
+           image_bytes
     FROM backlog LEFT JOIN current USING (image_uri)
     QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY backlog.image_etag) = 1;
     DELETE FROM backlog WHERE EXISTS (FROM done WHERE done.image_uri = backlog.image_uri
@@ -107,7 +108,7 @@ def _run_on(
     schema: pa.Schema,
     parameters: dict[str, str] | None = None,
 ) -> int:
-    """Run SQL over the batches as the relation `stream`; returns their rows. Raises what the batches raise."""
+    """Run SQL over the batches as the relation `stream`; returns their rows. Raises what they raise."""
     n_rows, raised = 0, []
 
     def watched() -> Iterator[pa.RecordBatch]:

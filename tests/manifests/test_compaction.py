@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from segpipe import storage
+from segpipe import cli, storage
 from segpipe.config import CompactSettings
 from segpipe.errors import NotFoundError, StorageError
 from segpipe.manifests import compaction
@@ -118,6 +119,15 @@ def test_of_compactions_that_meet_each_part_is_copied_once(storage_root: str) ->
     assert sum(summary.parts for summary in summaries) == 8
     assert seen(output) == images(*range(8))
     assert current_view(output).parts == ()
+
+
+def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit(str(tmp_path), 0, 1, 2)
+    assert cli.run(["compact", str(tmp_path), "--min-parts", "2", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["files"], said["parts"], said["rows"], said["waiting_parts"]) == (1, 3, 6, 0)
+    assert cli.run(["compact", str(tmp_path / "none")]) == 1
+    assert "no manifest under" in capsys.readouterr().err
 
 
 def test_an_output_without_manifest_is_named(tmp_path: Path) -> None:
