@@ -20,7 +20,7 @@ import click
 from pydantic_core import to_json
 
 from segpipe import __version__
-from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
+from segpipe.config import CalibrateSettings, CompactSettings, EvaluateSettings, LabelSettings, TrainSettings
 from segpipe.errors import PolicyError, SegpipeError
 from segpipe.options import build, options_of
 from segpipe.tables import columns, result_lines
@@ -266,16 +266,19 @@ def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
 @click.argument("output")
 @_model
 @_limit
+@click.option("--inventory", help=LabelSettings.model_fields["inventory"].description)
 @_as_json
 @_debug
-def plan(source: str, output: str, model: str, limit: int | None, as_json: bool) -> None:
+def plan(
+    source: str, output: str, model: str, limit: int | None, inventory: str | None, as_json: bool
+) -> None:
     """Say what `label` would do; write nothing."""
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.models.labeler import load_model
 
     labeler, now = load_model(model, "cpu"), datetime.now(UTC)
     policy_id = labeler.policy.policy_id if labeler.policy else None
-    settings, run_id = LabelSettings(), new_run_id(now)
+    settings, run_id = build(LabelSettings, {"inventory": inventory}), new_run_id(now)
     planned = make_plan(source, output, labeler.model_id, policy_id, settings, run_id, now, limit)
     _print_result(asdict(summarise_plan(planned)), as_json)
 
@@ -358,3 +361,19 @@ def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> Non
     from segpipe.manifests import query
 
     click.echo(query.format_table(query.query(output, sql), layout))
+
+
+@cli.command()
+@click.argument("output")
+@options_of(CompactSettings)
+@_as_json
+@_debug
+def compact(output: str, as_json: bool, **values: object) -> None:
+    """Copy many small manifest parts under OUTPUT into few large files, for faster plans and queries.
+
+    Nothing under OUTPUT/manifests changes; safe at any moment, also while runs label or others compact.
+    """
+    settings = build(CompactSettings, values)
+    from segpipe.manifests.compaction import compact as compact_manifest
+
+    _print_result(asdict(compact_manifest(output, settings)), as_json)

@@ -194,6 +194,25 @@ class CalibrateSettings(_Settings):
         return self
 
 
+class CompactSettings(_Settings):
+    """When `segpipe compact` copies manifest parts together, and how large the copies get."""
+
+    min_parts: int = Field(
+        32,
+        ge=2,
+        title="Parts, at least",
+        description="Copy parts only when at least this many wait; 32 keeps a year of small nights at a few "
+        "dozen files.",
+    )
+    file_megabytes: int = Field(
+        128,
+        ge=1,
+        title="Largest file, megabytes",
+        description="Megabytes of parts (10^6 bytes) that go into one compacted file; it is built in memory, "
+        "and 128 is over a million rows.",
+    )
+
+
 class LabelSettings(_Settings):
     """How a labelling run does its work; what it labels is given apart."""
 
@@ -264,5 +283,12 @@ class LabelSettings(_Settings):
         title="Confidence maps",
         description="Also write a grey PNG per image, 0 where the mask is surely wrong to 255 where surely "
         "right, for reviewers; off by default, since it takes time and space.",
+    )
+    inventory: Location | None = Field(
+        None,
+        title="Inventory",
+        description="Take what there is to label from a list instead of listing SOURCE: the manifest.json of "
+        "an S3 Inventory report (CSV or Parquet), or a .parquet, .csv or .csv.gz file with a column uri or "
+        "key and, if possible, etag and size. Unset: list SOURCE, which takes minutes per million objects.",
     )
     device: Device = Field("auto", title="Device", description=_DEVICE)

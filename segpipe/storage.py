@@ -93,6 +93,11 @@ def read_bytes(uri: str) -> bytes:
     return read(uri).data
 
 
+def etag(uri: str) -> str:
+    """An object's ETag, as `list_objects` gives it. NotFoundError, StorageError."""
+    return guarded(uri, partial(_backend(uri).etag, uri))
+
+
 def put(uri: str, data: bytes) -> None:
     """Write an object, whole or not at all, replacing what is there; folders are made. StorageError."""
     guarded(uri, partial(_backend(uri).put, uri, data))
@@ -130,6 +135,7 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 class _Store(Protocol):
     def list(self, root: str) -> Iterator[StoredObject]: ...
     def read(self, uri: str) -> Blob: ...
+    def etag(self, uri: str) -> str: ...
     def put(self, uri: str, data: bytes) -> None: ...
     def create(self, uri: str, data: bytes, writer: str) -> None: ...
     def exists(self, uri: str) -> bool: ...
@@ -149,6 +155,9 @@ class _Local:
             before = os.fstat(file.fileno())
             data = file.read()
             return _unchanged(data, _file_etag(before), _file_etag(os.fstat(file.fileno())), before.st_size)
+
+    def etag(self, uri: str) -> str:
+        return _file_etag(os.stat(_split(uri)[1]))
 
     def put(self, uri: str, data: bytes) -> None:
         with _written_beside(_split(uri)[1], data) as temporary:
@@ -264,6 +273,10 @@ class _S3:
 
         return sync(self.fs.loop, get)
 
+    def etag(self, uri: str) -> str:
+        bucket, key = _bucket_and_key(uri)
+        return self.fs.call_s3("head_object", Bucket=bucket, Key=key)["ETag"].strip('"')
+
     def put(self, uri: str, data: bytes, **options: Any) -> None:
         bucket, key = _bucket_and_key(uri)
         self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **options)
@@ -316,6 +329,9 @@ class _Generic:
         before = self.fs.info(path)
         data = self.fs.cat_file(path)
         return _unchanged(data, _info_etag(before), _info_etag(self.fs.info(path)), before["size"])
+
+    def etag(self, uri: str) -> str:
+        return _info_etag(self.fs.info(_path(self.fs, uri)))
 
     def put(self, uri: str, data: bytes) -> None:
         path = _path(self.fs, uri)

@@ -10,18 +10,12 @@ from itertools import islice
 from pathlib import PurePosixPath
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segpipe import storage
 from segpipe.errors import RunError
+from segpipe.labeling.inventory_list import OBJECT_SCHEMA, read_list
 
-OBJECT_SCHEMA = pa.schema(
-    [
-        ("image_uri", pa.string()),
-        ("image_key", pa.string()),
-        ("image_etag", pa.string()),
-        ("image_bytes", pa.int64()),
-    ]
-)
 HIDDEN = "hidden"
 MASKS = "masks of another OUTPUT"
 CONFIDENCE_MAPS = "confidence maps of another OUTPUT"
@@ -35,15 +29,22 @@ SIDECAR_EXTENSIONS = frozenset(
         *(".toml", ".tsv", ".txt", ".xml", ".xmp", ".yaml", ".yml"),
     )
 )
+# Surely to be labelled, by RE2, unless a folder has the name of one of ours.
+_PLAIN_IMAGE = r"(?i)^(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*\.(?:jpe?g|png|tiff?|webp|bmp)$"
+_OWN_FOLDER = "(?:masks|confidence_maps)/"
 _CHUNK = 50_000
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """The objects to label (OBJECT_SCHEMA) and, per reason (extension, hidden), how many were left aside."""
+    """The objects to label (OBJECT_SCHEMA), read once; `skipped` fills meanwhile: why and how many.
 
-    objects: pa.Table
-    skipped: dict[str, int]
+    An ETag is null where a list gave none. `live` tells a listing, which is as things are, from a list.
+    """
+
+    objects: Iterator[pa.RecordBatch]
+    skipped: Counter[str]
+    live: bool
 
 
 def check_places(source: str, output: str) -> tuple[str, str]:
@@ -61,33 +62,59 @@ def check_places(source: str, output: str) -> tuple[str, str]:
     return source, output
 
 
-def take_inventory(source: str, output: str) -> Inventory:
-    """List SOURCE, without what lies below OUTPUT.
+def take_inventory(source: str, output: str, listed_in: str | None = None) -> Inventory:
+    """What is in SOURCE, by listing it or from the list at URL `listed_in`, without what lies below OUTPUT.
 
-    Raises NotFoundError when SOURCE does not exist, RunError when it holds nothing to label.
+    Raises NotFoundError when SOURCE or the list does not exist, RunError when SOURCE is empty or OUTPUT;
+    while it is read, RunError when there is nothing to label and what inventory_list.read_list raises.
     """
     source, output = check_places(source, output)
     skipped: Counter[str] = Counter()
-    objects = _objects_table(_labelable(_outside(output, source), skipped))
-    if objects.num_rows == 0:
+    found = _listed(source) if listed_in is None else read_list(listed_in, source, skipped)
+    objects = _labelable(_outside(output, source, found), skipped)
+    return Inventory(_not_empty(objects, source, skipped), skipped, live=listed_in is None)
+
+
+def _listed(source: str) -> Iterator[pa.RecordBatch]:
+    """Made in chunks: a listing of millions of objects is never held as Python objects."""
+    objects = storage.list_objects(source)
+    while chunk := list(islice(objects, _CHUNK)):
+        columns = [[getattr(found, name) for found in chunk] for name in ("uri", "key", "etag", "size")]
+        yield pa.record_batch(columns, schema=OBJECT_SCHEMA)
+
+
+def _outside(output: str, source: str, found: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    if not output.startswith(source + "/"):
+        yield from found
+        return
+    for batch in found:
+        yield batch.filter(pc.invert(pc.starts_with(batch["image_uri"], output + "/")))
+
+
+def _labelable(found: Iterable[pa.RecordBatch], skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+    for batch in found:
+        aside = _all_left_aside(batch["image_key"])
+        skipped.update(reason for reason in aside.drop_null().to_pylist())
+        yield batch.filter(aside.is_null())
+
+
+def _all_left_aside(keys: pa.Array) -> pa.Array:
+    """`_left_aside` of each: keys that are plainly an image's without a Python object for each."""
+    plain = pc.match_substring_regex(keys, _PLAIN_IMAGE)
+    odd = pc.or_(pc.invert(plain), pc.match_substring_regex(keys, _OWN_FOLDER))
+    reasons = [_left_aside(key) for key in keys.filter(odd).to_pylist()]
+    return pc.replace_with_mask(pa.nulls(len(keys), pa.string()), odd, pa.array(reasons, pa.string()))
+
+
+def _not_empty(
+    objects: Iterable[pa.RecordBatch], source: str, skipped: Counter[str]
+) -> Iterator[pa.RecordBatch]:
+    n_objects = 0
+    for batch in objects:
+        n_objects += batch.num_rows
+        yield batch
+    if not n_objects:
         raise RunError(_nothing_to_label(source, skipped))
-    return Inventory(objects, dict(sorted(skipped.items())))
-
-
-def _outside(output: str, source: str) -> Iterator[storage.StoredObject]:
-    own = output + "/" if output.startswith(source + "/") else None
-    return (found for found in storage.list_objects(source) if own is None or not found.uri.startswith(own))
-
-
-def _labelable(
-    found: Iterable[storage.StoredObject], skipped: Counter[str]
-) -> Iterator[storage.StoredObject]:
-    for candidate in found:
-        aside = _left_aside(candidate.key)
-        if aside is None:
-            yield candidate
-        else:
-            skipped[aside] += 1
 
 
 def _left_aside(key: str) -> str | None:
@@ -99,24 +126,6 @@ def _left_aside(key: str) -> str | None:
         return MASKS if own[1] == "masks" else CONFIDENCE_MAPS
     extension = PurePosixPath(components[-1]).suffix.lower()
     return extension if extension in SIDECAR_EXTENSIONS else None
-
-
-def _objects_table(objects: Iterator[storage.StoredObject]) -> pa.Table:
-    """Built in chunks: a listing of millions of objects is never held as Python objects."""
-    batches = iter(lambda: _record_batch(list(islice(objects, _CHUNK))), None)
-    return pa.Table.from_batches(batches, OBJECT_SCHEMA)
-
-
-def _record_batch(objects: list[storage.StoredObject]) -> pa.RecordBatch | None:
-    if not objects:
-        return None
-    columns = [
-        [found.uri for found in objects],
-        [found.key for found in objects],
-        [found.etag for found in objects],
-        [found.size for found in objects],
-    ]
-    return pa.record_batch(columns, schema=OBJECT_SCHEMA)
 
 
 def _nothing_to_label(source: str, skipped: Counter[str]) -> str:

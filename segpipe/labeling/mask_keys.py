@@ -6,31 +6,37 @@ import hashlib
 import re
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from segpipe.errors import RunError
 
 MAX_COMPONENT_BYTES = 200  # leaves room for ".png" below the 255 bytes of common file systems
 MAX_KEY_BYTES = 800  # leaves room for OUTPUT and the model below the 1,024 bytes of S3
+MAX_PLAIN_BYTES = min(MAX_COMPONENT_BYTES, MAX_KEY_BYTES)
+_PLAIN = r"^(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # surely safe, by RE2
 _STEM_CHARACTERS = 100
 _DIGITS = (8, 16, 64)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 # A key "a.png" and a key "a.png/b.png" cannot both be files on a local disk.
-_FOLDERS = """
+PNG_FOLDERS = """
     CREATE OR REPLACE TEMP MACRO png_folders(key) AS list_filter(
         list_transform(range(1, len(string_split(key, '/'))),
                        lambda depth: array_to_string(string_split(key, '/')[1:depth], '/')),
         lambda folder: folder LIKE '%.png')"""
 _CONFLICTS = """
-    WITH planned_folders AS (
-        SELECT row, unnest(png_folders(key)) AS folder FROM planned WHERE key LIKE '%.png/%'),
+    WITH doubled AS (SELECT key, min(row) AS first_row FROM planned_keys GROUP BY key HAVING count(*) > 1),
+    planned_folders AS (
+        SELECT row, unnest(png_folders(key)) AS folder FROM planned_keys WHERE key LIKE '%.png/%'),
     taken_folders AS (
         SELECT DISTINCT unnest(png_folders(key)) AS key FROM taken WHERE key LIKE '%.png/%')
-    SELECT row FROM planned SEMI JOIN taken USING (key)
-    UNION SELECT row FROM planned QUALIFY row_number() OVER (PARTITION BY key ORDER BY row) > 1
-    UNION SELECT row FROM planned_folders WHERE folder IN (SELECT key FROM planned UNION ALL FROM taken)
-    UNION SELECT row FROM planned SEMI JOIN taken_folders USING (key)
+    SELECT row FROM planned_keys SEMI JOIN taken USING (key)
+    UNION SELECT row FROM planned_keys JOIN doubled USING (key) WHERE row <> first_row
+    UNION SELECT row FROM planned_folders SEMI JOIN planned_keys ON folder = planned_keys.key
+    UNION SELECT row FROM planned_folders SEMI JOIN taken ON folder = taken.key
+    UNION SELECT row FROM planned_keys SEMI JOIN taken_folders USING (key)
     ORDER BY row"""
 
 
@@ -53,37 +59,54 @@ def alternative_key(image_key: str, image_uri: str, image_etag: str, digits: int
     return f"{stem}~{identity[:digits]}.png"
 
 
-def assign_mask_keys(
-    connection: duckdb.DuckDBPyConnection, images: pa.Table, wanted: list[str | None]
-) -> list[str]:
-    """One mask key per image: the wanted one, or an alternative where that is None or in the way.
+def natural_keys(image_keys: pa.ChunkedArray) -> pa.Array:
+    """`natural_key` of each: plain keys without a Python object for each, the others one by one."""
+    keys = _one_array(image_keys)
+    plain = pc.and_(
+        pc.match_substring_regex(keys, _PLAIN), pc.less_equal(pc.binary_length(keys), MAX_PLAIN_BYTES)
+    )
+    others = [natural_key(key) for key in keys.filter(pc.invert(plain)).to_pylist()]
+    natural = pc.binary_join_element_wise(keys, ".png", "")
+    return pc.replace_with_mask(natural, pc.invert(plain), pa.array(others, pa.string()))
+
+
+def assign_mask_keys(connection: duckdb.DuckDBPyConnection, images: pa.Table, wanted: pa.Array) -> pa.Array:
+    """One mask key per image: the wanted one, or an alternative where that is null or in the way.
 
     images has columns image_uri, image_etag, image_key. The connection sees a relation taken(key): masks that
     exist and must stay as they are. The result and `taken` together hold no key twice and no key that is a
     folder of another. Raises RunError in the all but impossible case that no free key is found.
     """
-    connection.execute(_FOLDERS)
-    columns = (images[name].to_pylist() for name in ("image_key", "image_uri", "image_etag"))
-    identities: list[tuple[str, str, str]] = list(zip(*columns, strict=True))
-    keys = [
-        key if key is not None else alternative_key(*identity)
-        for key, identity in zip(wanted, identities, strict=True)
-    ]
+    connection.execute(PNG_FOLDERS)
+    keys = _with_alternatives(wanted, np.flatnonzero(wanted.is_null()), images, _DIGITS[0])
     for digits in _DIGITS:
         conflicts = _conflicts(connection, keys)
-        if not conflicts:
+        if not len(conflicts):
             return keys
-        for row in conflicts:
-            keys[row] = alternative_key(*identities[row], digits)
-    if _conflicts(connection, keys):
-        raise RunError(
-            f"no free mask name for {identities[conflicts[0]][1]}: rename the image and plan again"
-        )
+        keys = _with_alternatives(keys, conflicts, images, digits)
+    if len(conflicts := _conflicts(connection, keys)):
+        uri = images["image_uri"][int(conflicts[0])]
+        raise RunError(f"no free mask name for {uri}: rename the image and plan again")
     return keys
 
 
-def _conflicts(connection: duckdb.DuckDBPyConnection, keys: list[str]) -> list[int]:
-    """The rows whose key is taken, doubled, or a folder of another or below one."""
-    planned = pa.table({"row": pa.array(range(len(keys)), pa.int64()), "key": pa.array(keys, pa.string())})
-    connection.register("planned", planned)
-    return [row for (row,) in connection.execute(_CONFLICTS).fetchall()]
+def _with_alternatives(keys: pa.Array, rows: np.ndarray, images: pa.Table, digits: int) -> pa.Array:
+    """The keys with an alternative in each of these rows (ascending)."""
+    if not len(rows):
+        return keys
+    replaced = np.zeros(len(keys), bool)
+    replaced[rows] = True
+    few = images.select(["image_key", "image_uri", "image_etag"]).take(rows).to_pylist()
+    alternatives = [alternative_key(**identity, digits=digits) for identity in few]
+    return pc.replace_with_mask(keys, pa.array(replaced), pa.array(alternatives, pa.string()))
+
+
+def _conflicts(connection: duckdb.DuckDBPyConnection, keys: pa.Array) -> np.ndarray:
+    """The rows, ascending, whose key is taken, doubled, or a folder of another or below one."""
+    planned = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys})
+    connection.register("planned_keys", planned)
+    return connection.execute(_CONFLICTS).fetchnumpy()["row"]
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], pa.string())

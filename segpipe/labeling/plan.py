@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
@@ -18,14 +16,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from segpipe import storage
 from segpipe.errors import RunError
-from segpipe.labeling.inventory import Inventory, take_inventory
-from segpipe.labeling.mask_keys import assign_mask_keys, natural_key
+from segpipe.labeling.backlog import find_backlog, load_rows
+from segpipe.labeling.inventory import take_inventory
+from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
 from segpipe.manifests import store
-from segpipe.manifests.sql import connect
+from segpipe.manifests.sql import scratch
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -41,15 +39,7 @@ PLAN_SCHEMA = pa.schema(
 )
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-# What failed in storage is tried again; the old row stays, as the fact it is.
-_VIEWS = """
-    CREATE VIEW done AS FROM rows WHERE decision <> 'failed' OR reason <> 'storage';
-    CREATE VIEW storage_failures AS FROM rows WHERE decision = 'failed' AND reason = 'storage';
-    CREATE VIEW taken AS
-        SELECT substr(mask_uri, strpos(mask_uri, marker) + length(marker)) AS key
-        FROM (SELECT mask_uri, '/masks/' || model_id || '/' AS marker
-              FROM rows WHERE mask_uri IS NOT NULL);"""
-_TO_LABEL = "FROM inventory ANTI JOIN done USING (image_uri, image_etag) ORDER BY image_key"
+_TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
 _RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN storage_failures USING (image_uri, image_etag)"
 # An image that another run labelled after this plan was made waits for the next plan even if its ETag
 # differs: this plan chose its mask key before that mask was there.
@@ -139,10 +129,10 @@ def make_plan(
     """
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
-    inventory = take_inventory(source, output)
-    with _labelled_rows(output, model_id) as connection:
-        to_label = _images_to_label(connection, inventory)
-        images = to_label.slice(0, limit)
+    inventory = take_inventory(source, output, settings.inventory)
+    with scratch() as connection:
+        already_done = find_backlog(connection, inventory, output, model_id)
+        images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
         return RunPlan(
             run_id=run_id,
             created_at=now.astimezone(UTC),
@@ -150,9 +140,9 @@ def make_plan(
             output=output,
             model_id=model_id,
             policy_id=policy_id,
-            already_done=inventory.objects.num_rows - to_label.num_rows,
+            already_done=already_done,
             retried=_count_retried(connection, images),
-            skipped=inventory.skipped,
+            skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
         )
 
@@ -178,12 +168,14 @@ def pending_images(plan: RunPlan) -> pa.Table:
     A mask key that another run has used since the plan was made is replaced.
     """
     parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "created_at": plan.created_at}
-    with _labelled_rows(plan.output, plan.model_id) as connection:
+    with scratch() as connection:
         connection.register("planned", plan.table)
+        connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")
+        load_rows(connection, plan.output, plan.model_id)
         pending = connection.sql(_PENDING, params=parameters).to_arrow_table().cast(PLAN_SCHEMA)
         images = pending.append_column("image_key", pending["mask_key"])
-        mask_keys = assign_mask_keys(connection, images, pending["mask_key"].to_pylist())
-    return pending.set_column(PLAN_SCHEMA.names.index("mask_key"), "mask_key", _strings(mask_keys))
+        mask_keys = assign_mask_keys(connection, images, pending["mask_key"].combine_chunks())
+    return pending.set_column(PLAN_SCHEMA.names.index("mask_key"), "mask_key", mask_keys)
 
 
 def finished_parts(plan: RunPlan) -> list[tuple[int, str]]:
@@ -194,21 +186,6 @@ def finished_parts(plan: RunPlan) -> list[tuple[int, str]]:
     return [(int(match[1]), uri) for match, uri in matches if match]
 
 
-@contextmanager
-def _labelled_rows(output: str, model_id: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """DuckDB with this model's rows: `done`, `storage_failures`, and `taken`, the mask keys in use."""
-    rows = store.open_manifest(output).filter(ds.field("model_id") == model_id)
-    with connect() as connection:
-        connection.register("rows", rows)
-        connection.execute(_VIEWS)
-        yield connection
-
-
-def _images_to_label(connection: duckdb.DuckDBPyConnection, inventory: Inventory) -> pa.Table:
-    connection.register("inventory", inventory.objects)
-    return connection.sql(_TO_LABEL).to_arrow_table()
-
-
 def _count_retried(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> int:
     connection.register("planned", images)
     return connection.sql(_RETRIED).to_arrow_table()["n"][0].as_py()
@@ -216,13 +193,12 @@ def _count_retried(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> i
 
 def _plan_table(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> pa.Table:
     """The images in the order of their keys, as PLAN_SCHEMA with all of them in shard 0."""
-    wanted = [natural_key(key) for key in images["image_key"].to_pylist()]
     columns = {
         "shard": pa.array(np.zeros(images.num_rows), pa.int32()),
         "image_uri": images["image_uri"],
         "image_etag": images["image_etag"],
         "image_bytes": images["image_bytes"],
-        "mask_key": _strings(assign_mask_keys(connection, images, wanted)),
+        "mask_key": assign_mask_keys(connection, images, natural_keys(images["image_key"])),
     }
     return pa.table(columns).cast(PLAN_SCHEMA)
 
@@ -240,7 +216,3 @@ def _sample_first(n_images: int, n_sampled: int, run_id: str) -> np.ndarray:
     random = np.random.default_rng(list(run_id.encode()))
     sampled = np.sort(random.choice(n_images, n_sampled, replace=False))
     return np.concatenate([sampled, np.setdiff1d(np.arange(n_images), sampled)])
-
-
-def _strings(values: list[str]) -> pa.Array:
-    return pa.array(values, pa.string())

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import duckdb
+
+# Far below the 2 GiB that planning 10 million objects may take: Arrow and Python need theirs beside it.
+SCRATCH_MEMORY = "768MiB"
 
 
 def connect() -> duckdb.DuckDBPyConnection:
@@ -11,3 +18,15 @@ def connect() -> duckdb.DuckDBPyConnection:
     connection.execute("SET enable_progress_bar = false")  # it goes to stdout, into the middle of --json
     connection.execute("SET TimeZone = 'UTC'")
     return connection
+
+
+@contextmanager
+def scratch() -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database whose tables go to local disk (TMPDIR) when they are too large for memory."""
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder, connect() as connection:
+        connection.execute("SET temp_directory = $folder", {"folder": folder})
+        connection.execute("SET memory_limit = $memory", {"memory": SCRATCH_MEMORY})
+        connection.execute("SET preserve_insertion_order = false")  # keeping it costs memory
+        # Streams have no known size: as written, the table on the right is the one held.
+        connection.execute("SET disabled_optimizers = 'build_side_probe_side,join_order'")
+        yield connection

@@ -1,8 +1,12 @@
-"""Manifest parts on storage: one Parquet object per shard, created once, never changed."""
+"""Manifest parts on storage: one Parquet object per shard, created once, never changed or removed.
+
+`manifests/` is the truth. What segpipe itself reads comes from the compacted copies where there are some
+(manifests/compaction.py), and from the parts where there are none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date
 
 import pyarrow as pa
@@ -11,16 +15,15 @@ import pyarrow.parquet as pq
 from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, NotFoundError
+from segpipe.errors import AlreadyExistsError
+from segpipe.manifests import compacted
+from segpipe.manifests.parts import list_parquet, manifests_root
 from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
-
-
-def manifests_root(output: str) -> str:
-    """The folder that holds the parts of OUTPUT and nothing else."""
-    return storage.join(output, "manifests")
+_SCANNED_AT_ONCE = 512
+_BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
 
 def run_date_folder(output: str, run_date: date) -> str:
@@ -52,36 +55,64 @@ def table_bytes(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def list_parts(output: str) -> list[storage.StoredObject]:
-    """Every committed part of OUTPUT; empty when nothing has been labelled."""
-    return _parquet_objects(manifests_root(output))
-
-
 def list_parts_of_day(output: str, run_date: date) -> list[storage.StoredObject]:
     """The committed parts of the runs planned on one UTC day."""
-    return _parquet_objects(run_date_folder(output, run_date))
-
-
-def _parquet_objects(root: str) -> list[storage.StoredObject]:
-    try:
-        return [found for found in storage.list_objects(root) if found.key.endswith(".parquet")]
-    except NotFoundError:
-        return []
+    return list_parquet(run_date_folder(output, run_date))
 
 
 def open_manifest(output: str) -> ds.Dataset:
-    """All rows of OUTPUT as a lazy Arrow dataset of MANIFEST_SCHEMA, also when there are no parts yet."""
-    parts = list_parts(output)
-    if not parts:
+    """All rows of OUTPUT as a lazy Arrow dataset of MANIFEST_SCHEMA, also when there are no parts yet.
+
+    Each part counts once, be it as itself or as its compacted copy. StorageError.
+    """
+    return open_parquet(output, _current_keys(output))
+
+
+def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
+    """The rows of Parquet objects below OUTPUT as a lazy dataset of MANIFEST_SCHEMA."""
+    if not keys:
         return ds.dataset(MANIFEST_SCHEMA.empty_table())
-    filesystem, root = storage.arrow_filesystem(manifests_root(output))
+    filesystem, root = storage.arrow_filesystem(output)
     return ds.dataset(
-        [part.key for part in parts],
+        list(keys),
         schema=MANIFEST_SCHEMA,
         format="parquet",
         filesystem=SubTreeFileSystem(root, filesystem),  # else a name=value folder above counts as well
         partitioning=ds.partitioning(pa.schema([RUN_DATE]), flavor="hive"),
     )
+
+
+def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> Iterator[pa.RecordBatch]:
+    """Some columns of the rows that pass a filter, in batches and bounded memory. StorageError."""
+    yield from _scan(output, _current_keys(output), list(columns), where)
+
+
+def scan_parts(output: str, parts: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """All rows of some parts (keys below manifests/), in batches and bounded memory."""
+    yield from _scan(output, [f"manifests/{part}" for part in parts], MANIFEST_SCHEMA.names, None)
+
+
+def _scan(
+    output: str, keys: list[str], columns: list[str], where: ds.Expression | None
+) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(keys), _SCANNED_AT_ONCE):  # a dataset keeps the footer of each file it has read
+        yield from (
+            open_parquet(output, keys[start : start + _SCANNED_AT_ONCE])
+            .scanner(
+                columns=columns,
+                filter=where,
+                batch_size=_BATCH_ROWS,
+                batch_readahead=_READAHEAD,
+                fragment_readahead=_READAHEAD,
+            )
+            .to_batches()
+        )
+
+
+def _current_keys(output: str) -> list[str]:
+    view = compacted.current_view(output)
+    copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
+    return [*copies, *(f"manifests/{part.key}" for part in view.parts)]
 
 
 def read_manifest(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from segpipe import storage
 from segpipe.confidence.policy import promise
-from segpipe.manifests.store import manifests_root
+from segpipe.manifests.parts import manifests_root
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy

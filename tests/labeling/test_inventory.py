@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, RunError
-from segpipe.labeling.inventory import take_inventory
+from segpipe.labeling import inventory, inventory_list
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An inventory that has been read."""
+
+    objects: pa.Table
+    skipped: dict[str, int]
+
+
+def take_inventory(source: str, output: str) -> Taken:
+    found = inventory.take_inventory(source, output)
+    objects = pa.Table.from_batches(found.objects, inventory_list.OBJECT_SCHEMA)
+    return Taken(objects, dict(found.skipped))
 
 
 def put_all(root: str, *keys: str) -> None:
@@ -19,9 +35,9 @@ def put_all(root: str, *keys: str) -> None:
 def test_images_unknown_and_bare_names_are_planned_sidecars_and_hidden_counted(storage_root: str) -> None:
     planned = ["a.JPG", "b/c.png", "b/noname", "d.heic", "e.txt.png", "f.xyz"]
     put_all(storage_root, *planned, "x.txt", "y.TXT", "b/z.json", ".DS_Store", "b/.thumbs/t.jpg")
-    inventory = take_inventory(storage_root, f"{storage_root}-out")
-    assert inventory.objects["image_key"].to_pylist() == planned
-    assert inventory.skipped == {".json": 1, ".txt": 2, "hidden": 2}
+    found = take_inventory(storage_root, f"{storage_root}-out")
+    assert found.objects["image_key"].to_pylist() == planned
+    assert found.skipped == {".json": 1, ".txt": 2, "hidden": 2}
 
 
 def test_an_object_is_described_as_it_was_listed(storage_root: str) -> None:
@@ -41,9 +57,9 @@ def test_what_lies_below_an_output_inside_the_source_is_no_input(storage_root: s
         "out/manifests/p.parquet",
         "output.jpg",
     )
-    inventory = take_inventory(storage_root, f"{storage_root}/out/")
-    assert inventory.objects["image_key"].to_pylist() == ["a.jpg", "output.jpg"]
-    assert inventory.skipped == {}
+    found = take_inventory(storage_root, f"{storage_root}/out/")
+    assert found.objects["image_key"].to_pylist() == ["a.jpg", "output.jpg"]
+    assert found.skipped == {}
 
 
 def test_a_source_inside_the_output_is_read_as_any_other(storage_root: str) -> None:
@@ -83,10 +99,10 @@ def test_masks_and_maps_of_another_output_inside_source_are_left_aside_and_count
     own = [f"labels/{folder}/0123456789ab/a.jpg.png" for folder in ("masks", "confidence_maps")]
     for key in ("a.jpg", *own, "masks/scan.png", "confidence_maps/scan.png"):
         storage.put(f"{tmp_path}/{key}", b"x")
-    inventory = take_inventory(str(tmp_path), str(tmp_path / "other"))
-    assert inventory.objects["image_key"].to_pylist() == [
+    found = take_inventory(str(tmp_path), str(tmp_path / "other"))
+    assert found.objects["image_key"].to_pylist() == [
         "a.jpg",
         "confidence_maps/scan.png",
         "masks/scan.png",
     ]
-    assert inventory.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 1}
+    assert found.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 1}

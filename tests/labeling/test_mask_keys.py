@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from segpipe.labeling.mask_keys import alternative_key, assign_mask_keys, natural_key
+from segpipe.labeling.mask_keys import alternative_key, assign_mask_keys, natural_key, natural_keys
 from segpipe.manifests.sql import connect
 
 
@@ -24,7 +24,7 @@ def assign(keys: list[str], taken: list[str] = [], etags: list[str] | None = Non
     )
     with connect() as connection:
         connection.register("taken", pa.table({"key": pa.array(taken, pa.string())}))
-        return assign_mask_keys(connection, images, [natural_key(key) for key in keys])
+        return assign_mask_keys(connection, images, natural_keys(images["image_key"])).to_pylist()
 
 
 COMPONENTS = st.sampled_from(

@@ -29,8 +29,9 @@ from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import decode_image, decode_mask
 from segpipe.labeling import run as run_module
 from segpipe.labeling.run import finish_run, label_run, label_source, start_run
+from segpipe.manifests.parts import list_parts
 from segpipe.manifests.query import query
-from segpipe.manifests.store import list_parts, read_manifest
+from segpipe.manifests.store import read_manifest
 
 MODEL = "aaaaaaaaaaaa"
 LOCAL = pytest.mark.parametrize("storage_root", ["local"], indirect=True)  # storage plays no part in these

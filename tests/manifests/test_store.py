@@ -12,8 +12,9 @@ import pytest
 
 from segpipe import storage
 from segpipe.errors import StorageError
+from segpipe.manifests.parts import list_parts
 from segpipe.manifests.schema import ROW_SCHEMA, Row, rows_table
-from segpipe.manifests.store import commit_part, list_parts, part_uri, read_manifest, table_bytes
+from segpipe.manifests.store import commit_part, part_uri, read_manifest, table_bytes
 
 DAY = date(2026, 11, 23)
 MakeRow = Callable[..., Row]

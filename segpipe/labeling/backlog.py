@@ -1,0 +1,154 @@
+"""What is left to label, worked out on local disk: an inventory and a manifest may both exceed memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from segpipe import storage
+from segpipe.errors import NotFoundError
+from segpipe.labeling.inventory import Inventory
+from segpipe.labeling.inventory_list import OBJECT_SCHEMA
+from segpipe.labeling.mask_keys import PNG_FOLDERS
+from segpipe.manifests import store
+from segpipe.manifests.parts import manifests_root
+from segpipe.storage_errors import explained
+
+_LOOKS_AT_ONCE = 16
+
+# What failed in storage is tried again; the old row stays, as the fact it is.
+_DONE = ~((ds.field("decision") == "failed") & (ds.field("reason") == "storage"))
+# 128 bits stand for uri and etag: that two of 10 million meet has a chance of 10^-25.
+_IDENTITY = "md5_number(image_uri || chr(0) || image_etag)"
+_DONE_IDENTITIES = f"CREATE TABLE done_identities AS SELECT {_IDENTITY} AS identity FROM stream"  # noqa: S608
+_BACKLOG = f"""
+    CREATE TABLE backlog AS
+    SELECT stream.* FROM stream ANTI JOIN done_identities ON {_IDENTITY} = identity;
+    DROP TABLE done_identities"""  # noqa: S608
+_LABELLED = """
+    CREATE TABLE labelled (image_uri VARCHAR, image_etag VARCHAR, in_vain BOOLEAN, labeled_at TIMESTAMPTZ,
+                           mask_key VARCHAR);
+    CREATE VIEW done AS FROM labelled WHERE NOT in_vain;
+    CREATE VIEW storage_failures AS FROM labelled WHERE in_vain;
+    CREATE VIEW taken AS SELECT mask_key AS key FROM labelled WHERE mask_key IS NOT NULL;"""
+_ADD_ROWS = """
+    INSERT INTO labelled
+    SELECT * FROM (
+        SELECT image_uri, image_etag, decision = 'failed' AND reason = 'storage', labeled_at,
+               substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
+        FROM stream)
+    WHERE image_uri IN (SELECT image_uri FROM wanted)
+        OR mask_key IN (SELECT mask_key FROM wanted)
+        OR mask_key LIKE '%~%' OR mask_key LIKE '%.png/%'
+        OR mask_key IN (SELECT unnest(png_folders(mask_key)) FROM wanted WHERE mask_key LIKE '%.png/%')"""
+# An ETag that a list does not give, or that differs from the one labelled, says nothing for certain.
+_UNCERTAIN = """
+    SELECT DISTINCT image_uri, bool_and(image_etag IS NULL) AS unseen
+    FROM backlog SEMI JOIN done USING (image_uri) GROUP BY image_uri"""
+_SETTLE = """
+    CREATE OR REPLACE TABLE backlog AS
+    SELECT image_uri, image_key, coalesce(current.image_etag, backlog.image_etag, '') AS image_etag,
+           image_bytes
+    FROM backlog LEFT JOIN current USING (image_uri)
+    QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY backlog.image_etag) = 1;
+    DELETE FROM backlog WHERE EXISTS (FROM done WHERE done.image_uri = backlog.image_uri
+                                                  AND done.image_etag = backlog.image_etag);
+    DELETE FROM backlog WHERE image_uri IN (SELECT image_uri FROM current WHERE unchanged)"""
+
+
+def find_backlog(
+    connection: duckdb.DuckDBPyConnection, inventory: Inventory, output: str, model_id: str
+) -> int:
+    """Make the table `backlog` (OBJECT_SCHEMA): what this model has no row for. Returns how many have one.
+
+    Makes the views of `load_rows` as well. A list may be out of date: where it gives another ETag than
+    the one labelled the object itself is asked, so that no image gets a second row; where it gives none, an
+    image with a row counts as done.
+    """
+    done = store.scan_manifest(output, ["image_uri", "image_etag"], _of_model(model_id) & _DONE)
+    with explained(manifests_root(output)):
+        _run_on(connection, _DONE_IDENTITIES, done, _schema(["image_uri", "image_etag"]))
+    n_objects = _run_on(connection, _BACKLOG, inventory.objects, OBJECT_SCHEMA)
+    connection.execute("CREATE VIEW wanted AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog")
+    load_rows(connection, output, model_id)
+    if not inventory.live:
+        _settle(connection)
+    return n_objects - connection.sql("SELECT count(*) AS n FROM backlog").to_arrow_table()["n"][0].as_py()
+
+
+def load_rows(connection: duckdb.DuckDBPyConnection, output: str, model_id: str) -> None:
+    """Make the views `done`, `storage_failures` and `taken(key)`, the mask keys in use, of this model's rows.
+
+    They hold what matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
+    """
+    connection.execute(PNG_FOLDERS)
+    connection.execute(_LABELLED)
+    columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
+    rows = store.scan_manifest(output, columns, _of_model(model_id))
+    with explained(manifests_root(output)):
+        _run_on(connection, _ADD_ROWS, rows, _schema(columns), {"marker": f"/masks/{model_id}/"})
+
+
+def _of_model(model_id: str) -> ds.Expression:
+    return ds.field("model_id") == model_id
+
+
+def _schema(columns: list[str]) -> pa.Schema:
+    return pa.schema([store.MANIFEST_SCHEMA.field(name) for name in columns])
+
+
+def _run_on(
+    connection: duckdb.DuckDBPyConnection,
+    sql: str,
+    batches: Iterator[pa.RecordBatch],
+    schema: pa.Schema,
+    parameters: dict[str, str] | None = None,
+) -> int:
+    """Run SQL over the batches as the relation `stream`; returns their rows. Raises what they raise."""
+    n_rows, raised = 0, []
+
+    def watched() -> Iterator[pa.RecordBatch]:
+        nonlocal n_rows
+        try:
+            for batch in batches:
+                n_rows += batch.num_rows
+                yield batch
+        except Exception as error:  # DuckDB would pass on the text only
+            raised.append(error)
+            raise
+
+    try:
+        connection.register("stream", pa.RecordBatchReader.from_batches(schema, watched()))
+        connection.execute(sql, parameters)
+    except duckdb.Error:
+        if raised:
+            raise raised[0] from None
+        raise
+    finally:
+        connection.unregister("stream")
+    return n_rows
+
+
+def _settle(connection: duckdb.DuckDBPyConnection) -> None:
+    uncertain = connection.sql(_UNCERTAIN).to_arrow_table().to_pylist()
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        etags = list(pool.map(lambda row: None if row["unseen"] else _etag(row["image_uri"]), uncertain))
+    current = {
+        "image_uri": pa.array([row["image_uri"] for row in uncertain], pa.string()),
+        "image_etag": pa.array(etags, pa.string()),
+        "unchanged": pa.array([row["unseen"] for row in uncertain], pa.bool_()),
+    }
+    connection.register("current", pa.table(current))
+    connection.execute(_SETTLE)
+
+
+def _etag(uri: str) -> str | None:
+    """The object's ETag now; None when it is gone, which labelling finds out and says."""
+    try:
+        return storage.etag(uri)
+    except NotFoundError:
+        return None

@@ -1,0 +1,276 @@
+"""What lies in a bucket, from a list: an S3 Inventory report, or a Parquet or CSV file with a row per object.
+
+S3 Inventory: https://docs.aws.amazon.com/AmazonS3/latest/userguide/storage-inventory-location.html. A list is
+copied to local disk first, so that its checksum is known before anything of it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.errors import RunError
+from segpipe.storage_errors import explained
+
+OBJECT_SCHEMA = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("image_key", pa.string()),
+        ("image_etag", pa.string()),
+        ("image_bytes", pa.int64()),
+    ]
+)
+OUTSIDE = "outside SOURCE"
+DELETED = "deleted or an older version"
+_BATCH_ROWS = 50_000
+_COPY_BYTES = 8 * 2**20
+_FORMATS = (".parquet", ".csv", ".csv.gz")
+_COLUMNS = ("uri", "key", "etag", "size")
+_S3_COLUMNS = {  # as the CSV schema and as the Parquet schema of S3 Inventory name them
+    "bucket": "bucket",
+    "key": "key",
+    "size": "size",
+    "etag": "etag",
+    "e_tag": "etag",
+    "islatest": "is_latest",
+    "is_latest": "is_latest",
+    "isdeletemarker": "is_delete_marker",
+    "is_delete_marker": "is_delete_marker",
+}
+_CLIMBING = r"(?:^|/)\.{0,2}(?:/|$)"
+
+Batches = Iterator[pa.RecordBatch]
+
+
+@dataclass(frozen=True)
+class _ListFile:
+    """One file of a list; `names` are the columns of a CSV without header, md5 is None when not stated."""
+
+    url: str
+    names: list[str] | None = None
+    md5: str | None = None
+
+
+def read_list(url: str, source: str, skipped: Counter[str]) -> Batches:
+    """The objects (OBJECT_SCHEMA) that a list has below SOURCE; counts in `skipped` what it leaves out.
+
+    An ETag or size that the list does not give is null. Raises, as it is read, NotFoundError or StorageError
+    when the list cannot be read, RunError when it is malformed, damaged or of another bucket than SOURCE.
+    """
+    url = storage.normalise(url)
+    read = _read_report if url.endswith(".json") else _read_file
+    for batch in read(url, source, skipped):
+        yield _below_source(batch, source, skipped)
+
+
+def _read_file(url: str, source: str, _skipped: Counter[str]) -> Batches:
+    if not url.endswith(_FORMATS):
+        raise _malformed(url, f"is neither manifest.json nor one of {', '.join(_FORMATS)}")
+    for batch in _rows(_ListFile(url)):
+        columns = {name.lower(): batch[name] for name in batch.schema.names}
+        known = {name: columns[name] for name in _COLUMNS if name in columns}
+        if "uri" not in known and "key" not in known:
+            raise _malformed(url, f"has no column uri or key, only {', '.join(batch.schema.names)}")
+        uris = known["uri"] if "uri" in known else _joined(source, _text(known["key"], url))
+        yield _objects(_text(uris, url), known.get("etag"), known.get("size"), url)
+
+
+def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
+    """The current objects of an S3 Inventory report."""
+    report = _report(url)
+    if not f"{source}/".startswith(f"s3://{report['sourceBucket']}/"):
+        raise RunError(
+            f"{url} lists bucket {report['sourceBucket']}, not {storage.redact(source)}: "
+            "give the report of SOURCE's bucket"
+        )
+    is_csv = report["fileFormat"].lower() == "csv"
+    for file in _report_files(report, is_csv):
+        for batch in _rows(file):
+            yield _current_objects(batch, file.url, is_csv, skipped)
+
+
+def _report(url: str) -> dict:
+    """manifest.json, checked; RunError when it is none."""
+    try:
+        report = json.loads(storage.read_bytes(url))
+        for name in ("sourceBucket", "destinationBucket", "fileFormat", "fileSchema"):
+            if not isinstance(report[name], str):
+                raise TypeError(f"{name} is no text")
+        if not all(isinstance(file["key"], str) for file in report["files"]):
+            raise TypeError("a file's key is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise _malformed(
+            url, f"is no manifest.json of S3 Inventory ({type(error).__name__}: {error})"
+        ) from None
+    if report["fileFormat"].lower() not in ("csv", "parquet"):
+        raise _malformed(
+            url, f"has the format {report['fileFormat']}, which is not read; choose Parquet or CSV"
+        )
+    return report
+
+
+def _report_files(report: dict, is_csv: bool) -> Iterator[_ListFile]:
+    bucket = report["destinationBucket"].rpartition(":")[2]  # an ARN, arn:aws:s3:::bucket
+    names = [name.strip() for name in report["fileSchema"].split(",")] if is_csv else None
+    for file in report["files"]:
+        yield _ListFile(f"s3://{bucket}/{file['key']}", names, file.get("MD5checksum"))
+
+
+def _current_objects(batch: pa.RecordBatch, url: str, is_csv: bool, skipped: Counter[str]) -> pa.RecordBatch:
+    columns = {_S3_COLUMNS.get(name.lower(), name): batch[name] for name in batch.schema.names}
+    if not {"bucket", "key"} <= columns.keys():
+        raise _malformed(url, f"has no columns Bucket and Key, only {', '.join(batch.schema.names)}")
+    current = _flags(columns, "is_latest", batch.num_rows, missing=True)
+    current = pc.and_(current, pc.invert(_flags(columns, "is_delete_marker", batch.num_rows, missing=False)))
+    skipped[DELETED] += batch.num_rows - pc.sum(current).as_py()
+    columns = {name: column.filter(current) for name, column in columns.items()}
+    keys = _text(columns["key"], url)
+    uris = _element_wise("s3://", _text(columns["bucket"], url), "/", _decoded(keys) if is_csv else keys)
+    return _objects(uris, columns.get("etag"), columns.get("size"), url)
+
+
+def _flags(columns: dict[str, pa.Array], name: str, n_rows: int, *, missing: bool) -> pa.Array:
+    """A column of true and false, as booleans or text; `missing` where the report does not say."""
+    if name not in columns:
+        return pa.array([missing] * n_rows, pa.bool_())
+    text = pc.utf8_lower(columns[name].cast(pa.string()))
+    return pc.if_else(
+        pc.fill_null(pc.equal(text, "true" if not missing else "false"), False), not missing, missing
+    )
+
+
+def _decoded(keys: pa.Array) -> pa.Array:
+    """The keys of a CSV report are URL-encoded, a space as +."""
+    encoded = pc.match_substring_regex(keys, "[%+]")
+    plain = [unquote_plus(key) for key in keys.filter(encoded).to_pylist()]
+    return pc.replace_with_mask(keys, encoded, pa.array(plain, pa.string()))
+
+
+def _objects(uris: pa.Array, etags: pa.Array | None, sizes: pa.Array | None, url: str) -> pa.RecordBatch:
+    n_rows = len(uris)
+    etags = (
+        pa.nulls(n_rows, pa.string()) if etags is None else pc.utf8_trim(_cast(etags, pa.string(), url), '" ')
+    )
+    sizes = pa.nulls(n_rows, pa.int64()) if sizes is None else _cast(sizes, pa.int64(), url)
+    etags = pc.if_else(pc.equal(etags, ""), None, etags)
+    return pa.record_batch([uris, uris, etags, pc.fill_null(sizes, 0)], schema=OBJECT_SCHEMA)
+
+
+def _below_source(batch: pa.RecordBatch, source: str, skipped: Counter[str]) -> pa.RecordBatch:
+    """The rows below SOURCE, with their keys; on a disk none that climbs out of it."""
+    root = f"{source.rstrip('/')}/"
+    inside = pc.starts_with(batch["image_uri"], root)
+    keys = pc.utf8_slice_codeunits(batch["image_uri"], start=len(root))
+    if "://" not in source:
+        inside = pc.and_(inside, pc.invert(pc.match_substring_regex(keys, _CLIMBING)))
+    is_folder = pc.and_(pc.ends_with(batch["image_uri"], "/"), pc.equal(batch["image_bytes"], 0))
+    skipped[OUTSIDE] += batch.num_rows - pc.sum(inside).as_py() if batch.num_rows else 0
+    columns = [batch["image_uri"], keys, batch["image_etag"], batch["image_bytes"]]
+    found = pa.record_batch(columns, schema=OBJECT_SCHEMA)
+    return found.filter(pc.and_not(inside, is_folder))  # no object: how consoles make a folder seen
+
+
+def _joined(source: str, keys: pa.Array) -> pa.Array:
+    return _element_wise(f"{source.rstrip('/')}/", keys)
+
+
+def _element_wise(*parts: pa.Array | str) -> pa.Array:
+    return pc.binary_join_element_wise(*parts, "")
+
+
+def _text(column: pa.Array, url: str) -> pa.Array:
+    text = _cast(column, pa.string(), url)
+    if text.null_count:
+        raise _malformed(url, "has a row without a name")
+    return text
+
+
+def _cast(column: pa.Array, kind: pa.DataType, url: str) -> pa.Array:
+    try:
+        if kind == pa.int64() and pa.types.is_string(column.type):
+            column = pc.if_else(pc.equal(column, ""), None, column)
+        return column.cast(kind)
+    except pa.ArrowException as error:
+        raise _malformed(url, f"has a column of the wrong type ({error})") from None
+
+
+def _rows(file: _ListFile) -> Batches:
+    """The rows of one file in batches, all columns of a CSV as text."""
+    with _local_copy(file) as path:
+        batches = _parquet_batches(path) if file.url.endswith(".parquet") else _csv_batches(path, file.names)
+        yield from _readable(batches, file.url)
+
+
+def _readable(batches: Batches, url: str) -> Batches:
+    try:
+        yield from batches
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _malformed(url, f"cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _parquet_batches(path: Path) -> Batches:
+    file = pq.ParquetFile(path)
+    wanted = {*_COLUMNS, *_S3_COLUMNS}
+    names = [name for name in file.schema_arrow.names if name.lower() in wanted]
+    yield from file.iter_batches(_BATCH_ROWS, columns=names or None)
+
+
+def _csv_batches(path: Path, names: list[str] | None) -> Batches:
+    compression = "gzip" if path.name.endswith(".gz") else None
+    with pa.input_stream(path, compression=compression) as stream:
+        read = pyarrow.csv.ReadOptions(column_names=names, block_size=_COPY_BYTES)
+        if names is None:
+            with pa.input_stream(path, compression=compression) as first:
+                names = _header(first)
+        text = pyarrow.csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False
+        )
+        yield from pyarrow.csv.open_csv(stream, read, convert_options=text)
+
+
+def _header(stream: pa.NativeFile) -> list[str]:
+    """The names in the first line of a CSV."""
+    line = stream.read(_COPY_BYTES).split(b"\n", 1)[0].decode().strip()
+    return [name.strip().strip('"') for name in line.split(",")]
+
+
+@contextmanager
+def _local_copy(file: _ListFile) -> Iterator[Path]:
+    """The file on local disk, its checksum verified."""
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
+        path = Path(folder) / file.url.rpartition("/")[2]
+        with explained(file.url):
+            digest = _copy(file.url, path)
+        if file.md5 is not None and digest != file.md5.lower():
+            raise _malformed(file.url, f"has the MD5 {digest}, not {file.md5} as its manifest says")
+        yield path
+
+
+def _copy(url: str, path: Path) -> str:
+    """The MD5 of what was copied, in hex."""
+    filesystem, name = storage.arrow_filesystem(url)
+    digest = hashlib.md5(usedforsecurity=False)
+    with filesystem.open_input_file(name) as remote, path.open("wb") as copy:
+        while block := remote.read(_COPY_BYTES):
+            digest.update(block)
+            copy.write(block)
+    return digest.hexdigest()
+
+
+def _malformed(url: str, reason: str) -> RunError:
+    return RunError(
+        storage.redact(f"inventory {url} {reason}: mend it, or leave --inventory out to list SOURCE")
+    )
