@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
@@ -41,7 +42,17 @@ _OTHER_FORMATS = (
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
+_TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
 _GREY_STEP = {2: 85, 4: 17}  # Pillow stretches 2- and 4-bit grey to 0..255
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """HxWx3 uint8 RGB, perhaps scaled down, with the height and width the image itself is displayed at."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -49,14 +60,25 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
 
     ImageError: unreadable (damaged, no image), unsupported (frames, pixel type), too_large (`max_pixels`).
     """
+    return decode_scaled(data, max_pixels, None).pixels
+
+
+def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None) -> DecodedImage:
+    """As `decode_image`, but a JPEG may come at 1/2, 1/4 or 1/8, averaged: never below `smallest` (h, w).
+
+    `smallest` is as displayed: the size the pixels are resized to next, or twice that to be within a grey
+    level of resizing the full decode. None decodes at full size.
+    """
     with _image_errors():
         image = _open(data, max_pixels)
-        if image.mode not in _EIGHT_BIT_MODES and not _is_grey16(image):
-            raise ImageError(
-                "unsupported", f"pixel type {image.mode} has no known value range; save it as 8 bit"
-            )
-        rgb = _grey16_to_rgb(image) if _is_grey16(image) else _to_rgb(image)
-        return np.ascontiguousarray(_turned(rgb, _orientation(image)))
+        width, height = image.size
+        if smallest is not None:
+            image.draft(None, smallest if _orientation(image) in _TURNED_BY_90 else smallest[::-1])
+        rgb = _rgb(image)
+        orientation = _orientation(image)  # asked again, since Pillow turns a TIFF itself as it loads it
+        pixels = np.ascontiguousarray(_turned(rgb, orientation))
+    seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
+    return DecodedImage(pixels, *seen)
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
@@ -178,6 +200,15 @@ def _ignore_pillow_warnings() -> None:
         warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
+def _rgb(image: ImageFile.ImageFile) -> np.ndarray:
+    if _is_grey16(image):
+        return _grey16_to_rgb(image)
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise ImageError("unsupported", f"pixel type {image.mode} has no known value range; save it as 8 bit")
+    # Alpha is dropped: the camera's colours are below it, while compositing would invent a background.
+    return np.asarray(image.convert("RGB"))
+
+
 def _is_grey16(image: ImageFile.ImageFile) -> bool:
     # Pillow reads a 16-bit PGM as 32-bit integers, stretched to 0..65535.
     return image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, PpmImageFile))
@@ -194,11 +225,6 @@ def _grey16_to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
-    # Alpha is dropped: the camera's colours are below it, while compositing would invent a background.
-    return np.asarray(image.convert("RGB"))
-
-
 def _orientation(image: ImageFile.ImageFile) -> int:
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -208,7 +234,7 @@ def _orientation(image: ImageFile.ImageFile) -> int:
 
 def _turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
     """The picture as displayed, from EXIF orientation 1 to 8 (Exif 2.32, tag 0x0112)."""
-    swapped = rgb.transpose(1, 0, 2) if orientation in (5, 6, 7, 8) else rgb
+    swapped = rgb.transpose(1, 0, 2) if orientation in _TURNED_BY_90 else rgb
     upside_down = orientation in (3, 4, 7, 8)
     mirrored = orientation in (2, 3, 6, 7)
     return swapped[:: -1 if upside_down else 1, :: -1 if mirrored else 1]

@@ -19,6 +19,7 @@ from segpipe.images import (
     class_palette,
     decode_image,
     decode_mask,
+    decode_scaled,
     encode_confidence_map,
     encode_mask,
     overlay,
@@ -180,7 +181,9 @@ def test_exif_orientation_is_applied(encoded, orientation, file_type):
     exif[0x0112] = orientation
     options = {"lossless": True} if file_type == "WEBP" else {}
     data = encoded(np.array(STORED[orientation], np.uint8), file_type, exif=exif, **options)
-    np.testing.assert_array_equal(decode_image(data), SEEN)
+    decoded = decode_scaled(data, 6, (1, 1))
+    np.testing.assert_array_equal(decoded.pixels, SEEN)
+    assert (decoded.height, decoded.width) == (2, 3)
 
 
 def test_exif_orientation_of_a_jpeg_and_of_16_bit_grey(encoded):
@@ -194,6 +197,79 @@ def test_exif_orientation_of_a_jpeg_and_of_16_bit_grey(encoded):
     assert decoded[:, :4].max() < 5
     deep = decode_image(encoded(np.array([[0, 65535]], np.uint16), exif=exif))
     np.testing.assert_array_equal(deep[:, :, 0], [[0], [255]])
+
+
+# --- scaled-down decoding ---
+
+
+def quarters(height: int, width: int) -> np.ndarray:
+    """Seen: red and green above, blue and white below."""
+    pixels = np.empty((height, width, 3), np.uint8)
+    pixels[: height // 2, : width // 2], pixels[: height // 2, width // 2 :] = RED, GREEN
+    pixels[height // 2 :, : width // 2], pixels[height // 2 :, width // 2 :] = BLUE, WHITE
+    return pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_decoded_small_turned_and_keeps_its_size(encoded, orientation):
+    seen = quarters(320, 640)
+    stored = {
+        1: seen,
+        2: seen[:, ::-1],
+        3: seen[::-1, ::-1],
+        4: seen[::-1],
+        5: seen.transpose(1, 0, 2),
+        6: np.rot90(seen),
+        7: np.rot90(seen, 2).transpose(1, 0, 2),
+        8: np.rot90(seen, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(np.ascontiguousarray(stored), "JPEG", exif=exif, quality=95, subsampling=0)
+    decoded = decode_scaled(data, 320 * 640, (80, 100))
+    assert (decoded.height, decoded.width, decoded.pixels.shape) == (320, 640, (80, 160, 3))
+    assert decoded.pixels.flags.c_contiguous
+    corners = decoded.pixels[20::40, 40::80].astype(int)
+    assert np.abs(corners - [[RED, GREEN], [BLUE, WHITE]]).max() <= 5
+
+
+@pytest.mark.parametrize(
+    ("smallest", "shape"),
+    [
+        ((101, 67), (101, 67, 3)),  # the image itself
+        ((51, 33), (101, 67, 3)),  # 1/2 would be 51 x 34, but Pillow asks that twice 51 fits in 101
+        ((50, 33), (51, 34, 3)),
+        ((25, 16), (26, 17, 3)),
+        ((1, 1), (13, 9, 3)),  # 1/8 is the least there is
+        ((1, 60), (101, 67, 3)),
+        ((5000, 1), (101, 67, 3)),
+    ],
+)
+def test_a_scaled_decode_is_never_below_the_smallest_size(encoded, smallest, shape):
+    data = encoded(quarters(101, 67), "JPEG")
+    decoded = decode_scaled(data, 101 * 67, smallest)
+    assert (decoded.height, decoded.width, decoded.pixels.shape) == (101, 67, shape)
+
+
+def test_a_scaled_decode_is_the_average_of_the_full_one(encoded):
+    data = encoded(np.random.default_rng(3).integers(0, 256, (64, 96), np.uint8), "JPEG", quality=95)
+    full, half = decode_image(data).astype(float), decode_scaled(data, 64 * 96, (32, 48)).pixels.astype(float)
+    # libjpeg scales by dropping high frequencies: near the mean of 2 x 2, and far from every other pixel.
+    averaged = full.reshape(32, 2, 48, 2, 3).mean(axis=(1, 3))
+    assert np.abs(half - averaged).mean() < np.abs(half - full[::2, ::2]).mean() / 4
+
+
+@pytest.mark.parametrize("file_type", ["PNG", "WEBP", "TIFF", "BMP", "PPM", "GIF"])
+def test_other_formats_are_decoded_at_full_size(encoded, file_type):
+    decoded = decode_scaled(encoded(quarters(32, 48), file_type), 32 * 48, (4, 4))
+    assert (decoded.height, decoded.width, decoded.pixels.shape) == (32, 48, (32, 48, 3))
+
+
+def test_the_pixel_limit_is_on_the_image_and_not_on_its_scaled_decode(encoded):
+    data = encoded(quarters(320, 640), "JPEG")
+    with pytest.raises(ImageError) as caught:
+        decode_scaled(data, 320 * 640 - 1, (8, 8))
+    assert caught.value.reason == "too_large"
 
 
 def test_damaged_exif_does_not_cost_the_picture(encoded):
