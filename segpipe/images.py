@@ -44,6 +44,8 @@ _QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 # What the decoding of a small file can take is bounded before it begins. Real JPEGs have a dozen scans.
 MAX_JPEG_SCANS = 100
 MAX_TIFF_TILES = 100_000
+MAX_SLOW_VALUES = 10_000_000  # pixels times channels, at up to 1 microsecond each
+_SLOW_CODECS = ("bmp_rle", "ppm", "ppm_plain")  # those that Pillow wrote in Python
 _JPEG_MARKER = re.compile(
     rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL
 )  # 0 is a stuffed byte, d0 to d7 restarts
@@ -193,14 +195,15 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _require_bounded_work(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse what takes minutes to decode though it is small: each scan or tile may cost a few bytes only."""
+    """Refuse what is small and takes minutes to decode: a scan, a tile or a run may cost a few bytes."""
     if isinstance(image, JpegImageFile) and (scans := _jpeg_scans(data)) > MAX_JPEG_SCANS:
+        raise ImageError("too_large", f"has {scans} scans, over {MAX_JPEG_SCANS} are not read; save it anew")
+    if (tiles := len(image.tile)) > MAX_TIFF_TILES:
+        raise ImageError("too_large", f"has {tiles} tiles, over {MAX_TIFF_TILES} are not read; save it anew")
+    values = image.width * image.height * len(image.getbands())
+    if values > MAX_SLOW_VALUES and any(tile.codec_name in _SLOW_CODECS for tile in image.tile):
         raise ImageError(
-            "too_large", f"a JPEG of {scans} scans, at most {MAX_JPEG_SCANS} are read; save it anew"
-        )
-    if len(image.tile) > MAX_TIFF_TILES:
-        raise ImageError(
-            "too_large", f"holds {len(image.tile)} tiles, at most {MAX_TIFF_TILES} are read; save it anew"
+            "too_large", f"{values} values in a kind of {image.format} that is slow to read; save it as PNG"
         )
 
 
