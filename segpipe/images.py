@@ -41,6 +41,18 @@ _OTHER_FORMATS = (
 )
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+# What the decoding of a small file can take is bounded before it begins. Real JPEGs have a dozen scans.
+MAX_JPEG_SCANS = 100
+MAX_TIFF_TILES = 100_000
+MAX_SLOW_VALUES = 10_000_000  # pixels times channels, at up to 1 microsecond each
+_SLOW_CODECS = ("bmp_rle", "ppm", "ppm_plain")  # those that Pillow wrote in Python
+_JPEG_MARKER = re.compile(
+    rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL
+)  # 0 is a stuffed byte, d0 to d7 restarts
+_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Chunks, from their type on: those without which no picture is right (a capital), and where EXIF may be.
+_PNG_NEEDED = re.compile(rb"[A-Z]|eXIf|acTL|[tiz]TXt(XML:com\.adobe\.xmp|Raw profile type (exif|xmp|APP1))\0")
 _PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
 _TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
 _GREY_STEP = {2: 85, 4: 17}  # Pillow stretches 2- and 4-bit grey to 0..255
@@ -175,18 +187,54 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     The reader is called itself, because Image.open has a size limit of its own that is one for all threads.
     """
     _ignore_pillow_warnings()
-    image = _reader(data)(BytesIO(data))
+    reader = _reader(data)
+    image = reader(BytesIO(_pixel_chunks(data) if reader is PngImageFile else data))
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(
             "too_large", f"{width}x{height} is over {max_pixels} pixels; shrink it or raise the limit"
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(
-            "unsupported", f"holds {frames} frames, one is expected; split it into single images"
-        )
+    # Not how many: Pillow counts them one by one, and a small file can hold millions.
+    if getattr(image, "is_animated", False):
+        raise ImageError("unsupported", "holds several frames, one is expected; split it into single images")
+    _require_bounded_work(image, data)
     return image
+
+
+def _require_bounded_work(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Refuse what is small and takes minutes to decode: a scan, a tile or a run may cost a few bytes."""
+    if isinstance(image, JpegImageFile) and (scans := _jpeg_scans(data)) > MAX_JPEG_SCANS:
+        raise ImageError("too_large", f"has {scans} scans, over {MAX_JPEG_SCANS} are not read; save it anew")
+    if (tiles := len(image.tile)) > MAX_TIFF_TILES:
+        raise ImageError("too_large", f"has {tiles} tiles, over {MAX_TIFF_TILES} are not read; save it anew")
+    values = image.width * image.height * len(image.getbands())
+    if values > MAX_SLOW_VALUES and any(tile.codec_name in _SLOW_CODECS for tile in image.tile):
+        raise ImageError(
+            "too_large", f"{values} values in a kind of {image.format} that is slow to read; save it as PNG"
+        )
+
+
+def _jpeg_scans(data: bytes) -> int:
+    """The scans of the first picture: what follows its end, another picture or a video, is not looked at."""
+    scans, at = 0, 2
+    while (found := _JPEG_MARKER.search(data, at)) and found[1][0] != _JPEG_END:
+        scans += found[1][0] == _JPEG_SCAN
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    return scans
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """A PNG without its texts and profiles, since Pillow gives up on a whole picture when these are long.
+
+    Text is kept where it may hold the EXIF orientation.
+    """
+    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4])
+        if _PNG_NEEDED.match(data, at + 4):
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def _reader(data: bytes) -> type[ImageFile.ImageFile]:
