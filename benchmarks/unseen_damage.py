@@ -15,7 +15,7 @@ def mosaic(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.n
 
 
 def lost_lines(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Up to half of the sensor's lines, each replaced by the one above it, moved sideways."""
+    """Up to half of the lines, each replaced by the one above it, round the edge, moved sideways."""
     worse = image.copy()
     for line in np.flatnonzero(rng.random(len(image)) < 0.5 * strength):
         worse[line] = np.roll(worse[line - 1], int(rng.integers(1, 9)), axis=0)

@@ -182,11 +182,10 @@ def evaluate(as_json: bool, **values: object) -> None:
 
 def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool) -> None:
     from segpipe.models.labeler import load_without_policy
-    from segpipe.reports.confidence import write_report
-    from segpipe.storage import normalise
+    from segpipe.reports.confidence import check_writable, write_report
     from segpipe.training.evaluation import measure_split, summarise
 
-    normalise(report)  # refuses an impossible place before the work, not after it
+    check_writable(report)  # before the work, not after it
     labeler = load_without_policy(settings.model, settings.device)
     policy, problem = _policy_to_show(settings.model, labeler.model_id)
     measurements = measure_split(replace(labeler, policy=policy), settings.data, settings.split)

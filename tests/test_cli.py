@@ -324,16 +324,19 @@ def test_a_damaged_policy_hinders_no_report_and_is_spoken_of(
     assert "has no policy" not in page
 
 
-def test_a_report_that_cannot_be_written_costs_no_figures(
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     squares: Path, trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     evaluate = ["evaluate", "--data", str(squares), "--model", trained, "--split", "val", "--json"]
-    assert cli.run([*evaluate, "--report", str(tmp_path / "file")]) == 1
-    said = capsys.readouterr()
-    assert json.loads(said.out)["n"] == 4
-    assert str(tmp_path / "file") in said.err.splitlines()[-1]
-    assert "unexpected" not in said.err
+    for place in ("file", "file/report"):
+        assert cli.run([*evaluate, "--report", str(tmp_path / place)]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert str(tmp_path / "file") in line
+        assert "unexpected" not in line
+    assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_without_a_policy_all_images_go_to_review_and_the_way_out_is_named(

@@ -5,6 +5,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -475,14 +476,24 @@ def test_a_listing_is_never_a_stale_one(s3_bucket):
         assert len(filesystem.get_file_info(pa.fs.FileSelector(path))) == count
 
 
+PUT_THEN_FORK_AND_PUT = """
+import multiprocessing, sys
+from segpipe import storage
+
+storage.put(sys.argv[1] + "/a", b"x")
+fork = multiprocessing.get_context("fork")
+child = fork.Process(target=storage.put, args=(sys.argv[1] + "/b", b"y"), daemon=True)
+child.start()
+child.join(60)
+sys.exit(f"the forked worker ended with {child.exitcode}" if child.exitcode != 0 else 0)
+"""
+
+
 def test_a_forked_worker_can_use_s3(s3_bucket):
-    storage.put(f"s3://{s3_bucket}/a", b"x")
-    child = multiprocessing.get_context("fork").Process(
-        target=storage.put, args=(f"s3://{s3_bucket}/b", b"y")
-    )
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
+    # In a process of its own: this one has the threads of the tests before, and their locks would be forked.
+    command = [sys.executable, "-c", PUT_THEN_FORK_AND_PUT, f"s3://{s3_bucket}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert keys(f"s3://{s3_bucket}") == ["a", "b"]
 
 
@@ -577,7 +588,8 @@ def test_transient_faults_are_retried(faulty, s3_bucket, fault):
 
 def test_retries_end(faulty, s3_bucket, caplog):
     faulty.faults = ["503 SlowDown"] * 50
-    with caplog.at_level(logging.DEBUG), pytest.raises(StorageError, match="SlowDown"):
+    caplog.set_level(logging.DEBUG, "segpipe")
+    with pytest.raises(StorageError, match="SlowDown"):
         storage.read(f"s3://{s3_bucket}/a")
     assert len(faulty.requests) == storage_errors.ATTEMPTS
     retries = [message for message in caplog.messages if "trying again" in message]

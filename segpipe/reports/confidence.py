@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from segpipe.training.evaluation import Evaluation, Measurements
 
 INDEX = "index.html"
+PROBE = ".segpipe-probe"
+
+
+def check_writable(url: str) -> None:
+    """Write and delete an empty file where the report is to go. Raises StorageError when that cannot be."""
+    probe = storage.join(storage.normalise(url), PROBE)
+    storage.put(probe, b"")
+    storage.delete(probe)
 
 
 def write_report(

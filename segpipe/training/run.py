@@ -1,25 +1,20 @@
-"""`segpipe train`: from a labelled data set to a model bundle in two stages, resumable after a kill."""
+"""`segpipe train`: from a labelled data set to a model bundle."""
 
 from __future__ import annotations
 
-import copy
 import importlib.metadata
-import logging
 import math
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
-from segpipe.errors import RunError
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -29,26 +24,16 @@ from segpipe.models.bundle import (
     save_bundle,
 )
 from segpipe.models.device import choose_device
-from segpipe.models.discriminator import Adversary
 from segpipe.models.generator import Generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
-from segpipe.training.checkpoint import Checkpoint, delete_checkpoint, load_checkpoint, save_checkpoint
+from segpipe.training.checkpoint import delete_checkpoint
 from segpipe.training.history import RoundRecord, history_csv, history_png
-from segpipe.training.loop import (
-    Progress,
-    Training,
-    progress_data,
-    progress_tensors,
-    restore_progress,
-)
-from segpipe.training.parts import Parts, split_parts
-from segpipe.training.pixels import LabelledPixels, choose_working_size, load_pixels
-from segpipe.training.scoring import Scoring, Teachers
-
-Stage = Literal["adversarial", "scoring"]
-
-logger = logging.getLogger(__name__)
+from segpipe.training.loop import Progress
+from segpipe.training.parts import split_parts
+from segpipe.training.pixels import choose_working_size, load_pixels
+from segpipe.training.resuming import start_or_resume
+from segpipe.training.stages import Work, judge, play
 
 SIZES_LOOKED_AT = 64
 
@@ -73,7 +58,7 @@ def train(settings: TrainSettings) -> TrainResult:
     """
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
-    checkpoint = _start_or_resume(settings, model_url)
+    checkpoint = start_or_resume(settings, model_url)
     dataset = open_dataset(settings.data)
     spec = _make_spec(settings, dataset)
     device = choose_device(settings.device)
@@ -86,11 +71,11 @@ def train(settings: TrainSettings) -> TrainResult:
         load_pixels(dataset, settings.split, spec.working_size) as labelled,
         load_pixels(dataset, settings.val_split, spec.working_size) as validation,
     ):
-        work = _Work(settings, model_url, spec, labelled, split_parts(len(labelled)), device)
-        progress = _play(work, (generator, discriminator.adversary), validation, checkpoint)
+        work = Work(settings, model_url, spec, labelled, split_parts(len(labelled)), device)
+        progress = play(work, (generator, discriminator.adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         discriminator.adversary.load_state_dict(progress.best_discriminator)
-        judging = _judge(work, generator, discriminator, progress, checkpoint)
+        judging = judge(work, generator, discriminator, progress, checkpoint)
     card = _save(work, dataset, generator, discriminator, progress, judging)
     delete_checkpoint(model_url)
     return TrainResult(
@@ -102,119 +87,6 @@ def train(settings: TrainSettings) -> TrainResult:
         card.metrics["pixel_accuracy"],
         time.monotonic() - started,
     )
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What both stages share; parts: the rows of labelled that each of them may learn from."""
-
-    settings: TrainSettings
-    model_url: str
-    spec: ModelSpec
-    labelled: LabelledPixels
-    parts: Parts
-    device: str
-
-    def keep(self, stage: Stage, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
-        """Put a checkpoint that `_start_or_resume` can take up."""
-        known = {"settings": resumable_settings(self.settings), "stage": stage}
-        save_checkpoint(self.model_url, Checkpoint(tensors, known | data))
-
-
-def _play(
-    work: _Work,
-    networks: tuple[Generator, Adversary],
-    validation: LabelledPixels,
-    checkpoint: Checkpoint | None,
-) -> Progress:
-    """Stage 1, or what it came to when the checkpoint is of stage 2."""
-    if checkpoint and checkpoint.data["stage"] == "scoring":
-        return restore_progress(checkpoint)
-    training = Training.begin(
-        work.settings, work.spec, networks, work.labelled, work.parts.taught, validation, work.device
-    )
-    progress = training.restore(checkpoint) if checkpoint else training.fresh_progress()
-
-    def keep(progress: Progress) -> None:
-        made = training.checkpoint(progress)
-        work.keep("adversarial", made.tensors, made.data)
-
-    training.run(progress, keep)
-    return progress
-
-
-def _judge(
-    work: _Work,
-    generator: Generator,
-    discriminator: Discriminator,
-    progress: Progress,
-    checkpoint: Checkpoint | None,
-) -> list[RoundRecord]:
-    """Stage 2."""
-    discriminator.judge.adversary.load_state_dict(progress.best_discriminator)
-    teachers = Teachers(
-        _standing_still(generator, progress.best_generator),
-        [_standing_still(generator, state) for state in progress.earlier_generators],
-    )
-    views = progress.epoch * len(work.parts.taught)
-    scoring = Scoring.begin(
-        work.settings.seed,
-        work.spec,
-        teachers,
-        discriminator.judge,
-        work.labelled,
-        work.parts,
-        views,
-        work.device,
-    )
-    if checkpoint and checkpoint.data["stage"] == "scoring":
-        rounds = [RoundRecord(**record) for record in checkpoint.data["rounds"]]
-        scoring.restore(checkpoint.tensors, rounds)
-
-    def keep() -> None:
-        tensors = progress_tensors(progress) | scoring.tensors()
-        data = progress_data(progress) | {"rounds": [asdict(record) for record in scoring.history]}
-        work.keep("scoring", tensors, data)
-
-    scoring.run(keep)
-    return scoring.history
-
-
-def _standing_still(generator: Generator, state: dict[str, Tensor]) -> Generator:
-    """A copy with these weights that is not trained any more."""
-    still = copy.deepcopy(generator)
-    still.load_state_dict(state)
-    return still.eval().requires_grad_(False)
-
-
-def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that a resumed training must share with the stopped one."""
-    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"})
-    return kept | {"data": storage.normalise(settings.data)}
-
-
-def _start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | None:
-    if storage.exists(storage.join(model_url, "model.json")):
-        raise RunError(f"{model_url} holds a finished model: train into another folder")
-    checkpoint = load_checkpoint(model_url)
-    if checkpoint is None:
-        if settings.resume:
-            logger.info("nothing to resume at %s: starting anew", model_url)
-        return None
-    if not settings.resume:
-        raise RunError(
-            f"{model_url} holds an unfinished training: add --resume, or train into another folder"
-        )
-    if "stage" not in checkpoint.data:
-        raise RunError(f"{model_url} holds a checkpoint of an older segpipe: train into another folder")
-    asked, kept = resumable_settings(settings), checkpoint.data["settings"]
-    changed = sorted(name for name in asked if asked[name] != kept.get(name))
-    if changed:
-        raise RunError(
-            f"cannot resume {model_url}: {', '.join(changed)} differ from the stopped training; "
-            "give the same options, or train into another folder"
-        )
-    return checkpoint
 
 
 def _make_spec(settings: TrainSettings, dataset: Dataset) -> ModelSpec:
@@ -240,7 +112,7 @@ def _working_size(settings: TrainSettings, dataset: Dataset) -> tuple[int, int]:
 
 
 def _save(
-    work: _Work,
+    work: Work,
     dataset: Dataset,
     generator: Generator,
     discriminator: Discriminator,

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segpipe import storage
 from segpipe.confidence.policy import BadFraction, Policy, make_policy
-from segpipe.reports.confidence import write_report
+from segpipe.reports.confidence import check_writable, write_report
 from segpipe.reports.content import ReportFacts
 from segpipe.training.evaluation import Measurements, summarise
 
@@ -51,6 +51,12 @@ def test_the_report_is_five_pictures_and_one_page_anywhere(storage_root: str) ->
     url = write_report(SOME, summarise(SOME), policy(), ABOUT, f"{storage_root}/a report/")
     assert url == f"{storage.normalise(storage_root)}/a report/index.html"
     assert {item.key for item in storage.list_objects(f"{storage_root}/a report")} == PNGS | {"index.html"}
+
+
+def test_the_check_of_the_place_leaves_it_as_it_was(storage_root: str) -> None:
+    storage.put(f"{storage_root}/report/index.html", b"an earlier one")
+    check_writable(f"{storage_root}/report")
+    assert [item.key for item in storage.list_objects(storage_root)] == ["report/index.html"]
 
 
 def test_the_page_holds_its_pictures_and_asks_for_nothing() -> None:

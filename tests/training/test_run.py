@@ -23,7 +23,7 @@ from segpipe.config import TrainSettings
 from segpipe.errors import RunError
 from segpipe.models.bundle import load_bundle
 from segpipe.scenes import write_labelled
-from segpipe.training import run
+from segpipe.training import stages
 from segpipe.training.checkpoint import Checkpoint, save_checkpoint
 from segpipe.training.pixels import choose_working_size
 from segpipe.training.recipe import choose_epochs, rate_factor
@@ -73,7 +73,7 @@ def whole(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
         shutil.copy(Path(model_url) / "checkpoint.safetensors", copied)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "save_checkpoint", keep)
+        patched.setattr(stages, "save_checkpoint", keep)
         result = train(settings(streets, model, epochs=EPOCHS))
     assert kept == ["adversarial"] * EPOCHS + ["scoring"] * 2
     return Whole(model, result, checkpoints)
@@ -112,7 +112,7 @@ def test_a_training_resumed_from_any_of_its_checkpoints_does_what_is_left_and_en
         save_checkpoint(model_url, checkpoint)
         kept.append(checkpoint.data["stage"])
 
-    monkeypatch.setattr(run, "save_checkpoint", keep)
+    monkeypatch.setattr(stages, "save_checkpoint", keep)
     shutil.copy(whole.checkpoints / checkpoint_name(stage, number), tmp_path / "checkpoint.safetensors")
     check_same_model(train(settings(streets, tmp_path, epochs=EPOCHS, resume=True)), whole)
     assert kept == left, "each epoch and round keeps one checkpoint"
@@ -122,13 +122,13 @@ def test_a_training_resumed_from_any_of_its_checkpoints_does_what_is_left_and_en
 KILLED_TRAINING = """
 import os, signal
 from segpipe.cli import main
-from segpipe.training import run
-save_checkpoint = run.save_checkpoint
+from segpipe.training import stages
+save_checkpoint = stages.save_checkpoint
 def keep(model_url, checkpoint):
     save_checkpoint(model_url, checkpoint)
     if checkpoint.data["stage"] == "scoring":
         os.kill(os.getpid(), signal.SIGKILL)
-run.save_checkpoint = keep
+stages.save_checkpoint = keep
 main()
 """
 
@@ -196,7 +196,7 @@ def unfinished(streets: str, model: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(run, "save_checkpoint", stop)
+        patched.setattr(stages, "save_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
             train(settings(streets, model))
 

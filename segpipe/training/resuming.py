@@ -1,0 +1,44 @@
+"""Whether a training may start at a folder, and whether it fits the stopped one that it is to go on with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from segpipe import storage
+from segpipe.config import TrainSettings
+from segpipe.errors import RunError
+from segpipe.training.checkpoint import Checkpoint, load_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | None:
+    """The checkpoint to go on from; None to start anew. Raises RunError when neither may be."""
+    if storage.exists(storage.join(model_url, "model.json")):
+        raise RunError(f"{model_url} holds a finished model: train into another folder")
+    checkpoint = load_checkpoint(model_url)
+    if checkpoint is None:
+        if settings.resume:
+            logger.info("nothing to resume at %s: starting anew", model_url)
+        return None
+    if not settings.resume:
+        raise RunError(
+            f"{model_url} holds an unfinished training: add --resume, or train into another folder"
+        )
+    if "stage" not in checkpoint.data:
+        raise RunError(f"{model_url} holds a checkpoint of an older segpipe: train into another folder")
+    asked, kept = resumable_settings(settings), checkpoint.data["settings"]
+    changed = sorted(name for name in asked if asked[name] != kept.get(name))
+    if changed:
+        raise RunError(
+            f"cannot resume {model_url}: {', '.join(changed)} differ from the stopped training; "
+            "give the same options, or train into another folder"
+        )
+    return checkpoint
+
+
+def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that a resumed training must share with the stopped one."""
+    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"})
+    return kept | {"data": storage.normalise(settings.data)}
