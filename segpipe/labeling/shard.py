@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 
 from segpipe import storage
-from segpipe.errors import ImageError, NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.errors import ImageError, SegpipeError, StorageError
 from segpipe.images import decode_image, encode_confidence_map, encode_mask
+from segpipe.labeling.giving_up import stop_when_too_many_fail
 from segpipe.labeling.routing import route
 from segpipe.manifests.schema import FailureReason, Row
 
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-# So many failures in a row that do not lie in the image itself mean that storage or the model is broken.
-FAILURES_IN_A_ROW = 32
 
 
 class ImageLabeler(Protocol):
@@ -151,8 +149,8 @@ def label_images(
 ) -> Generator[Outcome, None, None]:
     """Label the images in order; each outcome's mask, and its confidence map, is stored before it is yielded.
 
-    An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when 32
-    in a row fail in storage or in the model, or when the claim is lost.
+    An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when too
+    many fail, or when the claim is lost.
     """
     ahead = settings.batch_images + max(settings.batch_images, settings.fetch_threads)
     with (
@@ -164,7 +162,7 @@ def label_images(
         labelled = _label_batches(decoded, labeler, settings.batch_images)
         write = partial(_write, target=target)
         written = (_waited(*found) for found in _ordered_map(writers, write, labelled, ahead))
-        yield from _stop_when_nothing_works(written)
+        yield from stop_when_too_many_fail(written, settings.max_failure_rate)
 
 
 def _ordered_map(
@@ -352,20 +350,3 @@ def _finite(value: float) -> float | None:
 def _one_line(error: Exception) -> str:
     said = " ".join(str(error).split()) or "no message"
     return storage.redact(said if isinstance(error, SegpipeError) else f"{type(error).__name__}: {said}")
-
-
-def _stop_when_nothing_works(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    in_a_row = 0
-    for outcome in outcomes:
-        in_a_row = in_a_row + 1 if _blames_surroundings(outcome) else 0
-        if in_a_row >= FAILURES_IN_A_ROW:
-            raise RunError(
-                f"{in_a_row} images in a row failed, so run {outcome.row.run_id} stops before it fails the "
-                f"rest; the last: {outcome.row.error}; mend that and resume with the same run id"
-            )
-        yield outcome
-
-
-def _blames_surroundings(outcome: Outcome) -> bool:
-    """A failure that lies in storage or the model; an image that is gone is only a fact about that image."""
-    return outcome.row.reason in ("storage", "inference") and not isinstance(outcome.error, NotFoundError)
