@@ -46,16 +46,15 @@ class Exchange:
         reply = connection.getresponse()
         content = reply.read()
         connection.close()
-        dropped = ("content-length", "connection", "transfer-encoding")
+        dropped = ("connection", "transfer-encoding")
         return reply.status, [h for h in reply.getheaders() if h[0].lower() not in dropped], content
 
     def send(self, status: int, headers: list[tuple[str, str]], content: bytes, missing: int = 0) -> None:
         """Answer; `missing` bytes of the content are announced and not sent."""
         self.handler.send_response(status)
-        for name, value in headers:
+        length = {"Content-Length": str(len(content))}  # but the answer to a HEAD has another's
+        for name, value in (length | {name.title(): value for name, value in headers}).items():
             self.handler.send_header(name, value)
-        length = dict(headers).get("Content-Length", str(len(content)))
-        self.handler.send_header("Content-Length", length)
         self.handler.end_headers()
         if self.request.method != "HEAD":
             self.handler.wfile.write(content[: len(content) - missing])
