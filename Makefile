@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-server test-corpus lint format typecheck constraints clean
+.PHONY: help setup demo test test-server test-corpus test-faults lint format typecheck constraints clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-server: $(STAMP)  ## Run the tests that start a real Prefect server
 
 test-corpus: $(STAMP)  ## Run the slow tests on odd images: every storage, memory, time, more fuzzing
 	$(TEST_ENV) $(BIN)/python -m pytest -m corpus
+
+test-faults: $(STAMP)  ## Kill and starve labelling processes on an S3 server: under 6 minutes on two cores
+	$(TEST_ENV) $(BIN)/python -m pytest -m faults -n $(PYTEST_WORKERS)
 
 lint: $(STAMP)  ## Check style and formatting
 	$(BIN)/ruff check .

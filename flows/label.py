@@ -21,7 +21,8 @@ from segpipe import load_model
 from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, SegpipeError, StorageError
 from segpipe.labeling.plan import RunPlan
-from segpipe.labeling.run import RunSummary, finish_run, label_run, start_run
+from segpipe.labeling.run import finish_run, label_run, start_run
+from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
 from segpipe.reports import summary as words
 from segpipe.storage import redact

@@ -1,7 +1,7 @@
 """The command line: one thin command per verb.
 
 What a verb needs is imported inside its command, so that `segpipe --help` answers at once.
-Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
@@ -23,11 +24,12 @@ from segpipe import __version__
 from segpipe.config import CalibrateSettings, CompactSettings, EvaluateSettings, LabelSettings, TrainSettings
 from segpipe.errors import PolicyError, SegpipeError
 from segpipe.options import build, options_of
+from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
-    from segpipe.labeling.run import RunSummary
+    from segpipe.labeling.totals import RunSummary
     from segpipe.models.labeler import Labeler
     from segpipe.reports.content import ReportFacts
 
@@ -55,8 +57,8 @@ def run(arguments: Sequence[str]) -> int:
         return error.exit_code
     except click.Abort:
         return _complain("stopped", 130)
-    except _InterruptedError as stop:
-        return _complain(f"stopped; {stop}", 130)
+    except _ResumableError as stop:
+        return _complain(_stopped(stop.remedy), stop.status)
     except Exception as error:
         if invocation.debug:
             _say(traceback.format_exc().rstrip())
@@ -81,16 +83,28 @@ def _say(text: str) -> None:
     click.echo(redact(text), err=True)
 
 
-class _InterruptedError(Exception):
-    """Interrupted; the message says how to go on."""
+class _ResumableError(Exception):
+    """Stopped by a signal; remedy says how to go on."""
+
+    def __init__(self, remedy: str, status: int) -> None:
+        super().__init__(remedy)
+        self.remedy, self.status = remedy, status
 
 
 @contextmanager
 def _resumable(remedy: str) -> Iterator[None]:
+    abandoned = f"{_stopped(remedy)} (work under way did not end in time and was abandoned)"
     try:
-        yield
-    except KeyboardInterrupt:
-        raise _InterruptedError(remedy) from None
+        with stop_on_signals(partial(_complain, abandoned)):
+            yield
+    except StoppedError as stop:
+        raise _ResumableError(remedy, stop.status) from None
+    except KeyboardInterrupt:  # raised by work itself, or where signals are not ours to handle
+        raise _ResumableError(remedy, 130) from None
+
+
+def _stopped(remedy: str) -> str:
+    return f"stopped; {remedy}"
 
 
 @contextmanager
@@ -310,8 +324,8 @@ def label(
     from segpipe.models.labeler import load_model
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
-    labeler = load_model(model, settings.device)
     with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
+        labeler = load_model(model, settings.device)
         summary = label_source(source, output, labeler, settings, run_id, limit)
     click.echo(_json_text(asdict(summary)) if as_json else _label_report(summary, labeler, settings, model))
 

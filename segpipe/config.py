@@ -66,6 +66,20 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StorageSettings(_Settings):
+    """How storage is talked to; read from the environment, as the credentials are.
+
+    Each field is the variable SEGPIPE_STORAGE_ and its name in capitals.
+    """
+
+    answer_seconds: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds a silent S3 server is waited for before the request is sent again; 20 outlasts "
+        "a busy server, and less finds out sooner.",
+    )
+
+
 class TrainSettings(_Settings):
     """What `segpipe train` needs to turn a labelled data set into a model bundle."""
 
@@ -237,6 +251,13 @@ class LabelSettings(_Settings):
         description="An image with more pixels fails as too_large, undecoded, so that a decompression bomb "
         "cannot fill the memory; 100 million is a 300 MB array.",
     )
+    max_image_bytes: int = Field(
+        500_000_000,
+        ge=1,
+        title="Largest image, bytes",
+        description="An object with more bytes fails as too_large, unread, so that a video under an image's "
+        "name cannot fill the memory; 500 million holds the largest image uncompressed.",
+    )
     decode_seconds: float = Field(
         60.0,
         gt=0,
@@ -262,6 +283,15 @@ class LabelSettings(_Settings):
         title="Claim, seconds",
         description="Seconds until the claim of a killed run expires and another may label into the same "
         "OUTPUT; a live run renews it, 60 outlasts a slow storage request.",
+    )
+    max_failure_rate: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        title="Failures, largest share",
+        description="Share (0 to 1) of failed images beyond which the run stops, so that a broken or a wrong "
+        "bucket does not fill the manifest with failures: of the last 64 images those that failed in storage "
+        "or in the model, of the last 1,000 all; with 0.5 a bucket may be half junk, 1 never stops.",
     )
     drift_false_alarm_rate: float = Field(
         0.0001,

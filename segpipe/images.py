@@ -84,7 +84,8 @@ def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None
     with _image_errors():
         image = _open(data, max_pixels)
         width, height = image.size
-        if smallest is not None:
+        # Of JPEG alone: asking a PNG for its orientation would load it, and swallow that it is damaged.
+        if smallest is not None and isinstance(image, JpegImageFile):
             image.draft(None, smallest if _orientation(image) in _TURNED_BY_90 else smallest[::-1])
         rgb = _rgb(image)
         orientation = _orientation(image)  # asked again, since Pillow turns a TIFF itself as it loads it

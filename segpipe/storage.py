@@ -17,7 +17,9 @@ from uuid import uuid4
 import fsspec
 from fsspec.asyn import sync
 from fsspec.spec import AbstractFileSystem
+from pydantic import ValidationError
 
+from segpipe.config import StorageSettings
 from segpipe.errors import NotFoundError, StorageError
 from segpipe.storage_errors import ChangedError, explained, failure, guarded, is_conflict
 from segpipe.storage_errors import redact as redact
@@ -25,8 +27,7 @@ from segpipe.storage_errors import redact as redact
 if TYPE_CHECKING:
     import pyarrow.fs
 
-# A server that accepts and then says nothing is given up this soon, and tried again.
-CONNECT_SECONDS, ANSWER_SECONDS = 10, 20
+CONNECT_SECONDS = 10
 TEMPORARY_PREFIX = ".segpipe-tmp-"
 _URL = re.compile(r"([A-Za-z][\w+.:-]*)://(.*)", re.DOTALL)
 _VERSION_FIELDS = ("ETag", "etag", "md5Hash", "sha", "mtime", "LastModified", "last_modified", "created")
@@ -382,12 +383,23 @@ def _backend(url: str) -> _Store:
             "retries": {"total_max_attempts": 1},
             "max_pool_connections": 64,
             "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": ANSWER_SECONDS,
+            "read_timeout": _settings().answer_seconds,
         }
         filesystem = _s3_filesystem(config_kwargs=once)
         filesystem.retries = 1  # one retry loop, ours: it knows which calls may be repeated
         return _S3(filesystem)
     return _Generic(_filesystem(url))
+
+
+def _settings() -> StorageSettings:
+    names = {name: f"SEGPIPE_STORAGE_{name.upper()}" for name in StorageSettings.model_fields}
+    try:
+        return StorageSettings(
+            **{name: os.environ[names[name]] for name in names if names[name] in os.environ}
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise failure(StorageError, f"{names[str(first['loc'][0])]}: {first['msg']}") from None
 
 
 def _s3_filesystem(**options: Any) -> Any:

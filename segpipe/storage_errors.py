@@ -12,7 +12,14 @@ from functools import partial
 from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from segpipe.errors import AlreadyExistsError, NotFoundError, StorageError
 
@@ -21,6 +28,7 @@ E = TypeVar("E", bound=StorageError)
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 6
+GIVE_UP_SECONDS = 60  # where each attempt meets silence, fewer must do
 FIRST_WAIT_SECONDS = 0.25  # doubles up to 8 s, with full jitter: 4 s in all on average
 
 _URL_PASSWORD = re.compile(r"(://)[^/\s:@]*:(?!\d+/)(?:[^\s/]*@|[^\s@]*@)")  # a lone port is no password
@@ -65,7 +73,7 @@ def failure(kind: type[E], message: str) -> E:
 def guarded(uri: str, operation: Callable[[], T]) -> T:
     """Run with bounded retries; whatever still fails becomes a StorageError."""
     retrying = Retrying(
-        stop=stop_after_attempt(ATTEMPTS),
+        stop=stop_after_attempt(ATTEMPTS) | stop_after_delay(GIVE_UP_SECONDS),
         wait=wait_random_exponential(multiplier=FIRST_WAIT_SECONDS, max=8),
         retry=retry_if_exception(_is_transient),
         before_sleep=partial(_log_retry, uri),

@@ -24,7 +24,15 @@ SERVER_START_SECONDS = 60
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a real S3 server (moto) of this session; the AWS_* environment points at it."""
+    """URL of a real S3 server; the AWS_* environment points at it.
+
+    SEGPIPE_TEST_S3_ENDPOINT names one that runs already, with the credentials in AWS_*; else moto is started.
+    """
+    if running := os.environ.get("SEGPIPE_TEST_S3_ENDPOINT"):
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("AWS_ENDPOINT_URL", running)
+            yield running
+        return
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("moto") / "server.log"

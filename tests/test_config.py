@@ -5,9 +5,16 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings, guarded_class
+from segpipe.config import (
+    CalibrateSettings,
+    EvaluateSettings,
+    LabelSettings,
+    StorageSettings,
+    TrainSettings,
+    guarded_class,
+)
 
-ALL = [TrainSettings, EvaluateSettings, CalibrateSettings, LabelSettings]
+ALL = [TrainSettings, EvaluateSettings, CalibrateSettings, LabelSettings, StorageSettings]
 PLACES = {"data": "s3://bucket/data", "model": "s3://bucket/model"}
 BAD_FRACTION = {"min_iou": 0.6, "max_bad_fraction": 0.05}
 PROMISE = {**PLACES, "split": "val", **BAD_FRACTION}

@@ -5,6 +5,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -659,6 +660,26 @@ def test_a_closed_port_is_named_after_some_tries(s3_server, monkeypatch, unused_
     ):
         storage.read("s3://bucket/a")
     assert "attempt 5 of 6" in caplog.text
+
+
+def test_a_server_that_says_nothing_is_waited_for_as_long_as_the_environment_says(
+    s3_server, monkeypatch, caplog
+):
+    caplog.set_level(logging.DEBUG, "segpipe")
+    monkeypatch.setenv("SEGPIPE_STORAGE_ANSWER_SECONDS", "0.2")
+    monkeypatch.setattr(storage_errors, "FIRST_WAIT_SECONDS", 0.001)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
+            storage.read("s3://bucket/a")
+        monkeypatch.setattr(storage_errors, "GIVE_UP_SECONDS", 0.1)
+        caplog.clear()
+        with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
+            storage.read("s3://bucket/a")
+    assert caplog.messages == []  # one attempt took longer than all may
+    monkeypatch.setenv("SEGPIPE_STORAGE_ANSWER_SECONDS", "soon")
+    with pytest.raises(StorageError, match=r"SEGPIPE_STORAGE_ANSWER_SECONDS: .*number"):
+        storage.read("s3://bucket/a")
 
 
 def test_missing_credentials_name_the_variables(s3_server, monkeypatch, tmp_path):

@@ -50,11 +50,12 @@ class Claim:
         self._generation = generation
         self._record = record
         self._lease_seconds = lease_seconds
+        self._trouble = "the process or the clock stood still"
 
     def require_alive(self) -> None:
         """Raise RunError when the lease has run out; asks no storage, so that it can be called per mask."""
         if _seconds_until(self._record.expires_at) == 0:
-            raise RunError(self._lost("its lease could not be renewed in time"))
+            raise RunError(self._lost(f"its lease could not be renewed in time ({self._trouble})"))
 
     def require_newest(self) -> None:
         """Raise RunError unless the claim is alive, has half a lease left, and nobody has taken over."""
@@ -68,7 +69,11 @@ class Claim:
         """Push the expiry out by a lease; raises StorageError, and RunError when the lease has run out."""
         self.require_alive()
         record = replace(self._record, expires_at=_expiry(self._lease_seconds))
-        storage.put(_claim_uri(self._folder, self._generation), _to_json(record))
+        try:
+            storage.put(_claim_uri(self._folder, self._generation), _to_json(record))
+        except StorageError as error:
+            self._trouble = str(error)
+            raise
         self._record = record
 
     def release(self) -> None:

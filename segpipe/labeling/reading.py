@@ -16,8 +16,9 @@ from segpipe.labeling.limits import PixelBudget, within
 
 @dataclass(frozen=True)
 class ReadingLimits:
-    """max_pixels and seconds are an image's, budget is that of all images in decoding."""
+    """max_bytes, max_pixels and seconds are an image's, budget is that of all images in decoding."""
 
+    max_bytes: int
     max_pixels: int
     seconds: float
     budget: PixelBudget
@@ -26,11 +27,13 @@ class ReadingLimits:
 def read_image(image: PlannedImage, labeler: ImageLabeler, limits: ReadingLimits) -> ReadImage | FailedImage:
     """Fetch, decode and prepare one image."""
     started = perf_counter()
+    planned = SeenImage(image, image.image_etag, image.image_bytes)
+    if image.image_bytes > limits.max_bytes:
+        return FailedImage(planned, None, None, "too_large", _too_many_bytes(image, limits), Legs())
     try:
         blob = storage.read(image.image_uri)
     except StorageError as error:
-        seen = SeenImage(image, image.image_etag, image.image_bytes)
-        return FailedImage(seen, None, None, "storage", error, Legs(read=perf_counter() - started))
+        return FailedImage(planned, None, None, "storage", error, Legs(read=perf_counter() - started))
     read = perf_counter()
     seen = SeenImage(image, blob.etag, len(blob.data))
     try:
@@ -41,6 +44,12 @@ def read_image(image: PlannedImage, labeler: ImageLabeler, limits: ReadingLimits
     pixels = labeler.prepare(decoded.pixels)
     legs = Legs(read=read - started, decode=perf_counter() - read)
     return ReadImage(seen, pixels, decoded.height, decoded.width, legs)
+
+
+def _too_many_bytes(image: PlannedImage, limits: ReadingLimits) -> ImageError:
+    return ImageError(
+        "too_large", f"{image.image_bytes} bytes are over {limits.max_bytes}; shrink it or raise the limit"
+    )
 
 
 def _decode(data: bytes, smallest: tuple[int, int], limits: ReadingLimits) -> DecodedImage:

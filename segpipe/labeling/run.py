@@ -6,21 +6,17 @@ what is pending once it holds it. So they are safe in separate tasks as well as 
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import groupby
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.confidence.drift import Drift
@@ -35,6 +31,7 @@ from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_pl
 from segpipe.labeling.rows import Target
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
 from segpipe.labeling.shard import label_images
+from segpipe.labeling.totals import RunSummary, read_totals, summarise_run, to_metadata
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.progress import Advance, track
@@ -44,48 +41,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Track = Callable[[int, str], AbstractContextManager[Advance]]
-
-_SECONDS, _LEGS = "segpipe.seconds", "segpipe.legs"
-_PARTS_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """What a run did, counted from the parts it has committed.
-
-    labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
-    row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
-    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside. drift is
-    what the drift gate found, None when nothing could be accepted anyway or nothing was labelled.
-    """
-
-    run_id: str
-    source: str
-    output: str
-    model_id: str
-    policy_id: str | None
-    planned: int
-    accepted: int
-    review: int
-    failed: int
-    labelled_elsewhere: int
-    already_done: int
-    retried: int
-    seconds: float
-    images_per_second: float
-    legs: dict[str, float]
-    reasons: dict[str, int]
-    skipped: dict[str, int]
-    drift: Drift | None
-
-
-@dataclass(frozen=True)
-class _PartTotals:
-    decisions: Counter[str]
-    reasons: Counter[str]
-    seconds: float
-    legs: Legs
-    drift: Drift | None
 
 
 def label_source(
@@ -143,7 +98,7 @@ def finish_run(plan: RunPlan) -> RunSummary:
 
     Raises RunError when planned images are still pending.
     """
-    summary = _summarise(plan, _sum_parts(plan))
+    summary = summarise_run(plan)
     if summary.labelled_elsewhere and (pending := pending_images(plan).num_rows):
         raise RunError(f"run {plan.run_id} has {pending} images to go: resume it with the same run id")
     record_totals(plan, asdict(summary))
@@ -212,7 +167,7 @@ def _label_pending(
             rows = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
             legs = sum((outcome.legs for outcome in finished), start=Legs())
             claim.require_newest()
-            metadata = _metadata(perf_counter() - started, legs, drift)
+            metadata = to_metadata(perf_counter() - started, legs, drift)
             _commit(plan, shard, rows_table(rows, labeler.classes, metadata))
             started = perf_counter()
 
@@ -243,7 +198,7 @@ def _advancing(outcomes: Iterator[Outcome], bar: Advance) -> Iterator[Outcome]:
 def _committed_drift(plan: RunPlan, settings: LabelSettings) -> Drift | None:
     """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
     parts = finished_parts(plan)
-    drift = _part_totals(min(parts)[1]).drift if parts else None
+    drift = read_totals(min(parts)[1]).drift if parts else None
     drift_gate.say(drift, plan.run_id, settings)
     return drift
 
@@ -256,66 +211,12 @@ def _judge(
     return drift
 
 
-def _metadata(seconds: float, legs: Legs, drift: Drift | None) -> dict[str, str]:
-    timing = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
-    return timing | drift_gate.to_metadata(drift)
-
-
 def _commit(plan: RunPlan, shard: int, table: pa.Table) -> None:
-    if not commit_part(plan.output, plan.run_date, plan.run_id, shard, table):
+    # In a thread, since a signal interrupts the main one only: a part that is under way when the run is told
+    # to stop lands before the claim is let go; afterwards it could double another run's rows.
+    with ThreadPoolExecutor(1) as committer:
+        created = committer.submit(
+            commit_part, plan.output, plan.run_date, plan.run_id, shard, table
+        ).result()
+    if not created:
         logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)
-
-
-def _sum_parts(plan: RunPlan) -> _PartTotals:
-    uris = [uri for _, uri in finished_parts(plan)]
-    totals = _PartTotals(Counter(), Counter(), 0.0, Legs(), None)
-    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
-        for part in pool.map(_part_totals, uris):
-            totals = _add_totals(totals, part)
-    return totals
-
-
-def _part_totals(uri: str) -> _PartTotals:
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["decision", "reason"])
-    metadata = table.schema.metadata
-    return _PartTotals(
-        decisions=Counter(table["decision"].to_pylist()),
-        reasons=Counter(table["reason"].to_pylist()),
-        seconds=float(metadata[_SECONDS.encode()]),
-        legs=Legs(**json.loads(metadata[_LEGS.encode()])),
-        drift=drift_gate.from_metadata(metadata),
-    )
-
-
-def _add_totals(one: _PartTotals, other: _PartTotals) -> _PartTotals:
-    return _PartTotals(
-        one.decisions + other.decisions,
-        one.reasons + other.reasons,
-        one.seconds + other.seconds,
-        one.legs + other.legs,
-        one.drift or other.drift,
-    )
-
-
-def _summarise(plan: RunPlan, totals: _PartTotals) -> RunSummary:
-    images = totals.decisions.total()
-    return RunSummary(
-        run_id=plan.run_id,
-        source=plan.source,
-        output=plan.output,
-        model_id=plan.model_id,
-        policy_id=plan.policy_id,
-        planned=plan.table.num_rows,
-        accepted=totals.decisions["accepted"],
-        review=totals.decisions["review"],
-        failed=totals.decisions["failed"],
-        labelled_elsewhere=plan.table.num_rows - images,
-        already_done=plan.already_done,
-        retried=plan.retried,
-        seconds=totals.seconds,
-        images_per_second=images / totals.seconds if totals.seconds else 0.0,
-        legs=asdict(totals.legs),
-        reasons=dict(sorted(totals.reasons.items())),
-        skipped=plan.skipped,
-        drift=totals.drift,
-    )

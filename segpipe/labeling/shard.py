@@ -14,7 +14,7 @@ from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from segpipe.errors import NotFoundError, RunError
+from segpipe.labeling.giving_up import stop_when_too_many_fail
 from segpipe.labeling.items import ImageLabeler, Outcome, PlannedImage
 from segpipe.labeling.judging import BatchLimit, in_batches, judge_batch
 from segpipe.labeling.legs import Legs
@@ -27,8 +27,7 @@ from segpipe.labeling.writing import write_image
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
 
-# So many failures in a row that do not lie in the image itself mean that storage or the model is broken.
-FAILURES_IN_A_ROW = 32
+READ_BATCHES_AHEAD = 4
 
 
 def label_images(
@@ -36,13 +35,18 @@ def label_images(
 ) -> Generator[Outcome, None, None]:
     """Label the images in order; each outcome's mask, and its confidence map, is stored before it is yielded.
 
-    An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when 32
-    in a row fail in storage or in the model, or when the claim is lost.
+    An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when too
+    many fail, or when the claim is lost.
     """
     batches_ahead = labeler.batches_at_once + 1
-    images_ahead = max(settings.batch_images, settings.fetch_threads)
+    # Read images are small, and those that wait outlast a slow request.
+    reads_ahead = READ_BATCHES_AHEAD * settings.batch_images + settings.fetch_threads
+    writes_ahead = settings.batch_images + settings.encode_threads
     limits = ReadingLimits(
-        settings.max_image_pixels, settings.decode_seconds, PixelBudget(settings.max_image_pixels)
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        seconds=settings.decode_seconds,
+        budget=PixelBudget(settings.max_image_pixels),
     )
     limit = BatchLimit(settings.batch_images)
     with (
@@ -53,10 +57,10 @@ def label_images(
         read = partial(read_image, labeler=labeler, limits=limits)
         judge = partial(judge_batch, labeler=labeler, limit=limit)
         write = partial(write_image, labeler=labeler, target=target)
-        found = ordered_map(readers, read, images, images_ahead + settings.batch_images)
+        found = ordered_map(readers, read, images, reads_ahead)
         judged = chain.from_iterable(ordered_map(judges, judge, in_batches(found, limit), batches_ahead))
-        written = ordered_map(writers, write, judged, images_ahead)
-        yield from _stop_when_nothing_works(_timed(written))
+        written = ordered_map(writers, write, judged, writes_ahead)
+        yield from stop_when_too_many_fail(_timed(written), settings.max_failure_rate)
 
 
 def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
@@ -65,20 +69,3 @@ def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
         waited = Legs(wait=perf_counter() - started)
         yield replace(outcome, legs=outcome.legs + waited)
         started = perf_counter()
-
-
-def _stop_when_nothing_works(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
-    in_a_row = 0
-    for outcome in outcomes:
-        in_a_row = in_a_row + 1 if _blames_surroundings(outcome) else 0
-        if in_a_row >= FAILURES_IN_A_ROW:
-            raise RunError(
-                f"{in_a_row} images in a row failed, so run {outcome.row.run_id} stops before it fails the "
-                f"rest; the last: {outcome.row.error}; mend that and resume with the same run id"
-            )
-        yield outcome
-
-
-def _blames_surroundings(outcome: Outcome) -> bool:
-    """A failure that lies in storage or the model; an image that is gone is only a fact about that image."""
-    return outcome.row.reason in ("storage", "inference") and not isinstance(outcome.error, NotFoundError)

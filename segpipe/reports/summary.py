@@ -14,7 +14,7 @@ from segpipe.manifests.parts import manifests_root
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
     from segpipe.config import LabelSettings
-    from segpipe.labeling.run import RunSummary
+    from segpipe.labeling.totals import RunSummary
 
 _REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
 

@@ -13,28 +13,11 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.testing.utilities import prefect_test_harness
+from random_model import write_random_model
 
 from segpipe import storage
 from segpipe.confidence.policy import BadFraction, make_policy, to_json
-from segpipe.models.bundle import (
-    ModelCard,
-    ModelSpec,
-    build_networks,
-    encode_weights,
-    model_digest,
-    save_bundle,
-)
 from segpipe.models.labeler import load_model
-
-SPEC = ModelSpec(
-    architecture="unet",
-    classes=("road", "car", "sky"),
-    ignore_index=255,
-    working_size=(32, 48),
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    shown_masks="hard",
-)
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +35,7 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> str:
     """The folder of a model with random weights and no policy."""
-    torch.manual_seed(0)
-    generator, discriminator = (encode_weights(network) for network in build_networks(SPEC))
-    card = ModelCard(
-        model_id=model_digest(SPEC, generator, discriminator),
-        spec=SPEC,
-        training_data={},
-        training_settings={},
-        metrics={},
-        versions={},
-        created_at="2026-01-01T00:00:00+00:00",
-    )
-    folder = tmp_path / "model"
-    save_bundle(str(folder), card, generator, discriminator)
-    return str(folder)
+    return write_random_model(str(tmp_path / "model"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from segpipe.confidence.drift import Drift
 from segpipe.config import LabelSettings
-from segpipe.labeling.run import RunSummary
+from segpipe.labeling.totals import RunSummary
 from segpipe.reports import summary as words
 
 IDLE = dict.fromkeys(("read", "decode", "infer", "encode", "write", "wait"), 0.0)

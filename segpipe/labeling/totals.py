@@ -1,0 +1,128 @@
+"""What a run did: each part carries its own figures, and a run's totals are their sum."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.confidence.drift import Drift
+from segpipe.labeling import drift_gate
+from segpipe.labeling.legs import Legs
+from segpipe.labeling.plan import RunPlan, finished_parts
+
+_SECONDS, _LEGS = "segpipe.seconds", "segpipe.legs"
+_PARTS_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What a run did, counted from the parts it has committed.
+
+    labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
+    row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
+    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside. drift is
+    what the drift gate found, None when nothing could be accepted anyway or nothing was labelled.
+    """
+
+    run_id: str
+    source: str
+    output: str
+    model_id: str
+    policy_id: str | None
+    planned: int
+    accepted: int
+    review: int
+    failed: int
+    labelled_elsewhere: int
+    already_done: int
+    retried: int
+    seconds: float
+    images_per_second: float
+    legs: dict[str, float]
+    reasons: dict[str, int]
+    skipped: dict[str, int]
+    drift: Drift | None
+
+
+@dataclass(frozen=True)
+class PartTotals:
+    """The figures of a part, or of several added up: rows per decision and reason, seconds, verdict."""
+
+    decisions: Counter[str]
+    reasons: Counter[str]
+    seconds: float
+    legs: Legs
+    drift: Drift | None
+
+
+def to_metadata(seconds: float, legs: Legs, drift: Drift | None) -> dict[str, str]:
+    """A part's own figures as the metadata it is committed with."""
+    timing = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
+    return timing | drift_gate.to_metadata(drift)
+
+
+def summarise_run(plan: RunPlan) -> RunSummary:
+    """The run so far, from its committed parts; raises StorageError."""
+    return _summarise(plan, _sum_parts(plan))
+
+
+def _sum_parts(plan: RunPlan) -> PartTotals:
+    uris = [uri for _, uri in finished_parts(plan)]
+    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), None)
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        for part in pool.map(read_totals, uris):
+            totals = _add_totals(totals, part)
+    return totals
+
+
+def read_totals(uri: str) -> PartTotals:
+    """The figures of one committed part; raises StorageError."""
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["decision", "reason"])
+    metadata = table.schema.metadata
+    return PartTotals(
+        decisions=Counter(table["decision"].to_pylist()),
+        reasons=Counter(table["reason"].to_pylist()),
+        seconds=float(metadata[_SECONDS.encode()]),
+        legs=Legs(**json.loads(metadata[_LEGS.encode()])),
+        drift=drift_gate.from_metadata(metadata),
+    )
+
+
+def _add_totals(one: PartTotals, other: PartTotals) -> PartTotals:
+    return PartTotals(
+        one.decisions + other.decisions,
+        one.reasons + other.reasons,
+        one.seconds + other.seconds,
+        one.legs + other.legs,
+        one.drift or other.drift,
+    )
+
+
+def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:
+    images = totals.decisions.total()
+    return RunSummary(
+        run_id=plan.run_id,
+        source=plan.source,
+        output=plan.output,
+        model_id=plan.model_id,
+        policy_id=plan.policy_id,
+        planned=plan.table.num_rows,
+        accepted=totals.decisions["accepted"],
+        review=totals.decisions["review"],
+        failed=totals.decisions["failed"],
+        labelled_elsewhere=plan.table.num_rows - images,
+        already_done=plan.already_done,
+        retried=plan.retried,
+        seconds=totals.seconds,
+        images_per_second=images / totals.seconds if totals.seconds else 0.0,
+        legs=asdict(totals.legs),
+        reasons=dict(sorted(totals.reasons.items())),
+        skipped=plan.skipped,
+        drift=totals.drift,
+    )
