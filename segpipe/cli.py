@@ -7,6 +7,7 @@ Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupt
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import traceback
 import warnings
@@ -43,7 +44,12 @@ class _Invocation:
 
 def main() -> NoReturn:
     """Run the command that the process was started with, and exit."""
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # No finalising: Arrow's threads may still read ahead through our file system, in Python, and a finished
+    # run then ended in "Fatal Python error: PyGILState_Release" and status 134.
+    os._exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -153,19 +153,24 @@ class S3Proxy:
 
 @dataclass
 class RandomFaults:
-    """A share of all requests meets one of the faults; the same seed and order give the same ones."""
+    """One of every `every` requests, at random, meets the next fault; the same seed gives the same ones."""
 
-    rate: float
+    every: int
     seed: int
     faults: dict[str, Action]
     met: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._place = -1
 
     def __call__(self, request: Request) -> Action:
-        if self._random.random() >= self.rate:
+        self._place = (self._place + 1) % self.every
+        if self._place == 0:
+            self._struck = self._random.randrange(self.every)
+        if self._place != self._struck:
             return pass_on
-        name = self._random.choice(sorted(self.faults))
+        fewest = min(self.met[name] for name in self.faults)
+        name = self._random.choice([name for name in self.faults if self.met[name] == fewest])
         self.met[name] += 1
         return self.faults[name]
