@@ -67,12 +67,12 @@ def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> No
 
 
 @task(name="publish", retry_condition_fn=storage_may_recover, **RESUMABLE)
-def publish(plan: RunPlan, labeler: Labeler, settings: LabelSettings, model: str) -> RunSummary:
+def publish(plan: RunPlan, labeler: Labeler, model: str) -> RunSummary:
     """Sum the run up from its manifest parts, in run.json and on the run's page."""
     with library_log(), without_secrets():
         summary = finish_run(plan)
         create_markdown_artifact(
-            summary_markdown(summary, labeler, settings, model),
+            summary_markdown(summary, labeler, model),
             key="label-summary",
             description=f"What run {summary.run_id} labelled, and what it promises",
         )
@@ -84,7 +84,7 @@ def publish(plan: RunPlan, labeler: Labeler, settings: LabelSettings, model: str
     return summary
 
 
-def summary_markdown(summary: RunSummary, labeler: Labeler, settings: LabelSettings, model: str) -> str:
+def summary_markdown(summary: RunSummary, labeler: Labeler, model: str) -> str:
     """The run's page: counts, promise, speed, places and what to type next."""
     counts = [
         f"| {count.decision} | {count.reason} | {count.images} | {count.share:.1%} |"
@@ -95,7 +95,7 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, settings: LabelSetti
         "Planned": words.planned_line(summary),
         "Promise": words.promise_line(labeler.policy),
         "Drift": words.drift_line(summary),
-        "Speed": words.speed_line(summary, settings),
+        "Speed": words.speed_line(summary),
         **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
     }
     lines = [
@@ -141,6 +141,6 @@ def label(
             labeler = load_model(model, settings.device)
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings)
-        return asdict(publish(plan, labeler, settings, model))
+        return asdict(publish(plan, labeler, model))
     except SegpipeError as error:
         return Failed(message=redact(str(error)))

@@ -333,10 +333,10 @@ def label(
     with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
         labeler = load_model(model, settings.device)
         summary = label_source(source, output, labeler, settings, run_id, limit)
-    click.echo(_json_text(asdict(summary)) if as_json else _label_report(summary, labeler, settings, model))
+    click.echo(_json_text(asdict(summary)) if as_json else _label_report(summary, labeler, model))
 
 
-def _label_report(summary: RunSummary, labeler: Labeler, settings: LabelSettings, model: str) -> str:
+def _label_report(summary: RunSummary, labeler: Labeler, model: str) -> str:
     from segpipe.reports import summary as words
 
     counts = [
@@ -348,7 +348,7 @@ def _label_report(summary: RunSummary, labeler: Labeler, settings: LabelSettings
         "planned": words.planned_line(summary),
         "promise": words.promise_line(labeler.policy),
         "drift": words.drift_line(summary),
-        "speed": words.speed_line(summary, settings),
+        "speed": words.speed_line(summary),
         **words.places(summary),
     }
     report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []

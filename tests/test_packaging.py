@@ -68,7 +68,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-BELOW_ALL = ("segpipe.errors", "segpipe.storage_errors")
+BELOW_ALL = ("segpipe.errors", "segpipe.storage_errors", "segpipe.config")
 FORBIDDEN = {
     "": ("prefect", "flows"),
     "storage.py": ("segpipe.",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,29 @@ class Legs:
 
     def __add__(self, other: Legs) -> Legs:
         return Legs(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads each stage of labelling has."""
+
+    reading: int
+    judging: int
+    writing: int
+
+
+def per_thread(legs: Legs, threads: Threads) -> Legs:
+    """The seconds each leg would take a single one of its stage's threads; nobody works at waiting."""
+    return Legs(
+        read=legs.read / threads.reading,
+        decode=legs.decode / threads.reading,
+        infer=legs.infer / threads.judging,
+        encode=legs.encode / threads.writing,
+        write=legs.write / threads.writing,
+    )
+
+
+def bottleneck(occupied: Legs) -> str | None:
+    """The leg that kept its threads busiest, of seconds per thread; None when there was nothing to do."""
+    name, seconds = max(asdict(occupied).items(), key=lambda leg: leg[1])
+    return name if seconds > 0 else None

@@ -26,7 +26,7 @@ from segpipe.labeling import drift_gate
 from segpipe.labeling.claim import Claim, hold_claim
 from segpipe.labeling.inventory import check_places
 from segpipe.labeling.items import ImageLabeler, Outcome, PlannedImage
-from segpipe.labeling.legs import Legs
+from segpipe.labeling.legs import Legs, Threads
 from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
 from segpipe.labeling.rows import Target
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
@@ -158,6 +158,7 @@ def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
     pending, drift = pending_images(plan), _committed_drift(plan, settings)
+    threads = Threads(settings.fetch_threads, labeler.batches_at_once, settings.encode_threads)
     outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
     with progress(pending.num_rows, "labelling") as bar, closing(outcomes):
         started = perf_counter()
@@ -167,7 +168,7 @@ def _label_pending(
             rows = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
             legs = sum((outcome.legs for outcome in finished), start=Legs())
             claim.require_newest()
-            metadata = to_metadata(perf_counter() - started, legs, drift)
+            metadata = to_metadata(perf_counter() - started, legs, threads, drift)
             _commit(plan, shard, rows_table(rows, labeler.classes, metadata))
             started = perf_counter()
 

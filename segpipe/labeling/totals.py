@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.confidence.drift import Drift
 from segpipe.labeling import drift_gate
-from segpipe.labeling.legs import Legs
+from segpipe.labeling.legs import Legs, Threads, bottleneck, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 
-_SECONDS, _LEGS = "segpipe.seconds", "segpipe.legs"
+_SECONDS, _LEGS, _OCCUPIED = "segpipe.seconds", "segpipe.legs", "segpipe.legs_per_thread"
 _PARTS_AT_ONCE = 8
 
 
@@ -26,8 +26,9 @@ class RunSummary:
 
     labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
-    per leg, summed over threads. reasons counts rows per reason, skipped the objects left aside. drift is
-    what the drift gate found, None when nothing could be accepted anyway or nothing was labelled.
+    per leg, summed over threads, bottleneck is the leg that kept its threads busiest, None without work.
+    reasons counts rows per reason, skipped the objects left aside. drift is what the drift gate found, None
+    when nothing could be accepted anyway or nothing was labelled.
     """
 
     run_id: str
@@ -45,6 +46,7 @@ class RunSummary:
     seconds: float
     images_per_second: float
     legs: dict[str, float]
+    bottleneck: str | None
     reasons: dict[str, int]
     skipped: dict[str, int]
     drift: Drift | None
@@ -58,12 +60,17 @@ class PartTotals:
     reasons: Counter[str]
     seconds: float
     legs: Legs
+    occupied: Legs
     drift: Drift | None
 
 
-def to_metadata(seconds: float, legs: Legs, drift: Drift | None) -> dict[str, str]:
+def to_metadata(seconds: float, legs: Legs, threads: Threads, drift: Drift | None) -> dict[str, str]:
     """A part's own figures as the metadata it is committed with."""
-    timing = {_SECONDS: repr(seconds), _LEGS: json.dumps(asdict(legs))}
+    timing = {
+        _SECONDS: repr(seconds),
+        _LEGS: json.dumps(asdict(legs)),
+        _OCCUPIED: json.dumps(asdict(per_thread(legs, threads))),
+    }
     return timing | drift_gate.to_metadata(drift)
 
 
@@ -74,7 +81,7 @@ def summarise_run(plan: RunPlan) -> RunSummary:
 
 def _sum_parts(plan: RunPlan) -> PartTotals:
     uris = [uri for _, uri in finished_parts(plan)]
-    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), None)
+    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), Legs(), None)
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         for part in pool.map(read_totals, uris):
             totals = _add_totals(totals, part)
@@ -90,6 +97,7 @@ def read_totals(uri: str) -> PartTotals:
         reasons=Counter(table["reason"].to_pylist()),
         seconds=float(metadata[_SECONDS.encode()]),
         legs=Legs(**json.loads(metadata[_LEGS.encode()])),
+        occupied=Legs(**json.loads(metadata[_OCCUPIED.encode()])),
         drift=drift_gate.from_metadata(metadata),
     )
 
@@ -100,6 +108,7 @@ def _add_totals(one: PartTotals, other: PartTotals) -> PartTotals:
         one.reasons + other.reasons,
         one.seconds + other.seconds,
         one.legs + other.legs,
+        one.occupied + other.occupied,
         one.drift or other.drift,
     )
 
@@ -122,6 +131,7 @@ def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:
         seconds=totals.seconds,
         images_per_second=images / totals.seconds if totals.seconds else 0.0,
         legs=asdict(totals.legs),
+        bottleneck=bottleneck(totals.occupied),
         reasons=dict(sorted(totals.reasons.items())),
         skipped=plan.skipped,
         drift=totals.drift,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from segpipe.manifests.parts import manifests_root
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
-    from segpipe.config import LabelSettings
     from segpipe.labeling.totals import RunSummary
 
 _REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
@@ -72,20 +71,6 @@ def drift_line(summary: RunSummary) -> str | None:
     )
 
 
-def bottleneck(legs: Mapping[str, float], settings: LabelSettings) -> str | None:
-    """The leg that held the run back, None when nothing was labelled.
-
-    It is infer unless the labelling thread waited longer than it worked; then the busiest leg, per thread.
-    """
-    if not any(legs.values()):
-        return None
-    if legs["infer"] >= legs["wait"]:
-        return "infer"
-    fetching, encoding = settings.fetch_threads, settings.encode_threads
-    threads = {"read": fetching, "decode": fetching, "encode": encoding, "write": encoding}
-    return max(threads, key=lambda leg: legs[leg] / threads[leg])
-
-
 def planned_line(summary: RunSummary) -> str:
     """How many images were planned, and what became of the others."""
     others = {
@@ -98,14 +83,13 @@ def planned_line(summary: RunSummary) -> str:
     return f"{summary.planned} images" + (f" ({notes})" if notes else "")
 
 
-def speed_line(summary: RunSummary, settings: LabelSettings) -> str:
+def speed_line(summary: RunSummary) -> str:
     """Images per second and where the time went (seconds per leg, summed over threads)."""
-    slowest = bottleneck(summary.legs, settings)
-    if slowest is None:
+    if summary.bottleneck is None:
         return "nothing to label"
     legs = ", ".join(f"{leg} {seconds:.2g} s" for leg, seconds in summary.legs.items())
     speed = f"{summary.images_per_second:.1f} images/s over {summary.seconds:.1f} s"
-    return f"{speed}; {slowest} is the bottleneck ({legs})"
+    return f"{speed}; {summary.bottleneck} is the bottleneck ({legs})"
 
 
 def places(summary: RunSummary) -> dict[str, str]:
