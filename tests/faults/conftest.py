@@ -126,6 +126,14 @@ def wait_until(reached: Callable[[], object], what: str, seconds: float = PROCES
         time.sleep(0.01)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A suite started in the background ignores SIGINT, and so would the processes it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="session")
 def waiting() -> Callable[..., None]:
     return wait_until
