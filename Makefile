@@ -36,7 +36,7 @@ test-server: $(STAMP)  ## Run the tests that start a real Prefect server
 test-corpus: $(STAMP)  ## Run the slow tests on odd images: every storage, memory, time, more fuzzing
 	$(TEST_ENV) $(BIN)/python -m pytest -m corpus
 
-test-faults: $(STAMP)  ## Kill and starve labelling processes on an S3 server: under 6 minutes on two cores
+test-faults: $(STAMP)  ## Kill and starve labelling processes on an S3 server: some 7 minutes on two cores
 	$(TEST_ENV) $(BIN)/python -m pytest -m faults -n $(PYTEST_WORKERS)
 
 lint: $(STAMP)  ## Check style and formatting

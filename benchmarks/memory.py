@@ -8,7 +8,6 @@ peak of each in MiB and the ratio of the last to the first, and writes results/.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import tempfile
@@ -100,10 +99,20 @@ def _peak_mebibytes(folder: Path, count: int) -> float:
         "--json",
     ]
     process = subprocess.Popen([sys.executable, "-m", "segpipe", *command], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, _peak_so_far(process.pid))
+        time.sleep(0.05)
+    if process.returncode != 0:
         raise click.ClickException(f"segpipe label of {count} images failed")
-    return usage.ru_maxrss / 1024
+    return peak
+
+
+def _peak_so_far(process: int) -> float:
+    """In MiB; 0 once it has ended. Not ru_maxrss, which a process inherits from the one that starts it."""
+    status = Path(f"/proc/{process}/status").read_text()
+    peaks = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
+    return peaks[0] / 1024 if peaks else 0.0
 
 
 if __name__ == "__main__":

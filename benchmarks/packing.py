@@ -1,6 +1,6 @@
 """Whether packing a shard's masks into one object would pay: objects a second against an S3 server.
 
-    python -m benchmarks.packing --bucket NAME [--masks 2048]
+    python benchmarks/packing.py --bucket NAME [--masks 2048]
 
 Writes masks of 7 KB (street scenes of 480x360) with 16 writers, each mask as its own object and then 256 to
 an object. The server is the one that AWS_ENDPOINT_URL names; the bucket must exist.
@@ -9,20 +9,17 @@ an object. The server is the one that AWS_ENDPOINT_URL names; the bucket must ex
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from pathlib import Path
 from uuid import uuid4
 
-from benchmarks.machine import describe_machine
+from machine import write_results
+
 from segpipe import storage
 
 MASK_BYTES, WRITERS, SHARD_MASKS = 7_000, 16, 256
 INFERENCE_RATES = (20, 1_000)
-RESULTS = Path(__file__).parent / "results" / "packing.json"
 
 
 def main() -> None:
@@ -34,9 +31,7 @@ def main() -> None:
     root = f"s3://{arguments.bucket}/packing-{uuid4().hex[:8]}"
     single = _measure(f"{root}/single", MASK_BYTES, arguments.masks)
     packed = _measure(f"{root}/packed", MASK_BYTES * SHARD_MASKS, arguments.masks // SHARD_MASKS * 4)
-    record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    figures = {
         "server": arguments.server,
         "single": single,
         "packed": packed | {"masks_per_second": packed["objects_per_second"] * SHARD_MASKS},
@@ -45,8 +40,9 @@ def main() -> None:
             f"{rate} images/s": rate * single["cpu_seconds_per_object"] for rate in INFERENCE_RATES
         },
     }
-    print(json.dumps(record, indent=2))
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
+    for name, value in figures.items():
+        print(f"{name:22} {value}")
+    write_results("packing", figures)
 
 
 def _measure(root: str, size: int, n_objects: int) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """How long planning takes, and in how much memory, when nearly everything is labelled already.
 
-    python -m benchmarks.planning --work FOLDER [--millions 1,3,10] [--part-rows 256]
+    python benchmarks/planning.py --work FOLDER [--millions 1,3,10] [--part-rows 256]
 
 Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which
 0.05% of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling
@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from machine import write_results
 
-from benchmarks.machine import describe_machine
 from segpipe.config import CompactSettings, LabelSettings
 from segpipe.manifests.batches import large_batches
 from segpipe.manifests.schema import ROW_SCHEMA
@@ -35,7 +35,6 @@ MODEL_ID = "0123456789ab"
 LIMIT_SECONDS, LIMIT_BYTES = 120, 2 * 2**30
 SMALL_PART_ROWS = 10_000
 NEW_PER_MILLION = CHANGED_PER_MILLION = 500
-RESULTS = Path(__file__).parent / "results"
 
 _KEYS = "printf('camera-%02d/%04d/frame-%09d.jpg', i % 40, i // 4096, i)"
 _INVENTORY = f"""
@@ -77,14 +76,11 @@ def main() -> None:
         print(json.dumps(asdict(_measure(arguments.step, arguments.work))))
         return
     measured = [result for millions in arguments.millions for result in _measure_size(millions, arguments)]
-    record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": describe_machine(),
+    figures = {
         "limits": {"seconds": LIMIT_SECONDS, "peak_bytes": LIMIT_BYTES},
         "measured": [asdict(result) for result in measured],
     }
-    results = RESULTS / f"planning-{arguments.part_rows}-rows.json"
-    results.write_text(json.dumps(record, indent=2) + "\n")
+    write_results(f"planning-{arguments.part_rows}-rows", figures)
 
 
 def _arguments() -> argparse.Namespace:
@@ -109,7 +105,7 @@ def _measure_size(millions: float, arguments: argparse.Namespace) -> list[Measur
 
 
 def _in_own_process(step: str, folder: Path) -> Measured:
-    command = [sys.executable, "-m", "benchmarks.planning", "--work", str(folder), "--step", step]
+    command = [sys.executable, __file__, "--work", str(folder), "--step", step]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result = Measured(**json.loads(answer))
     print(

@@ -263,7 +263,7 @@ class LabelSettings(_Settings):
         gt=0,
         title="Time to decode an image, seconds",
         description="An image that is not decoded after so many seconds fails as unreadable, so that a "
-        "malicious one cannot stop a night's work; 60 is a hundred times what the largest takes.",
+        "malicious one cannot stop a night's work; 60 leaves a busy machine time for the largest.",
     )
     fetch_threads: int = Field(
         8,

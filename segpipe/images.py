@@ -81,8 +81,18 @@ def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None
     `smallest` is as displayed: the size the pixels are resized to next, or twice that to be within a grey
     level of resizing the full decode. None decodes at full size.
     """
+    return decode_opened(open_image(data, max_pixels), smallest)
+
+
+def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    """The image with its header read and what it asks for bounded; no pixel is decoded. ImageError."""
     with _image_errors():
-        image = _open(data, max_pixels)
+        return _open(data, max_pixels)
+
+
+def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) -> DecodedImage:
+    """As `decode_scaled`, of what `open_image` gave; once."""
+    with _image_errors():
         width, height = image.size
         # Of JPEG alone: asking a PNG for its orientation would load it, and swallow that it is damaged.
         if smallest is not None and isinstance(image, JpegImageFile):
@@ -92,13 +102,6 @@ def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None
         pixels = np.ascontiguousarray(_turned(rgb, orientation))
     seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
     return DecodedImage(pixels, *seen)
-
-
-def count_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
-    """How many pixels the image says it has; decodes none. ImageError as `decode_image`."""
-    with _image_errors():
-        width, height = _open(data, max_pixels).size
-    return width * height
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:

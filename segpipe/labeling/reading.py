@@ -8,7 +8,7 @@ from time import perf_counter
 
 from segpipe import storage
 from segpipe.errors import ImageError, StorageError
-from segpipe.images import DecodedImage, count_pixels, decode_scaled
+from segpipe.images import DecodedImage, decode_opened, open_image
 from segpipe.labeling.items import FailedImage, ImageLabeler, PlannedImage, ReadImage, SeenImage
 from segpipe.labeling.legs import Legs
 from segpipe.labeling.limits import PixelBudget, within
@@ -54,9 +54,10 @@ def _too_many_bytes(image: PlannedImage, limits: ReadingLimits) -> ImageError:
 
 def _decode(data: bytes, smallest: tuple[int, int], limits: ReadingLimits) -> DecodedImage:
     """Raises ImageError."""
-    with limits.budget.hold(count_pixels(data, limits.max_pixels)):
+    image = open_image(data, limits.max_pixels)
+    with limits.budget.hold(image.width * image.height):
         try:
-            return within(limits.seconds, partial(decode_scaled, data, limits.max_pixels, smallest))
+            return within(limits.seconds, partial(decode_opened, image, smallest))
         except TimeoutError as error:
             raise ImageError(
                 "unreadable", f"not decoded after {limits.seconds:g} s; save it anew or raise the limit"

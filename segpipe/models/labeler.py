@@ -108,7 +108,7 @@ class Labeler:
 
         Raises ImageError for an array of another shape or type, DeviceMemoryError when a batch does not fit.
         """
-        check_images(images)
+        _check_images(images)
         labeled: list[Labeled] = []
         for first in range(0, len(images), self.batch_size):
             batch = images[first : first + self.batch_size]
@@ -183,8 +183,7 @@ def split_masks(prediction: Prediction) -> list[JudgedMask]:
     ]
 
 
-def check_images(images: Sequence[np.ndarray]) -> None:
-    """Raise ImageError unless all are HxWx3 uint8."""
+def _check_images(images: Sequence[np.ndarray]) -> None:
     for number, image in enumerate(images):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
             raise ImageError(
