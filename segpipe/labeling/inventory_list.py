@@ -68,7 +68,8 @@ def read_list(url: str, source: str, skipped: Counter[str]) -> Batches:
     """The objects (OBJECT_SCHEMA) that a list has below SOURCE; counts in `skipped` what it leaves out.
 
     An ETag that the list does not give is null, a size 0. Raises, as it is read, NotFoundError or
-    StorageError when the list cannot be read, RunError when it is malformed, damaged or of another bucket than SOURCE.
+    StorageError if the list cannot be read, RunError if it is malformed, damaged or of another bucket
+    than SOURCE.
     """
     url = storage.normalise(url)
     read = _read_report if url.endswith(".json") else _read_file
