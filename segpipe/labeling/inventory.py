@@ -72,7 +72,8 @@ def take_inventory(source: str, output: str, listed_in: str | None = None) -> In
     skipped: Counter[str] = Counter()
     found = _listed(source) if listed_in is None else read_list(listed_in, source, skipped)
     objects = _labelable(_outside(output, source, found), skipped)
-    return Inventory(_not_empty(objects, source, skipped), skipped, live=listed_in is None)
+    place = source if listed_in is None else f"{source} in the list {listed_in}"
+    return Inventory(_not_empty(objects, place, skipped), skipped, live=listed_in is None)
 
 
 def _listed(source: str) -> Iterator[pa.RecordBatch]:
@@ -107,14 +108,14 @@ def _all_left_aside(keys: pa.Array) -> pa.Array:
 
 
 def _not_empty(
-    objects: Iterable[pa.RecordBatch], source: str, skipped: Counter[str]
+    objects: Iterable[pa.RecordBatch], place: str, skipped: Counter[str]
 ) -> Iterator[pa.RecordBatch]:
     n_objects = 0
     for batch in objects:
         n_objects += batch.num_rows
         yield batch
     if not n_objects:
-        raise RunError(_nothing_to_label(source, skipped))
+        raise RunError(_nothing_to_label(place, skipped))
 
 
 def _left_aside(key: str) -> str | None:
@@ -128,7 +129,7 @@ def _left_aside(key: str) -> str | None:
     return extension if extension in SIDECAR_EXTENSIONS else None
 
 
-def _nothing_to_label(source: str, skipped: Counter[str]) -> str:
+def _nothing_to_label(place: str, skipped: Counter[str]) -> str:
     aside = ", ".join(f"{count} {name}" for name, count in sorted(skipped.items()))
     found = f"only {aside}" if aside else "it is empty"
-    return f"no images under {storage.redact(source)} ({found}): give the folder or bucket that holds them"
+    return f"no images under {storage.redact(place)} ({found}): give the folder or bucket that holds them"

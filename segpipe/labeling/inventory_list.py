@@ -85,8 +85,9 @@ def _read_file(url: str, source: str, _skipped: Counter[str]) -> Batches:
         known = {name: columns[name] for name in _COLUMNS if name in columns}
         if "uri" not in known and "key" not in known:
             raise _malformed(url, f"has no column uri or key, only {', '.join(batch.schema.names)}")
-        uris = known["uri"] if "uri" in known else _joined(source, _text(known["key"], url))
-        yield _objects(_text(uris, url), known.get("etag"), known.get("size"), url)
+        named = _text(known.get("uri", known.get("key")), url)
+        uris = _normalised(named) if "uri" in known else _joined(source, named)
+        yield _objects(uris, known.get("etag"), known.get("size"), url)
 
 
 def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
@@ -182,6 +183,13 @@ def _below_source(batch: pa.RecordBatch, source: str, skipped: Counter[str]) -> 
     columns = [batch["image_uri"], keys, batch["image_etag"], batch["image_bytes"]]
     found = pa.record_batch(columns, schema=OBJECT_SCHEMA)
     return found.filter(pc.and_not(inside, is_folder))  # no object: how consoles make a folder seen
+
+
+def _normalised(uris: pa.Array) -> pa.Array:
+    """With the schemes as `storage.normalise` spells them."""
+    return pc.replace_substring_regex(
+        pc.replace_substring_regex(uris, "^s3a://", "s3://"), "^(file|local):///", "/"
+    )
 
 
 def _joined(source: str, keys: pa.Array) -> pa.Array:

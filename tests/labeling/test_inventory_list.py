@@ -17,6 +17,7 @@ import pytest
 from segpipe import storage
 from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, RunError
+from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.inventory_list import DELETED, OBJECT_SCHEMA, OUTSIDE, read_list
 from segpipe.labeling.plan import RunPlan, make_plan
 from segpipe.labeling.run import label_source
@@ -119,6 +120,8 @@ def test_a_damaged_file_of_a_report_is_refused(s3_bucket: str, report) -> None:
         ("key,etag,size\na.jpg,e1,3\nb/c d.jpg,,\n", [("a.jpg", "e1", 3), ("b/c d.jpg", None, 0)]),
         ('"URI"\n"/data/in/ü,1.jpg"\n', [("ü,1.jpg", None, 0)]),
         ('Key,ETag\na.jpg,"""e1"""\n', [("a.jpg", "e1", 0)]),
+        ("uri\nfile:///data/in/a.jpg\nlocal:///data/in/b.jpg\n", [("a.jpg", None, 0), ("b.jpg", None, 0)]),
+        ("uri\nfile:///data/in/../secret.jpg\nfile://data/in/a.jpg\n", []),
         ("uri\n/data/in/../secret.jpg\n/data/other/a.jpg\n/data/in/a.jpg\n", [("a.jpg", None, 0)]),
     ],
 )
@@ -149,6 +152,21 @@ def test_a_malformed_list_is_refused_in_one_line(
         read(str(tmp_path / name), "/data/in")
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_other_spelling_of_an_s3_uri_is_below_its_source(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("uri\ns3a://bucket/in/a.jpg\n")
+    (row,), skipped = read(str(tmp_path / "l.csv"), "s3://bucket/in")
+    assert (row["image_uri"], skipped.get(OUTSIDE, 0)) == ("s3://bucket/in/a.jpg", 0)
+
+
+def test_a_list_without_rows_is_what_is_named_empty(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jpg").write_bytes(b"an image")
+    (tmp_path / "l.csv").write_text("uri\n")
+    inventory = take_inventory(str(tmp_path / "in"), str(tmp_path / "out"), str(tmp_path / "l.csv"))
+    with pytest.raises(RunError, match=r"in the list .*l\.csv \(it is empty\)"):
+        list(inventory.objects)
 
 
 def test_a_missing_list_is_named(tmp_path: Path) -> None:
