@@ -68,7 +68,7 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-BELOW_ALL = ("segpipe.errors", "segpipe.storage_errors", "segpipe.config")
+BELOW_ALL = ("segpipe.errors", "segpipe.storage_errors", "segpipe.s3_transfer", "segpipe.config")
 FORBIDDEN = {
     "": ("prefect", "flows"),
     "storage.py": ("segpipe.",),

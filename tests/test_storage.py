@@ -592,7 +592,7 @@ def test_retries_end(faulty, s3_bucket, caplog):
     caplog.set_level(logging.DEBUG, "segpipe")
     with pytest.raises(StorageError, match="SlowDown"):
         storage.read(f"s3://{s3_bucket}/a")
-    assert len(faulty.requests) == storage_errors.ATTEMPTS
+    assert len(faulty.requests) == 1 + storage_errors.ATTEMPTS  # once by obstore, then by s3fs
     retries = [message for message in caplog.messages if "trying again" in message]
     assert len(retries) == storage_errors.ATTEMPTS - 1
     assert "attempt 1 of 6" in retries[0]
@@ -611,11 +611,11 @@ def test_retries_end(faulty, s3_bucket, caplog):
     ],
 )
 def test_permanent_faults_are_not_retried(faulty, s3_bucket, fault, kind, text):
-    faulty.faults = [fault]
+    faulty.faults = [fault] * 2
     with pytest.raises(kind, match=text) as caught:
         storage.read(f"s3://{s3_bucket}/a")
     assert type(caught.value) is kind
-    assert faulty.requests == ["GET"]
+    assert faulty.requests == ["GET", "GET"]  # s3fs is asked for the reason
 
 
 def test_a_refused_existence_check_is_an_error_and_not_absence(faulty, s3_bucket):
