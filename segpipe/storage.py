@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,6 +84,15 @@ def list_objects(root: str) -> Iterator[StoredObject]:
     return (item for item in _backend(root).list(root) if _is_listed(item))
 
 
+def list_folders(root: str) -> list[str]:
+    """Names of the folders directly below `root`, sorted; "s3://" gives the buckets, "/" the disk's folders.
+
+    Raises NotFoundError when the folder or bucket is missing, StorageError.
+    """
+    with explained(root):
+        return sorted(_backend(root).folders(root))
+
+
 def read(uri: str) -> Blob:
     """An object's bytes with their ETag, as `list_objects` gives it. NotFoundError, StorageError."""
     store = _backend(uri)
@@ -140,6 +149,7 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
 class _Store(Protocol):
     def list(self, root: str) -> Iterator[StoredObject]: ...
+    def folders(self, root: str) -> Iterable[str]: ...
     def read(self, uri: str) -> Blob: ...
     def etag(self, uri: str) -> str: ...
     def put(self, uri: str, data: bytes) -> None: ...
@@ -155,6 +165,10 @@ class _Local:
         for key, status in _walk(root):
             if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
                 yield StoredObject(f"{root.rstrip('/')}/{key}", key, _file_etag(status), status.st_size)
+
+    def folders(self, root: str) -> Iterable[str]:
+        with os.scandir(_split(root)[1] or "/") as entries:
+            return [entry.name for entry in entries if entry.is_dir()]
 
     def read(self, uri: str) -> Blob:
         with open(_split(uri)[1], "rb") as file:
@@ -269,6 +283,24 @@ class _S3:
                 return
             page = guarded(root, partial(call, **request, ContinuationToken=page["NextContinuationToken"]))
 
+    def folders(self, root: str) -> Iterable[str]:
+        if not _split(root)[1]:
+            answer = guarded("s3://", partial(self.fs.call_s3, "list_buckets"))
+            return [bucket["Name"] for bucket in answer["Buckets"]]
+        return self._common_prefixes(root)
+
+    def _common_prefixes(self, root: str) -> Iterator[str]:
+        bucket, key = _bucket_and_key(root.rstrip("/"))
+        prefix = f"{key}/" if key else ""
+        request = {"Bucket": bucket, "Prefix": prefix, "Delimiter": "/"}
+        while True:
+            page = guarded(root, partial(self.fs.call_s3, "list_objects_v2", **request))
+            for found in page.get("CommonPrefixes", []):
+                yield found["Prefix"].removeprefix(prefix).rstrip("/")
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
     def read(self, uri: str) -> Blob:
         bucket, key = _bucket_and_key(uri)
 
@@ -344,6 +376,10 @@ class _Generic:
         for name in sorted(found):
             key = name.removeprefix(f"{path}/")
             yield StoredObject(f"{root}/{key}", key, _info_etag(found[name]), found[name]["size"])
+
+    def folders(self, root: str) -> Iterable[str]:
+        found = guarded(root, partial(self.fs.ls, _path(self.fs, root.rstrip("/")), detail=True))
+        return [item["name"].rstrip("/").rpartition("/")[2] for item in found if item["type"] == "directory"]
 
     def read(self, uri: str) -> Blob:
         path = _path(self.fs, uri)
