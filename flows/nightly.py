@@ -1,0 +1,70 @@
+"""The flow that labels what is new in every source; it finds whatever an event has missed.
+
+Its name is `label` too, so that its deployment is label/nightly beside label/on-bucket.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow, get_run_logger, runtime
+from prefect.artifacts import create_table_artifact
+from prefect.states import Failed
+
+from flows.label import label
+from flows.run_log import library_log, without_secrets
+from segpipe.errors import SegpipeError
+from segpipe.labeling.sources import Problem, Source, find_sources, read_sources
+from segpipe.storage import redact
+
+
+def run_name() -> str:
+    """For example: label all sources 2026-03-01."""
+    return f"label all sources {runtime.flow_run.scheduled_start_time:%Y-%m-%d}"
+
+
+@flow(name="label", flow_run_name=run_name)
+def label_sources(sources: str) -> list[dict[str, Any]] | State:
+    """Label what is new in every source of the file, one after the other; one that fails stops no other.
+
+    Args:
+        sources: The sources file: its URL on any fsspec storage.
+
+    Returns:
+        The summary of each source's run.
+    """
+    try:
+        with library_log(), without_secrets():
+            found, problems = find_sources(read_sources(sources))
+    except SegpipeError as error:
+        return Failed(message=redact(str(error)))
+    results = [(source, _label(source)) for source in found]
+    _publish(results, problems)
+    failed = [problem.where for problem in problems]
+    failed += [source.url for source, result in results if isinstance(result, State)]
+    if failed:
+        return Failed(
+            message=redact(f"{len(failed)} of {len(results) + len(problems)} failed: {', '.join(failed)}")
+        )
+    return [result for _, result in results if isinstance(result, dict)]
+
+
+def _label(source: Source) -> dict[str, Any] | State:
+    """The source's summary, or the state its run ended in."""
+    get_run_logger().info("labelling %s", redact(source.url))
+    state = label(source.url, source.output, source.model, settings=source.settings, return_state=True)
+    return state.result() if state.is_completed() else state
+
+
+def _publish(results: list[tuple[Source, dict[str, Any] | State]], problems: list[Problem]) -> None:
+    rows = [_row(source, result) for source, result in results]
+    rows += [{"source": redact(problem.where), "state": redact(problem.message)} for problem in problems]
+    create_table_artifact(rows, key="label-sources", description="What became of each source")
+
+
+def _row(source: Source, result: dict[str, Any] | State) -> dict[str, Any]:
+    row = {"source": redact(source.url), "output": redact(source.output)}
+    if isinstance(result, State):
+        return row | {"state": redact(f"{result.name}: {result.message}")}
+    counts = {name: result[name] for name in ("planned", "accepted", "review", "failed")}
+    return row | {"state": "Completed"} | counts
