@@ -169,7 +169,7 @@ def stack(webhook: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture(scope="module")
 def sleepy(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
-    """Starts a flow run that takes ten minutes and waits until it runs: () -> its id."""
+    """Starts a flow run that takes ten minutes, and waits until it is heard of: () -> its id."""
     project = tmp_path_factory.mktemp("sleepy")
     (project / "sleepy.py").write_text(SLEEPY_FLOW)
     (project / "prefect.yaml").write_text(SLEEPY_DEPLOYMENT)
@@ -178,10 +178,18 @@ def sleepy(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     def run() -> str:
         (deployment,) = stack.post("/deployments/filter", {"deployments": {"name": {"any_": ["long"]}}})
         created = stack.post(f"/deployments/{deployment['id']}/create_flow_run", {})
-        wait_for(lambda: state_of(stack, created["id"]) == "RUNNING", "the start of a run")
+        wait_for(lambda: has_heartbeat(stack, created["id"]), "the first heartbeat of a run")
         return created["id"]
 
     return run
+
+
+def has_heartbeat(stack: Stack, run_id: str) -> bool:
+    chosen = {
+        "event": {"name": ["prefect.flow-run.heartbeat"]},
+        "resource": {"id": [f"prefect.flow-run.{run_id}"]},
+    }
+    return stack.post("/events/filter", {"filter": chosen})["total"] > 0
 
 
 def state_of(stack: Stack, run_id: str) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from prefect import State, flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Completed
 
+from flows import cleanup as cleanup_module
 from flows.cleanup import cleanup, deleted_pages
 from segpipe import storage
 
@@ -25,16 +26,12 @@ def old_work() -> None:
     """Nothing, some time ago."""
 
 
-def finished_run(days_ago: float) -> str:
-    """A flow run that completed so many days ago."""
-    ended = datetime.now(UTC) - timedelta(days=days_ago)
-    with get_client(sync_client=True) as client:
-        run = client.create_flow_run(old_work)
-        client.set_flow_run_state(run.id, Completed(timestamp=ended), force=True)
-        return run.id
+def finished_run() -> UUID:
+    """A flow run that has just completed."""
+    return old_work(return_state=True).state_details.flow_run_id
 
 
-def is_there(run_id: str) -> bool:
+def is_there(run_id: UUID) -> bool:
     with get_client(sync_client=True) as client:
         try:
             client.read_flow_run(run_id)
@@ -57,26 +54,39 @@ def abandoned_claims(output: Path) -> None:
 
 
 def test_only_finished_runs_older_than_the_limit_go() -> None:
-    old, young = finished_run(31), finished_run(29)
+    old = finished_run()
+    limit = datetime.now(UTC)
+    young = finished_run()
     with get_client(sync_client=True) as client:
         waiting = client.create_flow_run(old_work).id
 
-    state = cleanup(keep_flow_runs_days=30, return_state=True)
+    assert sum(deleted_pages(limit, 1000)) >= 1
 
-    assert state.is_completed()
     assert not is_there(old)
     assert is_there(young)
     assert is_there(waiting)
-    assert table(state)[0] == {"output": "Prefect server", "flow runs": state.result()["flow_runs"]}
 
 
-def test_deletion_goes_page_by_page_and_stops_at_its_bound() -> None:
-    runs = [finished_run(400) for _ in range(7)]
-    year_ago = datetime.now(UTC) - timedelta(days=365)
-    assert sum(deleted_pages(year_ago, 5)) == 5
+def test_deletion_goes_page_by_page_and_stops_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cleanup_module, "PAGE", 2)
+    sum(deleted_pages(datetime.now(UTC), 1000))
+    runs = [finished_run() for _ in range(7)]
+    assert list(deleted_pages(datetime.now(UTC), 5)) == [2, 2, 1]
     assert sum(is_there(run) for run in runs) == 2
-    assert sum(deleted_pages(year_ago, 100)) == 2
-    assert sum(deleted_pages(year_ago, 100)) == 0
+    assert list(deleted_pages(datetime.now(UTC), 1000)) == [2]
+
+
+def test_the_flow_keeps_runs_for_as_many_days_as_it_is_told() -> None:
+    run = finished_run()
+    state = cleanup(keep_flow_runs_days=1, return_state=True)
+    assert state.is_completed()
+    assert is_there(run)
+    assert table(state) == [{"output": "Prefect server", "flow runs": 0}]
+
+    state = cleanup(keep_flow_runs_days=0, return_state=True)
+    assert not is_there(run)
+    assert is_there(state.state_details.flow_run_id)
+    assert table(state)[0]["flow runs"] == state.result()["flow_runs"] >= 1
 
 
 def test_an_output_that_cannot_be_cleaned_fails_the_run_and_the_others_are_cleaned(tmp_path: Path) -> None:
