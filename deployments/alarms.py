@@ -83,6 +83,7 @@ def alarms(block: UUID, ui_url: str) -> list[AutomationCore]:
                 },
                 match=_FLOW_RUNS,
                 for_each={"prefect.resource.id"},
+                posture=Posture.Reactive,  # an update sends only what is given here
                 threshold=1,
                 within=timedelta(0),
             ),
@@ -94,6 +95,7 @@ def alarms(block: UUID, ui_url: str) -> list[AutomationCore]:
                 expect={"prefect.automation.action.failed"},
                 # Not of the alarms themselves: a webhook that is down would call itself for ever.
                 match={"prefect.resource.name": "!segpipe alarm*"},
+                posture=Posture.Reactive,  # an update sends only what is given here
                 threshold=1,
                 within=timedelta(0),
             ),
