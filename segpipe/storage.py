@@ -134,6 +134,24 @@ def delete(uri: str) -> None:
         guarded(uri, partial(_backend(uri).delete, uri))
 
 
+def delete_unfinished(root: str, written_before: datetime) -> list[str]:
+    """Remove, below a local folder, the temporary files of writers that were killed; their paths.
+
+    written_before spares the files that a writer may still be at. Other storage has none. StorageError.
+    """
+    root = normalise(root)
+    if _split(root)[0] not in _LOCAL_SCHEMES or not os.path.isdir(root):
+        return []
+    unfinished = [
+        os.path.join(root, key)
+        for key, status in _walk(root)
+        if os.path.basename(key).startswith(TEMPORARY_PREFIX) and status.st_mtime < written_before.timestamp()
+    ]
+    for path in unfinished:
+        delete(path)
+    return unfinished
+
+
 def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """The pyarrow filesystem and the path on it, for pyarrow.dataset and pyarrow.parquet. StorageError."""
     from pyarrow import fs

@@ -80,9 +80,7 @@ class Claim:
         """Let the next run in at once and tidy up older claims; raises StorageError."""
         released = replace(self._record, released=True)
         storage.put(_claim_uri(self._folder, self._generation), _to_json(released))
-        for generation in _generations(self._folder):
-            if generation < self._generation:  # the newest stays: it carries the number on
-                storage.delete(_claim_uri(self._folder, generation))
+        _delete_below(self._folder, self._generation)
 
     def _lost(self, why: str) -> str:
         return (
@@ -97,7 +95,7 @@ def hold_claim(output: str, model_id: str, run_id: str, lease_seconds: float) ->
 
     Raises StorageError when OUTPUT cannot be written.
     """
-    folder = storage.join(storage.normalise(output), f"claims/{model_id}")
+    folder = _claims_folder(output, model_id)
     claim = _acquire(folder, run_id, lease_seconds)
     stop = threading.Event()
     heartbeat = threading.Thread(target=_keep_alive, args=(claim, stop, lease_seconds), daemon=True)
@@ -108,6 +106,25 @@ def hold_claim(output: str, model_id: str, run_id: str, lease_seconds: float) ->
         stop.set()
         heartbeat.join()
         _release(claim)
+
+
+def is_claimed(output: str, model_id: str, now: datetime) -> bool:
+    """Whether a run is labelling into OUTPUT with this model. StorageError, RunError (damaged claim)."""
+    _, live = _live_claim(_claims_folder(output, model_id))
+    return live is not None and not live.is_free(now)
+
+
+def delete_superseded(output: str, model_id: str) -> int:
+    """Remove the claims below the newest, which runs that were killed have left; how many. StorageError."""
+    folder = _claims_folder(output, model_id)
+    return _delete_below(folder, max(_generations(folder), default=0))
+
+
+def _delete_below(folder: str, newest: int) -> int:
+    older = [generation for generation in _generations(folder) if generation < newest]
+    for generation in older:  # the newest stays: it carries the number on
+        storage.delete(_claim_uri(folder, generation))
+    return len(older)
 
 
 def _acquire(folder: str, run_id: str, lease_seconds: float) -> Claim:
@@ -190,6 +207,10 @@ def _generations(folder: str) -> list[int]:
     except NotFoundError:
         return []
     return [int(name) for name in names if name.isdecimal()]
+
+
+def _claims_folder(output: str, model_id: str) -> str:
+    return storage.join(storage.normalise(output), f"claims/{model_id}")
 
 
 def _claim_uri(folder: str, generation: int) -> str:

@@ -17,11 +17,13 @@ from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.store import table_bytes
+from segpipe.storage_errors import explained
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
 
 _HEADER = b"segpipe.plan"
+_PLAN = "plan.parquet"
 _REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
@@ -53,6 +55,40 @@ def load_plan(output: str, run_id: str) -> RunPlan | None:
         raise RunError(f"{uri} is damaged ({error}): start a run with another id") from error
 
 
+def list_runs(output: str) -> list[str]:
+    """The ids of all runs with a frozen plan, sorted. StorageError."""
+    try:
+        keys = [found.key for found in storage.list_objects(storage.join(output, "runs"))]
+    except NotFoundError:
+        return []
+    return sorted(key.removesuffix(f"/{_PLAN}") for key in keys if key.endswith(f"/{_PLAN}"))
+
+
+def load_header(output: str, run_id: str) -> RunPlan | None:
+    """The plan with an empty table: of a plan of millions of images only the footer is read.
+
+    None when there is no such plan; raises RunError when the run id is unfit or the plan is damaged.
+    """
+    uri = _plan_uri(output, check_run_id(run_id))
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        metadata = pq.read_metadata(path, filesystem=filesystem).metadata
+        return _plan_of(output, PLAN_SCHEMA.empty_table(), metadata)
+    except FileNotFoundError:
+        return None
+    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
+        raise RunError(f"{uri} is damaged ({error}): start a run with another id") from error
+    except OSError:
+        with explained(uri):
+            raise
+
+
+def delete_run(output: str, run_id: str) -> None:
+    """Remove a run's plan and then its run.json: without a plan the run cannot be taken up. StorageError."""
+    storage.delete(_plan_uri(output, run_id))
+    storage.delete(storage.join(output, f"runs/{run_id}/run.json"))
+
+
 def record_totals(plan: RunPlan, totals: dict[str, Any]) -> None:
     """Add a run's totals to its run.json."""
     _write_record(plan, _read_record(plan) | {"totals": totals})
@@ -60,9 +96,13 @@ def record_totals(plan: RunPlan, totals: dict[str, Any]) -> None:
 
 def _parse_plan(output: str, data: bytes) -> RunPlan:
     table = pq.read_table(io.BytesIO(data))
-    header = json.loads(table.schema.metadata[_HEADER])
+    return _plan_of(output, table.replace_schema_metadata(None).cast(PLAN_SCHEMA), table.schema.metadata)
+
+
+def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) -> RunPlan:
+    header = json.loads((metadata or {})[_HEADER])
     header["created_at"] = datetime.fromisoformat(header["created_at"])
-    return RunPlan(**header, output=output, table=table.replace_schema_metadata(None).cast(PLAN_SCHEMA))
+    return RunPlan(**header, output=output, table=table)
 
 
 def _header(plan: RunPlan) -> dict[str, Any]:
@@ -104,7 +144,7 @@ def _write_record(plan: RunPlan, record: dict[str, Any]) -> None:
 
 
 def _plan_uri(output: str, run_id: str) -> str:
-    return storage.join(output, f"runs/{run_id}/plan.parquet")
+    return storage.join(output, f"runs/{run_id}/{_PLAN}")
 
 
 def _record_uri(plan: RunPlan) -> str:

@@ -1,0 +1,1 @@
+"""How segpipe is run: what is deployed, the local stack, and its alarms."""

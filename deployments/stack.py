@@ -1,0 +1,331 @@
+"""`make up`, `make status`, `make down`: Prefect server, worker and, if asked, an S3 server on this machine.
+
+Nothing here is for a cluster: the programs listen on loopback only, and one that dies stays dead until the
+next `make up`, which starts what is missing and applies the deployments again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+import httpx
+
+from deployments import processes
+from deployments.processes import Program, log_file
+from segpipe.errors import RunError, SegpipeError
+from segpipe.storage import redact
+
+ROOT = Path(__file__).resolve().parents[1]
+POOL = "segpipe"
+WORKER_LIMIT = 2
+QUERY_SECONDS = 3  # 10 by default: how long a run waits at most until the worker sees it
+HEARTBEAT_SECONDS = 30
+START_SECONDS = 180.0  # 15 s as a rule, much more where other work keeps the machine busy
+STOP_SECONDS = 20.0
+PROGRAMS = ("worker", "server", "s3")  # in the order in which they are to stop
+ADDRESSES = "addresses.json"
+EMPTY_SOURCES = """\
+# What is labelled every night, and watched for new buckets. docs/operations.md says what goes in here.
+"""
+# A moto server takes any; unlike words of a path, since whatever equals a key is redacted in messages.
+MOTO_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "MOTOACCESSKEYID00001",
+    "AWS_SECRET_ACCESS_KEY": "moto-secret-access-key-00001",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What `make up` was asked for; `database` is a SQLAlchemy URL, with a password as a rule."""
+
+    folder: Path
+    port: int
+    s3_port: int
+    with_s3: bool
+    sources: str
+    timezone: str
+    silent_seconds: int
+    database: str = field(repr=False)
+    webhook_url: str = field(repr=False)
+
+    @property
+    def ui_url(self) -> str:
+        """Address of Prefect's pages."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def s3_url(self) -> str:
+        """Address of the S3 server."""
+        return f"http://127.0.0.1:{self.s3_port}"
+
+    @property
+    def exports(self) -> dict[str, str]:
+        """What a shell needs in its environment to talk to the stack."""
+        s3 = {"AWS_ENDPOINT_URL": self.s3_url, **MOTO_ENVIRONMENT} if self.with_s3 else {}
+        return {"PREFECT_API_URL": f"{self.ui_url}/api", "SEGPIPE_SOURCES": self.sources, **s3}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of all programs; the two secrets are for those that need them."""
+        return processes.environment_without("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY") | {
+            **self.exports,
+            "SEGPIPE_TIMEZONE": self.timezone,
+            "PREFECT_HOME": str(self.folder / "prefect"),
+            "PREFECT_PROFILES_PATH": str(self.folder / "prefect" / "profiles.toml"),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def server(stack: Stack) -> Program:
+    """The Prefect server."""
+    own = {
+        "PREFECT_UI_URL": stack.ui_url,
+        # cleanup/weekly deletes flow runs; their logs and artifacts, and events, the server drops by itself.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,orphans",
+    }
+    if stack.database:
+        own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.database
+    command = _python("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(stack.port))
+    return Program("server", command, stack.environment | own)
+
+
+def worker(stack: Stack) -> Program:
+    """The worker, which starts a process per flow run."""
+    own = {
+        "PREFECT_WORKER_QUERY_SECONDS": str(QUERY_SECONDS),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    }
+    options = ("--pool", POOL, "--limit", str(WORKER_LIMIT), "--name", "local")
+    return Program("worker", _python("prefect", "worker", "start", *options), stack.environment | own)
+
+
+def s3(stack: Stack) -> Program:
+    """An S3 server that keeps everything in memory."""
+    command = _python("moto.server", "-H", "127.0.0.1", "-p", str(stack.s3_port))
+    return Program("s3", command, stack.environment)
+
+
+def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
+    """Start what is missing, apply deployments and alarms; RunError when a port is taken or a start fails."""
+    stack.folder.mkdir(parents=True, exist_ok=True)
+    _refuse_other_addresses(stack)
+    _make_sources(stack)
+    if stack.with_s3:
+        _start_and_wait(stack.folder, s3(stack), f"{stack.s3_url}/moto-api/", "S3_PORT", say)
+    _start_and_wait(stack.folder, server(stack), f"{stack.ui_url}/api/health", "PORT", say)
+    say(f"register  {_register(stack)}")
+    _deploy(stack)
+    say("deploy    all of deployments/prefect.yaml")
+    if processes.pid_of(stack.folder, "worker") is None:
+        processes.start(stack.folder, worker(stack))
+    _wait_for_worker(stack)
+    say(_running(stack.folder, "worker", f"pool {POOL}, {WORKER_LIMIT} runs at once"))
+
+
+def bring_down(folder: Path, say: Callable[[str], None]) -> None:
+    """Stop everything that runs; runs under way are marked as crashed and go on with the next."""
+    for name in PROGRAMS:
+        stopped = folder.is_dir() and processes.stop(folder, name, STOP_SECONDS)
+        say(f"{name:<9} {'stopped' if stopped else 'was not running'}")
+    (folder / ADDRESSES).unlink(missing_ok=True)
+
+
+def _start_and_wait(
+    folder: Path, program: Program, url: str, port_variable: str, say: Callable[[str], None]
+) -> None:
+    if processes.pid_of(folder, program.name) is None:
+        _refuse_taken_port(url, port_variable)
+        processes.start(folder, program)
+    _wait_until(lambda: _answers(url), folder, program.name)
+    say(_running(folder, program.name, url.split("/api")[0].removesuffix("/moto-api/")))
+
+
+def _running(folder: Path, name: str, where: str) -> str:
+    return f"{name:<9} runs, {where}, process {processes.pid_of(folder, name)}"
+
+
+def _refuse_taken_port(url: str, variable: str) -> None:
+    port = httpx.URL(url).port
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed counts as free
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise RunError(
+                f"port {port} is taken by another program: stop it, or choose another port, "
+                f"for example make up {variable}={port + 1000}"  # type: ignore[operator]
+            ) from None
+
+
+def _refuse_other_addresses(stack: Stack) -> None:
+    """A stack that runs keeps its ports: to start a second set of programs beside it would be no help."""
+    addresses = {"PORT": stack.port, "S3_PORT": stack.s3_port if stack.with_s3 else None}
+    file = stack.folder / ADDRESSES
+    running = any(processes.pid_of(stack.folder, name) for name in PROGRAMS)
+    if running and file.exists() and (used := json.loads(file.read_text())) != addresses:
+        shown = " ".join(f"{name}={port}" for name, port in used.items() if port)
+        raise RunError(f"the stack in {stack.folder} runs with {shown}: run make down first, or keep these")
+    file.write_text(json.dumps(addresses))
+
+
+def _make_sources(stack: Stack) -> None:
+    """A sources file to fill in, where none is named."""
+    if stack.sources == str(_own_sources(stack.folder)):
+        with suppress(FileExistsError), Path(stack.sources).open("x") as file:
+            file.write(EMPTY_SOURCES)
+
+
+def _own_sources(folder: Path) -> Path:
+    return folder / "sources.toml"
+
+
+def _deploy(stack: Stack) -> None:
+    options = ("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
+    _run(_python("prefect", *options), stack.environment)
+
+
+def _register(stack: Stack) -> str:
+    own = {"SEGPIPE_WEBHOOK_URL": stack.webhook_url} if stack.webhook_url else {}
+    command = _python("deployments.register", "--silent-seconds", str(stack.silent_seconds))
+    return _run(command, stack.environment | own)
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str]) -> str:
+    """What the program prints; RunError when it fails."""
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = " ".join((done.stderr + done.stdout).split())[-500:]
+        raise RunError(f"{' '.join(command[2:])} failed: {redact(said)}")
+    return done.stdout.strip()
+
+
+def _wait_for_worker(stack: Stack) -> None:
+    _wait_until(lambda: _is_ready(f"{stack.ui_url}/api/work_pools/{POOL}"), stack.folder, "worker")
+
+
+def _is_ready(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return bool(httpx.get(url, timeout=10).json().get("status") == "READY")
+    return False
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.TransportError):
+        return httpx.get(url, timeout=10).is_success
+    return False
+
+
+def _wait_until(reached: Callable[[], bool], folder: Path, name: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not reached():
+        if processes.pid_of(folder, name) is None:
+            raise RunError(f"the {name} stopped while it started: {_last_line(folder, name)}")
+        if time.monotonic() > deadline:
+            raise RunError(f"the {name} gave no answer in {START_SECONDS:.0f} s: {_last_line(folder, name)}")
+        time.sleep(0.3)
+
+
+def _last_line(folder: Path, name: str) -> str:
+    log = log_file(folder, name)
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"see {log}; its last line: {redact(lines[-1].strip()) if lines else '(empty)'}"
+
+
+def _python(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, "-m", *arguments)
+
+
+def _how_to_go_on(stack: Stack) -> str:
+    exports = "\n".join(f"  export {name}={value}" for name, value in stack.exports.items())
+    s3_note = "\nThe S3 server keeps its buckets in memory: they are gone after make down." * stack.with_s3
+    return f"""
+Pages    {stack.ui_url}
+Logs     {stack.folder / "logs"}
+Sources  {stack.sources}
+{s3_note}
+In a shell of yours:
+{exports}
+  prefect deployment run label/on-bucket -p source=IMAGES -p output=LABELS -p model=MODEL
+Stop with: make down"""
+
+
+folder_option = click.option(
+    "--folder",
+    envvar="STACK",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("stack"),
+    show_default=True,
+    help="Where logs, the SQLite database and process ids are kept.",
+)
+
+
+@click.group()
+def main() -> None:
+    """The local stack: Prefect server, worker and, if asked, an S3 server."""
+
+
+@main.command()
+@folder_option
+@click.option("--port", envvar="PORT", default=4200, show_default=True, help="Port of the Prefect server.")
+@click.option(
+    "--s3", "s3_kind", envvar="S3", type=click.Choice(["", "moto"]), help="Also start an S3 server."
+)
+@click.option("--s3-port", envvar="S3_PORT", default=5555, show_default=True, help="Port of the S3 server.")
+@click.option("--timezone", envvar="SEGPIPE_TIMEZONE", default="UTC", help="Of the schedules.")
+@click.option("--silent-seconds", envvar="SILENT_SECONDS", default=300, help="Until a silent run is crashed.")
+def up(
+    folder: Path, port: int, s3_kind: str | None, s3_port: int, timezone: str, silent_seconds: int
+) -> None:
+    """Start what does not run yet, and apply deployments and alarms."""
+    folder = folder.expanduser().resolve()
+    stack = Stack(
+        folder=folder,
+        port=port,
+        s3_port=s3_port,
+        with_s3=s3_kind == "moto",
+        sources=os.environ.get("SEGPIPE_SOURCES") or str(_own_sources(folder)),
+        timezone=timezone or "UTC",
+        silent_seconds=silent_seconds,
+        database=os.environ.get("DATABASE", ""),
+        webhook_url=os.environ.get("SEGPIPE_WEBHOOK_URL", ""),
+    )
+    try:
+        bring_up(stack, click.echo)
+    except SegpipeError as error:
+        raise click.ClickException(redact(str(error))) from None
+    click.echo(_how_to_go_on(stack))
+
+
+@main.command()
+@folder_option
+def down(folder: Path) -> None:
+    """Stop everything."""
+    bring_down(folder.expanduser().resolve(), click.echo)
+
+
+@main.command()
+@folder_option
+def status(folder: Path) -> None:
+    """Say what runs; exit 1 when server or worker does not."""
+    folder = folder.expanduser().resolve()
+    pids = {name: processes.pid_of(folder, name) if folder.is_dir() else None for name in reversed(PROGRAMS)}
+    for name, pid in pids.items():
+        click.echo(f"{name:<9} {f'runs, process {pid}' if pid else 'does not run'}, {log_file(folder, name)}")
+    sys.exit(0 if pids["server"] and pids["worker"] else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""The flow that turns a labelled data set into a model bundle and, if asked, certifies its threshold."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from prefect import State, Task, flow, runtime, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import TaskRun
+from prefect.states import Failed
+
+from flows.run_log import library_log, without_secrets
+from segpipe.confidence.policy import Policy
+from segpipe.config import CalibrateSettings, TrainSettings
+from segpipe.errors import NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.reports.summary import promise_line
+from segpipe.storage import normalise, redact
+from segpipe.training.calibration import calibrate as calibrate_model
+from segpipe.training.run import TrainResult
+from segpipe.training.run import train as train_model
+
+RETRIES = 3
+RETRY_DELAY_SECONDS = 30
+OPTIONS: dict[str, Any] = {"retry_delay_seconds": RETRY_DELAY_SECONDS, "cache_policy": NO_CACHE}
+
+
+def storage_may_recover(_task: Task, task_run: TaskRun, state: State) -> bool:
+    """Whether trying again can help: storage may recover; wrong data or settings stay wrong."""
+    transient = isinstance(state.data, StorageError) and not isinstance(state.data, NotFoundError)
+    return transient and task_run.run_count <= RETRIES
+
+
+@task(name="train", retries=RETRIES + 1, retry_condition_fn=storage_may_recover, **OPTIONS)
+def train_networks(settings: TrainSettings) -> TrainResult:
+    """Train; a retry of the task or of the flow run goes on from the last checkpoint."""
+    again = runtime.task_run.run_count > 1 or runtime.flow_run.run_count > 1
+    with library_log(), without_secrets():
+        return train_model(settings.model_copy(update={"resume": settings.resume or again}))
+
+
+@task(name="calibrate", retries=RETRIES + 1, retry_condition_fn=storage_may_recover, **OPTIONS)
+def certify(settings: CalibrateSettings) -> Policy:
+    """Find the threshold that keeps the promise."""
+    with library_log(), without_secrets():
+        return calibrate_model(settings)
+
+
+def result_markdown(result: TrainResult, policy: Policy | None) -> str:
+    """The run's page: where the model is, how good, and what it promises."""
+    lines = [
+        f"# Mean IoU {result.mean_iou:.3f} on the validation split",
+        "",
+        f"- **Model**: `{result.model}`, id `{result.model_id}`",
+        f"- **Pixel accuracy**: {result.pixel_accuracy:.3f}",
+        f"- **Epochs**: {result.epochs}, the best was {result.best_epoch}",
+        f"- **Time**: {result.seconds:.0f} s",
+        f"- **Promise**: {promise_line(policy)}",
+    ]
+    return redact("\n".join(lines))
+
+
+def run_name() -> str:
+    """What the run trains, for example: train s3://models/streets."""
+    return f"train {redact(str(_settings_of_run()['model']))}"
+
+
+def _settings_of_run() -> dict[str, Any]:
+    settings = runtime.flow_run.parameters["settings"]
+    return settings.model_dump() if isinstance(settings, TrainSettings) else settings
+
+
+@flow(name="train", flow_run_name=run_name)
+def train(settings: TrainSettings, calibration: CalibrateSettings | None = None) -> dict[str, Any] | State:
+    """Train a model bundle and, if calibration is given, certify the threshold of its promise.
+
+    Args:
+        settings: The labelled data set, where the model goes, and how to train.
+        calibration: The promise to certify on images that training has not seen; empty: none, and then all
+            masks of the model go to review.
+
+    Returns:
+        model, model_id, epochs, best_epoch, mean_iou, pixel_accuracy, seconds.
+    """
+    try:
+        _require_same_model(settings, calibration)
+        result = train_networks(settings)
+        policy = None if calibration is None else certify(calibration)
+    except SegpipeError as error:
+        return Failed(message=redact(str(error)))
+    create_markdown_artifact(
+        result_markdown(result, policy), key="train-result", description="How good the trained model is"
+    )
+    return asdict(result)
+
+
+def _require_same_model(settings: TrainSettings, calibration: CalibrateSettings | None) -> None:
+    if calibration is not None and normalise(calibration.model) != normalise(settings.model):
+        raise RunError(
+            f"calibration names model {calibration.model}: give the one to train, {settings.model}"
+        )

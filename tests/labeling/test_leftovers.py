@@ -1,0 +1,175 @@
+"""What a clean-up may take away, and that every finished fact and every run that can go on outlive it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segpipe import storage
+from segpipe.config import CompactSettings, LabelSettings
+from segpipe.labeling.claim import hold_claim
+from segpipe.labeling.leftovers import remove_leftovers
+from segpipe.labeling.plan import pending_images
+from segpipe.labeling.run import label_source, start_run
+from segpipe.labeling.run_record import load_plan
+from segpipe.manifests.compaction import compact
+from segpipe.manifests.store import read_manifest
+
+MONTH = timedelta(days=30)
+LATER = datetime.now(UTC) + timedelta(days=40)
+
+
+def tree(root: str) -> dict[str, bytes]:
+    return {found.key: storage.read_bytes(found.uri) for found in storage.list_objects(root)}
+
+
+@dataclass
+class Places:
+    source: str
+    output: str
+
+
+@pytest.fixture
+def make_places(fill: Callable[..., list[str]]) -> Callable[[str], Places]:
+    """(root) -> a bucket of 12 images and an empty output."""
+
+    def make(root: str) -> Places:
+        places = Places(storage.join(root, "raw"), storage.join(root, "out"))
+        fill(places.source, 12)
+        return places
+
+    return make
+
+
+@pytest.fixture
+def places(make_places: Callable[[str], Places], tmp_path: Path) -> Places:
+    return make_places(str(tmp_path))
+
+
+def finish_and_compact(places: Places, labeler: Any, settings: LabelSettings) -> None:
+    """Two runs that labelled six images in all."""
+    label_source(places.source, places.output, labeler, settings, "finished", limit=4)
+    label_source(places.source, places.output, labeler, settings, "finished-too", limit=2)
+    assert compact(places.output, CompactSettings(min_parts=2)).parts == 2
+
+
+@dataclass
+class StopAfter:
+    """Progress that interrupts the run once so many images are done."""
+
+    images: int
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.images -= count
+        if self.images < 0:
+            raise KeyboardInterrupt
+
+
+def interrupt(places: Places, labeler: Any, settings: LabelSettings, run_id: str, images: int) -> None:
+    """A run in shards of 2 that stops after so many images, with the parts before that committed."""
+    small = settings.model_copy(update={"shard_images": 2})
+    stop = StopAfter(images)
+    with pytest.raises(KeyboardInterrupt):
+        label_source(
+            places.source, places.output, labeler, small, run_id, progress=lambda *_: nullcontext(stop)
+        )
+
+
+def test_only_the_plan_of_the_abandoned_run_goes(
+    storage_root: str, make_places: Callable[[str], Places], make_labeler: Any, settings: LabelSettings
+) -> None:
+    places = make_places(storage_root)
+    finish_and_compact(places, make_labeler(), settings)
+    start_run(places.source, places.output, make_labeler(), settings, "abandoned")
+    interrupt(places, make_labeler(), settings, "resumable", 4)
+    before = tree(places.output)
+
+    removed = remove_leftovers(places.output, MONTH, LATER)
+
+    assert removed.runs == ("abandoned",)
+    after = tree(places.output)
+    gone = {"runs/abandoned/plan.parquet", "runs/abandoned/run.json"}
+    assert before.keys() - after.keys() - {key for key in before if key.startswith("claims/")} == gone
+    assert {key: data for key, data in after.items() if not key.startswith("claims/")} == {
+        key: data for key, data in before.items() if not key.startswith("claims/") and key not in gone
+    }
+    assert len([key for key in after if key.startswith("claims/")]) == 1
+
+
+def test_a_stopped_run_with_a_part_can_be_resumed_after_a_clean_up(
+    places: Places, make_labeler: Any, settings: LabelSettings
+) -> None:
+    finish_and_compact(places, make_labeler(), settings)
+    interrupt(places, make_labeler(), settings, "resumable", 4)
+    remove_leftovers(places.output, MONTH, LATER)
+    label_source(places.source, places.output, make_labeler(), settings, "resumable")
+    assert read_manifest(places.output).num_rows == 12
+    assert load_plan(places.output, "resumable") is not None
+
+
+def test_a_run_that_is_young_stays(places: Places, make_labeler: Any, settings: LabelSettings) -> None:
+    start_run(places.source, places.output, make_labeler(), settings, "young")
+    before = tree(places.output)
+    removed = remove_leftovers(places.output, MONTH, datetime.now(UTC) + timedelta(days=29))
+    assert (removed.runs, removed.claims) == ((), 0)
+    assert tree(places.output) == before
+
+
+def test_while_a_run_labels_no_plan_of_its_model_is_touched(
+    places: Places, make_labeler: Any, settings: LabelSettings
+) -> None:
+    plan = start_run(places.source, places.output, make_labeler(), settings, "live")
+    with hold_claim(places.output, plan.model_id, "live", 20):
+        before = tree(places.output)
+        assert remove_leftovers(places.output, MONTH, LATER).runs == ()
+        assert before.keys() - tree(places.output).keys() == {f"claims/{plan.model_id}/00000001.json"}
+        assert pending_images(plan).num_rows == 12
+    assert remove_leftovers(places.output, MONTH, LATER).runs == ("live",)
+
+
+def test_another_model_s_live_run_does_not_keep_the_leftovers(
+    places: Places, make_labeler: Any, settings: LabelSettings
+) -> None:
+    start_run(places.source, places.output, make_labeler(), settings, "abandoned")
+    with hold_claim(places.output, "bbbbbbbbbbbb", "live", 20) as claim:
+        assert remove_leftovers(places.output, MONTH, LATER).runs == ("abandoned",)
+        claim.require_newest()
+
+
+def test_claims_of_killed_runs_go_and_the_newest_carries_the_number_on(places: Places) -> None:
+    for number in (3, 4, 5):
+        claim = '{"run_id": "r", "owner": "o", "expires_at": "2026-01-01T00:00:00+00:00", "released": false}'
+        storage.put(storage.join(places.output, f"claims/aaaaaaaaaaaa/{number:08d}.json"), claim.encode())
+    assert remove_leftovers(places.output, MONTH, LATER).claims == 2
+    assert list(tree(places.output)) == ["claims/aaaaaaaaaaaa/00000005.json"]
+
+
+def test_a_damaged_plan_is_named_and_left_alone(places: Places) -> None:
+    storage.put(storage.join(places.output, "runs/broken/plan.parquet"), b"not parquet")
+    removed = remove_leftovers(places.output, MONTH, LATER)
+    assert removed.damaged == ("broken",)
+    assert list(tree(places.output)) == ["runs/broken/plan.parquet"]
+
+
+def test_unfinished_files_go_when_no_writer_can_be_at_them(tmp_path: Path) -> None:
+    masks = tmp_path / "masks" / "deep"
+    masks.mkdir(parents=True)
+    now = datetime.now(UTC)
+    for name, age in ((".segpipe-tmp-old", 25), (".segpipe-tmp-new", 23), ("old.png", 10_000)):
+        (masks / name).write_bytes(b"x")
+        written = (now - timedelta(hours=age)).timestamp()
+        os.utime(masks / name, (written, written))
+    assert remove_leftovers(str(tmp_path), MONTH, now).unfinished_files == 1
+    assert sorted(path.name for path in masks.iterdir()) == [".segpipe-tmp-new", "old.png"]
+
+
+def test_an_output_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:
+    removed = remove_leftovers(str(tmp_path / "nothing"), MONTH, LATER)
+    assert (removed.runs, removed.claims, removed.unfinished_files, removed.damaged) == ((), 0, 0, ())
