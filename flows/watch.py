@@ -49,6 +49,8 @@ def watch(sources: str) -> dict[str, Any] | State:
 
 
 def _announce(client: SyncPrefectClient, file: SourcesFile, found: list[Source]) -> Iterator[Source]:
+    if not found:
+        return
     if file.state is None:
         raise RunError("the sources file has no state: give it the URL of a folder to note announcements in")
     new = announce_new(file.state, found, partial(has_arrived, client), partial(send_discovered, client))

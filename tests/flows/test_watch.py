@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,17 @@ def write_sources(folder: Path, model: str, more: str = "") -> str:
     return str(file)
 
 
+def heard_of_all(sources: str) -> dict[str, list[Any]]:
+    """What the server has heard, by source, once it has stored something about each."""
+    deadline = time.monotonic() + 60  # it writes events every 5 s
+    while not all((heard := events_about(sources)).values()):
+        assert time.monotonic() < deadline, f"nothing was heard: {heard}"
+        time.sleep(0.2)
+    return heard
+
+
 def events_about(sources: str) -> dict[str, list[Any]]:
-    """What the server has heard, by source."""
+    """What the server has stored, by source."""
     found, _ = find_sources(read_sources(sources))
     heard = {}
     with get_client(sync_client=True) as client:
@@ -66,7 +76,7 @@ def events_about(sources: str) -> dict[str, list[Any]]:
                 event=EventNameFilter(name=["segpipe.bucket.discovered"]),
                 resource=EventResourceFilter(id=[f"segpipe.source.{source.digest}"]),
             )
-            heard[source.url] = client.read_events(chosen).events
+            heard[source.url] = client.read_events(chosen, limit=50).events
     return heard
 
 
@@ -87,7 +97,7 @@ def test_each_new_folder_is_announced_once_with_what_labelling_needs(
     (tmp_path / "raw" / "c" / "1.png").write_bytes(picture)
     assert watch(sources)["announced"] == [f"{tmp_path}/raw/c"]
 
-    heard = events_about(sources)
+    heard = heard_of_all(sources)
     assert {url: len(events) for url, events in heard.items()} == dict.fromkeys(heard, 1)
     found, _ = find_sources(read_sources(sources))
     for source in found:
@@ -103,10 +113,16 @@ def test_each_new_folder_is_announced_once_with_what_labelling_needs(
 
 def test_a_watch_killed_after_sending_does_not_send_again(sources: str, tmp_path: Path) -> None:
     watch(sources)
+    heard_of_all(sources)
     for note in (tmp_path / "state" / "announced").iterdir():
         note.unlink()  # as if it had been killed before the note
     assert watch(sources)["announced"] == []
     assert [len(events) for events in events_about(sources).values()] == [1, 1]
+
+
+def test_a_sources_file_without_sources_announces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "sources.toml").write_text("# nothing yet\n")
+    assert watch(str(tmp_path / "sources.toml")) == {"found": [], "announced": []}
 
 
 def test_a_bad_entry_stops_no_other_and_is_named(tmp_path: Path, sources: str, tiny_model: str) -> None:
