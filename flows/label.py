@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import httpx
 from prefect import State, Task, flow, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -43,13 +44,13 @@ def tries_left(_task: Task, task_run: TaskRun, _state: State) -> bool:
     return task_run.run_count <= RETRIES
 
 
-def storage_may_recover(failed: Task, task_run: TaskRun, state: State) -> bool:
-    """Whether trying again can help: storage that failed can recover, a missing bucket does not appear."""
-    transient = isinstance(state.data, StorageError) and not isinstance(state.data, NotFoundError)
-    return transient and tries_left(failed, task_run, state)
+def may_recover(failed: Task, task_run: TaskRun, state: State) -> bool:
+    """Whether trying again can help: storage or server can recover, a missing bucket does not appear."""
+    transient = isinstance(state.data, StorageError | httpx.HTTPError)
+    return transient and not isinstance(state.data, NotFoundError) and tries_left(failed, task_run, state)
 
 
-@task(name="plan", retry_condition_fn=storage_may_recover, **RESUMABLE)
+@task(name="plan", retry_condition_fn=may_recover, **RESUMABLE)
 def plan_images(
     source: str, output: str, labeler: Labeler, settings: LabelSettings, run_id: str, limit: int | None
 ) -> RunPlan:
@@ -66,7 +67,7 @@ def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> No
         label_run(plan, labeler, settings, progress_artifact)
 
 
-@task(name="publish", retry_condition_fn=storage_may_recover, **RESUMABLE)
+@task(name="publish", retry_condition_fn=may_recover, **RESUMABLE)
 def publish(plan: RunPlan, labeler: Labeler, model: str) -> RunSummary:
     """Sum the run up from its manifest parts, in run.json and on the run's page."""
     with library_log(), without_secrets():

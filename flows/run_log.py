@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
@@ -72,7 +73,13 @@ class _OnPageAndTerminal:
         self.done += count
         if self.done >= self.total or time.monotonic() - self.shown_at >= PROGRESS_SECONDS:
             self.shown_at = time.monotonic()
+            self._show_on_page()
+
+    def _show_on_page(self) -> None:
+        try:
             update_progress_artifact(self.artifact, 100 * self.done / self.total)
+        except httpx.HTTPError as error:  # a server that is away must not stop the labelling
+            get_run_logger().warning("the progress is not on the run's page: %s", redact(str(error)))
 
 
 @contextmanager

@@ -216,3 +216,15 @@ def test_the_digest_tells_places_apart_and_not_settings() -> None:
     one = Source("s3://a", "s3://b", "/model", entry("a", "b").settings)
     assert one.digest == Source("s3://a", "s3://b", "/other", one.settings).digest
     assert len({one.digest, Source("s3://a", "s3://c", "/model", one.settings).digest}) == 2
+
+
+def test_the_example_is_a_sources_file() -> None:
+    file = read_sources(str(Path(__file__).resolve().parents[2] / "deployments" / "sources.example.toml"))
+    assert file.problems == ()
+    assert [(entry.pattern, entry.model) for entry in file.entries] == [
+        ("s3://raw-*", "s3://models/streets-1"),
+        ("s3://lake/nuclei/*/", "s3://models/nuclei-3"),
+        ("/data/line-1", "s3://models/streets-1"),
+    ]
+    assert file.entries[1].settings.confidence_maps
+    assert file.entries[1].settings.shard_images == 256
