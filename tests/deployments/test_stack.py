@@ -8,28 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psutil
 import pytest
+from local_stack import SECRET, LocalStack, Receiver, free_port, receiving, wait_for
 
 from deployments.processes import pid_of
 
-ROOT = Path(__file__).resolve().parents[2]
 SOURCES = "s3://bucket/sources.toml"
-SECRET = "hook-secret-3f9a1c"
 SILENT_SECONDS = 40  # heartbeats come every 30
 SLEEPY_FLOW = """
 import time
@@ -50,101 +40,14 @@ deployments:
 pytestmark = pytest.mark.server
 
 
-@dataclass
-class Receiver:
-    """A webhook that remembers what it was sent."""
-
-    url: str
-    calls: list[dict[str, Any]] = field(default_factory=list)
-
-    def call(self, chosen: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
-        return next((call for call in self.calls if chosen(call)), None)
-
-
-@dataclass(frozen=True)
-class Stack:
-    """A stack in a folder of its own, run with the commands a user types."""
-
-    folder: Path
-    environment: dict[str, str]
-    api: str
-
-    def command(self, verb: str, *options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "deployments.stack", verb, "--folder", str(self.folder), *options]
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
-        )
-
-    def up(self) -> str:
-        done = self.command("up")
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def prefect(self, *arguments: str, cwd: Path = ROOT) -> None:
-        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        environment = self.environment | {"PREFECT_API_URL": self.api}
-        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(self.api + path, json=body, timeout=30).raise_for_status().json()
-
-    def runs_of(self, deployment: str) -> list[dict[str, Any]]:
-        return self.post("/flow_runs/filter", {"deployments": {"name": {"any_": [deployment]}}})
-
-    def emit(self, resource: str, payload: dict[str, Any]) -> None:
-        """The event as flows/watch.py emits it, over the HTTP API."""
-        event = {
-            "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "event": "segpipe.bucket.discovered",
-            "resource": {"prefect.resource.id": f"segpipe.source.{resource}"},
-            "payload": payload,
-            "id": f"00000000-0000-4000-8000-{abs(hash(resource)) % 10**12:012d}",
-        }
-        httpx.post(f"{self.api}/events", json=[event], timeout=30).raise_for_status()
-
-    def logs(self) -> str:
-        return "".join(log.read_text(errors="replace") for log in (self.folder / "logs").iterdir())
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(look: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := look():
-            return found
-        time.sleep(0.2)
-    pytest.fail(f"{what} did not come within {seconds:.0f} s")
-
-
 @pytest.fixture(scope="module")
 def webhook() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            receiver.calls.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    receiver = Receiver(f"http://127.0.0.1:{server.server_port}/{SECRET}")
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield receiver
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="module")
-def stack(webhook: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(webhook: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder, port = tmp_path_factory.mktemp("stack"), free_port()
     names = ("PREFECT_API_URL", "PREFECT_HOME", "DATABASE", "STACK")
     environment = {name: value for name, value in os.environ.items() if name not in names} | {
@@ -156,7 +59,7 @@ def stack(webhook: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         "SEGPIPE_TIMEZONE": "Europe/Berlin",
         "SEGPIPE_WEBHOOK_URL": webhook.url,
     }
-    stack = Stack(folder, environment, f"http://127.0.0.1:{port}/api")
+    stack = LocalStack(folder, environment, f"http://127.0.0.1:{port}/api")
     try:
         said = stack.up()
         assert f"export PREFECT_API_URL={stack.api}" in said
@@ -168,7 +71,7 @@ def stack(webhook: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def sleepy(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
+def sleepy(stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], str]:
     """Starts a flow run that takes ten minutes, and waits until it is heard of: () -> its id."""
     project = tmp_path_factory.mktemp("sleepy")
     (project / "sleepy.py").write_text(SLEEPY_FLOW)
@@ -184,7 +87,7 @@ def sleepy(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return run
 
 
-def has_heartbeat(stack: Stack, run_id: str) -> bool:
+def has_heartbeat(stack: LocalStack, run_id: str) -> bool:
     chosen = {
         "event": {"name": ["prefect.flow-run.heartbeat"]},
         "resource": {"id": [f"prefect.flow-run.{run_id}"]},
@@ -192,11 +95,7 @@ def has_heartbeat(stack: Stack, run_id: str) -> bool:
     return stack.post("/events/filter", {"filter": chosen})["total"] > 0
 
 
-def state_of(stack: Stack, run_id: str) -> str:
-    return httpx.get(f"{stack.api}/flow_runs/{run_id}", timeout=30).raise_for_status().json()["state_type"]
-
-
-def test_nightly_and_watch_are_scheduled_with_their_parameters(stack: Stack) -> None:
+def test_nightly_and_watch_are_scheduled_with_their_parameters(stack: LocalStack) -> None:
     nightly = wait_for(lambda: stack.runs_of("nightly"), "a nightly run")
     looks = wait_for(lambda: stack.runs_of("buckets"), "a look for buckets")
     weekly = wait_for(lambda: stack.runs_of("weekly"), "a weekly run")
@@ -208,7 +107,7 @@ def test_nightly_and_watch_are_scheduled_with_their_parameters(stack: Stack) -> 
         assert run["parameters"]["sources"] == SOURCES
 
 
-def test_each_deployment_has_its_place_and_limit(stack: Stack) -> None:
+def test_each_deployment_has_its_place_and_limit(stack: LocalStack) -> None:
     found = {deployment["name"]: deployment for deployment in stack.post("/deployments/filter", {})}
     queues = {name: deployment["work_queue_name"] for name, deployment in found.items() if name != "long"}
     assert queues == {
@@ -226,7 +125,7 @@ def test_each_deployment_has_its_place_and_limit(stack: Stack) -> None:
     assert compute["concurrency_limit"] == 1
 
 
-def test_the_form_explains_every_parameter(stack: Stack) -> None:
+def test_the_form_explains_every_parameter(stack: LocalStack) -> None:
     chosen = {"deployments": {"name": {"any_": ["on-bucket"]}}}
     (deployment,) = stack.post("/deployments/filter", chosen)
     schema = deployment["parameter_openapi_schema"]
@@ -238,7 +137,7 @@ def test_the_form_explains_every_parameter(stack: Stack) -> None:
 
 
 def test_the_event_starts_a_run_and_its_failure_calls_the_webhook(
-    stack: Stack, webhook: Receiver, tmp_path: Path
+    stack: LocalStack, webhook: Receiver, tmp_path: Path
 ) -> None:
     payload = {
         "source": str(tmp_path / "nothing here"),
@@ -262,7 +161,7 @@ def test_the_event_starts_a_run_and_its_failure_calls_the_webhook(
 
 
 def test_an_event_without_a_model_starts_nothing_and_calls_the_webhook(
-    stack: Stack, webhook: Receiver
+    stack: LocalStack, webhook: Receiver
 ) -> None:
     before = len(stack.runs_of("on-bucket"))
     stack.emit("two", {"source": "s3://raw-two", "output": "s3://out", "settings": {}})
@@ -275,7 +174,7 @@ def test_an_event_without_a_model_starts_nothing_and_calls_the_webhook(
 
 
 def test_a_killed_worker_is_noticed_and_up_starts_it_again(
-    stack: Stack, webhook: Receiver, sleepy: Callable[[], str]
+    stack: LocalStack, webhook: Receiver, sleepy: Callable[[], str]
 ) -> None:
     run_id = sleepy()
     worker = psutil.Process(pid_of(stack.folder, "worker"))
@@ -286,7 +185,7 @@ def test_a_killed_worker_is_noticed_and_up_starts_it_again(
     alarm = wait_for(lambda: webhook.call(lambda call: call["url"].endswith(run_id)), "the alarm")
     assert alarm["state"] == "Crashed"
     assert "killed" in alarm["message"]
-    assert state_of(stack, run_id) == "CRASHED"
+    assert stack.state_of(run_id) == "CRASHED"
     # One thing went wrong, so the operator is called once; nor does the detection alarm about itself.
     assert len([call for call in webhook.calls if run_id in json.dumps(call)]) == 1
 
@@ -297,8 +196,8 @@ def test_a_killed_worker_is_noticed_and_up_starts_it_again(
     assert stack.command("status").returncode == 0
 
 
-def test_a_second_stack_on_the_same_port_is_refused_in_one_line(stack: Stack, tmp_path: Path) -> None:
-    other = Stack(tmp_path / "other", stack.environment | {"S3": ""}, stack.api)
+def test_a_second_stack_on_the_same_port_is_refused_in_one_line(stack: LocalStack, tmp_path: Path) -> None:
+    other = LocalStack(tmp_path / "other", stack.environment | {"S3": ""}, stack.api)
     done = other.command("up")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -308,14 +207,14 @@ def test_a_second_stack_on_the_same_port_is_refused_in_one_line(stack: Stack, tm
     assert stack.command("status").returncode == 0
 
 
-def test_a_stack_that_runs_keeps_its_port(stack: Stack) -> None:
+def test_a_stack_that_runs_keeps_its_port(stack: LocalStack) -> None:
     done = stack.command("up", "--port", str(free_port()))
     assert done.returncode == 1
     assert "make down" in done.stderr
 
 
 def test_down_leaves_nothing_running_and_no_run_that_claims_to_run(
-    stack: Stack, webhook: Receiver, sleepy: Callable[[], str]
+    stack: LocalStack, webhook: Receiver, sleepy: Callable[[], str]
 ) -> None:
     run_id = sleepy()
     worker = psutil.Process(pid_of(stack.folder, "worker"))

@@ -1,0 +1,126 @@
+"""What people decided about masks: an append-only log of numbered Parquet parts under OUTPUT/reviews.
+
+A part is created exclusively under the next number, after whoever writes it has read all before it. So of two
+writers at once one reads again, and no decision is written twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyarrow.fs import SubTreeFileSystem
+
+from segpipe import storage
+from segpipe.errors import AlreadyExistsError
+from segpipe.manifests.parts import list_parquet
+from segpipe.manifests.store import table_bytes
+
+Verdict = Literal["accepted", "corrected", "rejected", "skipped"]
+
+SCHEMA_VERSION = 1
+FOLDER = "reviews"
+REVIEW_SCHEMA = pa.schema(
+    [
+        ("review_id", pa.string()),
+        ("item_id", pa.string()),
+        ("image_uri", pa.string()),
+        ("image_etag", pa.string()),
+        ("model_id", pa.string()),
+        ("draft_mask_sha256", pa.string()),
+        ("verdict", pa.string()),
+        ("final_mask_uri", pa.string()),
+        ("final_mask_sha256", pa.string()),
+        ("draft_iou", pa.float64()),
+        ("overlap_pixels", pa.int64()),
+        ("audit", pa.bool_()),
+        ("inclusion_probability", pa.float64()),
+        ("reviewer", pa.string()),
+        ("minutes", pa.float64()),
+        ("reviewed_at", pa.timestamp("us", tz="UTC")),
+        ("origin", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """One decision about one mask, in the order of REVIEW_SCHEMA; None is null.
+
+    review_id: digest of the annotation and its last change, so that a changed one is a new decision;
+    item_id: see `item_id`; final_mask: what the person wants, the draft when accepted, null when
+    rejected or skipped; draft_iou: mean IoU (0 to 1) of draft and final mask; overlap_pixels: claimed
+    by more than one region; audit, inclusion_probability: as in the manifest row; minutes spent; origin:
+    where the annotation lives. Of several decisions about one item the one with the latest reviewed_at holds.
+    """
+
+    review_id: str
+    item_id: str
+    image_uri: str
+    image_etag: str
+    model_id: str
+    draft_mask_sha256: str
+    verdict: Verdict
+    final_mask_uri: str | None
+    final_mask_sha256: str | None
+    draft_iou: float | None
+    overlap_pixels: int
+    audit: bool
+    inclusion_probability: float
+    reviewer: str | None
+    minutes: float | None
+    reviewed_at: datetime
+    origin: str
+
+
+def item_id(image_uri: str, image_etag: str, model_id: str, mask_sha256: str) -> str:
+    """The name of what a person is asked: this mask for this version of this image (32 hex digits)."""
+    return hashlib.sha256("\n".join((image_uri, image_etag, model_id, mask_sha256)).encode()).hexdigest()[:32]
+
+
+def append_reviews(output: str, reviews: Iterable[Review]) -> list[Review]:
+    """Add the decisions that the log does not have yet; returns those added. Raises StorageError."""
+    candidates = {review.review_id: review for review in reviews}
+    while True:
+        parts = _parts(output)
+        known = _known_ids(output, parts)
+        new = [review for name, review in candidates.items() if name not in known]
+        if not new:
+            return []
+        try:
+            storage.create(storage.join(output, f"{FOLDER}/{len(parts) + 1:08d}.parquet"), _bytes(new))
+        except AlreadyExistsError:
+            continue  # another writer was quicker: look at what it has written
+        return new
+
+
+def open_reviews(output: str) -> ds.Dataset:
+    """All decisions of OUTPUT as a lazy Arrow dataset of REVIEW_SCHEMA, also when there are none yet."""
+    return _open(output, _parts(output))
+
+
+def _open(output: str, parts: list[str]) -> ds.Dataset:
+    if not parts:
+        return ds.dataset(REVIEW_SCHEMA.empty_table())
+    filesystem, root = storage.arrow_filesystem(output)
+    return ds.dataset(
+        parts, schema=REVIEW_SCHEMA, format="parquet", filesystem=SubTreeFileSystem(root, filesystem)
+    )
+
+
+def _parts(output: str) -> list[str]:
+    return [f"{FOLDER}/{part.key}" for part in list_parquet(storage.join(output, FOLDER))]
+
+
+def _known_ids(output: str, parts: list[str]) -> set[str]:
+    return set(_open(output, parts).to_table(columns=["review_id"])["review_id"].to_pylist())
+
+
+def _bytes(reviews: list[Review]) -> bytes:
+    schema = REVIEW_SCHEMA.with_metadata({"segpipe.schema_version": str(SCHEMA_VERSION)})
+    return table_bytes(pa.Table.from_pylist([asdict(review) for review in reviews], schema=schema))
