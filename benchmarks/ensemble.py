@@ -20,7 +20,7 @@ from segpipe.datasets import open_dataset
 from segpipe.models.bundle import ModelSpec, build_networks
 from segpipe.models.generator import Generator, build_generator
 from segpipe.training.loop import Progress, Training
-from segpipe.training.pixels import load_pixels
+from segpipe.training.pixels import load_split
 
 
 def members(data: str, spec: ModelSpec, folder: Path, epochs: int, count: int) -> list[Generator]:
@@ -44,8 +44,8 @@ def _train_member(data: str, spec: ModelSpec, seed: int, epochs: int, path: Path
     generator, discriminator = build_networks(spec)
     generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with (
-        load_pixels(dataset, settings.split, spec.working_size) as labelled,
-        load_pixels(dataset, settings.val_split, spec.working_size) as validation,
+        load_split(dataset, settings.split, spec.working_size) as labelled,
+        load_split(dataset, settings.val_split, spec.working_size) as validation,
     ):
         training = Training.begin(
             settings,

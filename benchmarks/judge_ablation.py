@@ -41,7 +41,7 @@ from segpipe.models.bundle import Bundle, build_networks, load_bundle
 from segpipe.models.generator import Generator, build_generator
 from segpipe.tables import columns
 from segpipe.training.parts import Parts, split_parts
-from segpipe.training.pixels import LabelledPixels, load_pixels
+from segpipe.training.pixels import LabelledPixels, load_split
 from segpipe.training.scoring import BATCH, VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.shown_masks import MIXTURE, Mixture, Source
 
@@ -104,7 +104,7 @@ def main(data: str, model: str, earlier: str, views_share: float, draws: int, se
     bundle, dataset = load_bundle(model, "cpu"), open_dataset(data)
     teachers = Teachers(bundle.generator, earlier_generators(bundle, Path(earlier)))
     found: dict[str, list[dict[str, list[Ranking]]]] = {name: [] for name in (UNTAUGHT, *variants())}
-    with load_pixels(dataset, "train", bundle.spec.working_size) as labelled:
+    with load_split(dataset, "train", bundle.spec.working_size) as labelled:
         parts = split_parts(len(labelled))
         views = round(bundle.card.metrics["epochs"] * len(parts.taught) * views_share / VIEWS_SHARE)
         for done, seed in enumerate((int(seed) for seed in seeds.split(",")), start=1):

@@ -89,6 +89,11 @@ class TrainSettings(_Settings):
     val_split: Location = Field(
         "val", description="Split that picks the best weights; never learnt from, so its figures stay honest."
     )
+    corrections: tuple[Location, ...] = Field(
+        (),
+        description="OUTPUT of labelling runs: also learn from the masks that people drew or confirmed "
+        "there; may be given more than once. Images that the data set holds in any split are left out.",
+    )
     architecture: Literal["unet", "plain"] = Field(
         "unet",
         description="Networks: unet, the default, sees the whole scene; plain is the published stack.",

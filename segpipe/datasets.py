@@ -72,6 +72,12 @@ def open_dataset(root: str) -> Dataset:
     return Dataset(root, name, classes, ignore_index)
 
 
+def list_splits(dataset: Dataset) -> list[str]:
+    """Names of the splits that have images, sorted. StorageError."""
+    keys = (item.key for item in storage.list_objects(dataset.root))
+    return sorted({key.split("/")[0] for key in keys if "/images/" in key})
+
+
 def list_samples(dataset: Dataset, split: str) -> list[Sample]:
     """All samples of a split, sorted by key.
 
@@ -162,14 +168,9 @@ def _split_uris(dataset: Dataset, split: str) -> dict[str, str]:
     except NotFoundError:
         uris = {}
     if not uris:
-        present = ", ".join(_split_names(dataset)) or "none"
+        present = ", ".join(list_splits(dataset)) or "none"
         raise DatasetError(f"{dataset.root} has no split {split!r}; it has: {present}")
     return uris
-
-
-def _split_names(dataset: Dataset) -> list[str]:
-    keys = (item.key for item in storage.list_objects(dataset.root))
-    return sorted({key.split("/")[0] for key in keys if "/images/" in key})
 
 
 def _by_key(uris: dict[str, str], folder: str, extensions: frozenset[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -130,6 +131,11 @@ def encode_confidence_map(confidence: np.ndarray, height: int, width: int) -> by
     buffer = BytesIO()
     Image.fromarray(np.rint(full).astype(np.uint8)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """SHA-256 (hex) of an image HxWx3 uint8: the same for any lossless copy of it."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:

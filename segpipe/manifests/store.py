@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from datetime import date
 
@@ -113,6 +114,15 @@ def _current_keys(output: str) -> list[str]:
     view = compacted.current_view(output)
     copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
     return [*copies, *(f"manifests/{part.key}" for part in view.parts)]
+
+
+def classes_of(output: str) -> tuple[str, ...]:
+    """The classes of the newest part of OUTPUT, in the order of the masks' indices; none without a part."""
+    parts = list_parquet(manifests_root(output))
+    if not parts:
+        return ()
+    schema = pq.read_schema(pa.BufferReader(storage.read_bytes(parts[-1].uri)))
+    return tuple(json.loads(schema.metadata[b"segpipe.classes"]))
 
 
 def read_manifest(

@@ -23,6 +23,7 @@ from segpipe.progress import Advance, track
 from segpipe.training.adversarial import Batch, Game, Players, StepResult, train_step
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from segpipe.training.drawing import epoch_order
 from segpipe.training.history import EpochRecord
 from segpipe.training.losses import class_weights, gan_loss
 from segpipe.training.metrics import SegmentationMetrics, confusion_matrix, segmentation_metrics
@@ -131,8 +132,8 @@ class Training:
         draws = torch.Generator().manual_seed(seed)
         self.players.generator.train()
         self.players.discriminator.train()
-        order = torch.randperm(len(self.taught), generator=draws)
-        batches = self.taught[order].split(self.settings.batch_size)
+        order = epoch_order(self.taught, self.labelled.weights[self.taught], draws)
+        batches = order.split(self.settings.batch_size)
         results = []
         for number, rows in enumerate(batches):
             share = (epoch + number / len(batches)) / self.epochs

@@ -40,3 +40,15 @@ def split_parts(n_images: int) -> Parts:
     tuning = held_back & ((place // n_images) % 4 == min(TUNING_STRETCH, stretches - 1))
     judged = held_back & ~tuning if stretches > 1 else held_back
     return Parts(rows[~held_back], rows[judged], rows[tuning])
+
+
+def with_corrections(parts: Parts, n_images: int, n_corrections: int) -> Parts:
+    """The parts of n_images labelled ones with n_corrections rows behind them.
+
+    Every fifth correction is held back to teach the judge; none tunes the score, which is to fit images drawn
+    as the labelled ones were.
+    """
+    rows = torch.arange(n_images, n_images + n_corrections)
+    held_back = torch.arange(n_corrections) % round(1 / HELD_BACK_SHARE) == round(1 / HELD_BACK_SHARE) - 1
+    taught, judged = rows[~held_back], rows[held_back]
+    return Parts(torch.cat([parts.taught, taught]), torch.cat([parts.judged, judged]), parts.tuning)

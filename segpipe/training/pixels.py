@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.datasets import Dataset, Sample, list_samples, read_sample
+from segpipe.datasets import Dataset, list_samples, read_sample
 from segpipe.errors import DatasetError
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
@@ -21,13 +22,17 @@ READ_THREADS = 4
 SIZE_MULTIPLE = 32
 LARGEST_WORKING_AREA = 256 * 352
 
+Read = Callable[[], tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class LabelledPixels:
-    """images (N,3,H,W) uint8 and masks (N,H,W) uint8 class indices at the working size."""
+    """images (N,3,H,W) uint8 and masks (N,H,W) uint8 class indices at the working size; weights (N,) > 0: how
+    often each is to be learnt from, 1 is once per epoch."""
 
     images: np.ndarray
     masks: np.ndarray
+    weights: Tensor
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -49,27 +54,42 @@ def choose_working_size(shapes: list[tuple[int, int]]) -> tuple[int, int]:
     return rounded[0], rounded[1]
 
 
+def reads_of(dataset: Dataset, split: str) -> list[Read]:
+    """How to read each sample of a split, in the order of the keys. Raises DatasetError."""
+    return [partial(read_sample, dataset, sample) for sample in list_samples(dataset, split)]
+
+
 @contextmanager
-def load_pixels(dataset: Dataset, split: str, working_size: tuple[int, int]) -> Iterator[LabelledPixels]:
-    """A split's pixels, kept in temporary files while the context lasts. Raises DatasetError."""
-    samples = list_samples(dataset, split)
+def load_split(dataset: Dataset, split: str, working_size: tuple[int, int]) -> Iterator[LabelledPixels]:
+    """A split's pixels, each image as often as any other. Raises DatasetError."""
+    reads = reads_of(dataset, split)
+    with load_pixels(reads, [1.0] * len(reads), working_size) as labelled:
+        yield labelled
+
+
+@contextmanager
+def load_pixels(
+    labelled: Sequence[Read], weights: Sequence[float], working_size: tuple[int, int]
+) -> Iterator[LabelledPixels]:
+    """The pixels of images and masks that can be read, kept in temporary files while the context lasts.
+
+    Each read gives an image HxWx3 uint8 and its mask HxW uint8; what it raises passes through.
+    """
     # Nameless files: they go when the process goes, also when it is killed.
     with tempfile.TemporaryFile() as image_file, tempfile.TemporaryFile() as mask_file:
-        images = np.memmap(image_file, np.uint8, "w+", shape=(len(samples), 3, *working_size))
-        masks = np.memmap(mask_file, np.uint8, "w+", shape=(len(samples), *working_size))
-        _fill(images, masks, dataset, samples, working_size)
-        yield LabelledPixels(images, masks)
+        images = np.memmap(image_file, np.uint8, "w+", shape=(len(labelled), 3, *working_size))
+        masks = np.memmap(mask_file, np.uint8, "w+", shape=(len(labelled), *working_size))
+        _fill(images, masks, labelled, working_size)
+        yield LabelledPixels(images, masks, torch.tensor(weights, dtype=torch.float64))
 
 
-def _fill(
-    images: np.ndarray, masks: np.ndarray, dataset: Dataset, samples: list[Sample], size: tuple[int, int]
-) -> None:
-    def read(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        image, mask = read_sample(dataset, sample)
+def _fill(images: np.ndarray, masks: np.ndarray, labelled: Sequence[Read], size: tuple[int, int]) -> None:
+    def shrink(read: Read) -> tuple[np.ndarray, np.ndarray]:
+        image, mask = read()
         return resize_image(image, size).transpose(2, 0, 1), resize_mask(mask, size)
 
-    with ThreadPoolExecutor(READ_THREADS) as pool, track(len(samples), "read labelled images") as progress:
-        for row, (image, mask) in enumerate(pool.map(read, samples)):
+    with ThreadPoolExecutor(READ_THREADS) as pool, track(len(labelled), "read labelled images") as progress:
+        for row, (image, mask) in enumerate(pool.map(shrink, labelled)):
             images[row], masks[row] = image, mask
             progress.advance()
 

@@ -8,6 +8,7 @@ import platform
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 
 import torch
 
@@ -27,12 +28,22 @@ from segpipe.models.device import choose_device
 from segpipe.models.generator import Generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
-from segpipe.training.checkpoint import delete_checkpoint
+from segpipe.training.checkpoint import Checkpoint, delete_checkpoint
+from segpipe.training.corrections import FILE as CORRECTIONS
+from segpipe.training.corrections import (
+    Correction,
+    find_corrections,
+    from_json,
+    read_correction,
+    to_json,
+    weights,
+)
 from segpipe.training.history import RoundRecord, history_csv, history_png
 from segpipe.training.loop import Progress
-from segpipe.training.parts import split_parts
-from segpipe.training.pixels import choose_working_size, load_pixels
+from segpipe.training.parts import split_parts, with_corrections
+from segpipe.training.pixels import Read, choose_working_size, load_pixels, load_split, reads_of
 from segpipe.training.resuming import start_or_resume
+from segpipe.training.seen import keep_seen
 from segpipe.training.stages import Work, judge, play
 
 SIZES_LOOKED_AT = 64
@@ -60,6 +71,13 @@ def train(settings: TrainSettings) -> TrainResult:
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
     dataset = open_dataset(settings.data)
+    corrections = _corrections(settings, model_url, dataset, checkpoint)
+    reads: list[Read] = [
+        *reads_of(dataset, settings.split),
+        *(partial(read_correction, correction, dataset) for correction in corrections),
+    ]
+    n_labelled = len(reads) - len(corrections)
+    parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
     spec = _make_spec(settings, dataset)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
@@ -68,15 +86,16 @@ def train(settings: TrainSettings) -> TrainResult:
         for network in build_networks(spec)
     )
     with (
-        load_pixels(dataset, settings.split, spec.working_size) as labelled,
-        load_pixels(dataset, settings.val_split, spec.working_size) as validation,
+        load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec.working_size) as labelled,
+        load_split(dataset, settings.val_split, spec.working_size) as validation,
     ):
-        work = Work(settings, model_url, spec, labelled, split_parts(len(labelled)), device)
+        work = Work(settings, model_url, spec, labelled, parts, device)
         progress = play(work, (generator, discriminator.adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         discriminator.adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
-    card = _save(work, dataset, generator, discriminator, progress, judging)
+    keep_seen(model_url, reads)
+    card = _save(work, dataset, corrections, generator, discriminator, progress, judging)
     delete_checkpoint(model_url)
     return TrainResult(
         model_url,
@@ -87,6 +106,20 @@ def train(settings: TrainSettings) -> TrainResult:
         card.metrics["pixel_accuracy"],
         time.monotonic() - started,
     )
+
+
+def _corrections(
+    settings: TrainSettings, model_url: str, dataset: Dataset, checkpoint: Checkpoint | None
+) -> list[Correction]:
+    """What people corrected: as it was when this training began."""
+    if not settings.corrections:
+        return []
+    uri = storage.join(model_url, CORRECTIONS)
+    if checkpoint is not None:
+        return from_json(storage.read_bytes(uri))
+    found = find_corrections(settings.corrections, dataset)
+    storage.put(uri, to_json(found))
+    return found
 
 
 def _make_spec(settings: TrainSettings, dataset: Dataset) -> ModelSpec:
@@ -114,6 +147,7 @@ def _working_size(settings: TrainSettings, dataset: Dataset) -> tuple[int, int]:
 def _save(
     work: Work,
     dataset: Dataset,
+    corrections: list[Correction],
     generator: Generator,
     discriminator: Discriminator,
     progress: Progress,
@@ -130,6 +164,7 @@ def _save(
             "split": settings.split,
             "fingerprint": fingerprint(dataset, settings.split),
             "validation_fingerprint": fingerprint(dataset, settings.val_split),
+            "corrections": str(len(corrections)),
         },
         training_settings=settings.model_dump(mode="json", exclude={"data", "model", "resume"}),
         metrics={

@@ -31,6 +31,7 @@ from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
+from segpipe.training.drawing import draw_row
 from segpipe.training.history import RoundRecord
 from segpipe.training.parts import Parts
 from segpipe.training.pixels import LabelledPixels
@@ -196,7 +197,7 @@ class Scoring:
     ) -> Lesson:
         sources = draw_sources(self.mixture, BATCH, draws)
         unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
-        rows = [int(draws.choice(self.parts.judged if held else self.parts.taught)) for held in unseen]
+        rows = [self._draw(self.parts.judged if held else self.parts.taught, draws) for held in unseen]
         images, masks = self.labelled.batch(torch.tensor(rows))
         seen, labels = augment(
             images,
@@ -209,6 +210,9 @@ class Scoring:
         degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)
         image = normalise(degraded, self.spec.mean, self.spec.standard_deviation)
         return self._show(image, labels.to(self.device, non_blocking=True), sources, draws)
+
+    def _draw(self, rows: Tensor, draws: random.Random) -> int:
+        return draw_row(rows, self.labelled.weights[rows], draws)
 
     @torch.no_grad()
     def _show(self, image: Tensor, labels: Tensor, sources: list[Source], draws: random.Random) -> Lesson:

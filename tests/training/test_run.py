@@ -253,6 +253,7 @@ def test_training_goes_on_any_storage(streets: str, storage_root: str) -> None:
         "history.csv",
         "judging.csv",
         "curves.png",
+        "seen_images.txt",
     }
 
 

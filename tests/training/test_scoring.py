@@ -76,7 +76,7 @@ def colour_blocks(n_images: int, seed: int) -> LabelledPixels:
     masks = rng.integers(3, size=(n_images, 2, 2)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
     colours = np.eye(3)[masks].transpose(0, 3, 1, 2) * 120 + 60
     images = np.clip(colours + rng.normal(0, 15, colours.shape), 0, 255).astype(np.uint8)
-    return LabelledPixels(images, masks)
+    return LabelledPixels(images, masks, torch.ones(n_images))
 
 
 def begin(labelled: LabelledPixels, views: int, mixture: Mixture = MIXTURE) -> Scoring:
@@ -358,7 +358,7 @@ def test_a_judge_is_shown_what_the_mixture_says(unseen: float, rows: torch.Tenso
             return super().batch(indices)
 
     halves = {Source.TRUTH: 0.5, Source.MADE_WRONG: 0.5}
-    watched = Watched(labelled.images, labelled.masks)
+    watched = Watched(labelled.images, labelled.masks, labelled.weights)
     scoring = begin(watched, views=80, mixture=Mixture(halves, unseen, degraded=0.0))
     scoring.parts = replace(scoring.parts, tuning=scoring.parts.taught[:1])
     scoring.run(lambda: None)

@@ -1,0 +1,153 @@
+"""Masks that people drew or confirmed under an OUTPUT, as more images to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from segpipe import storage
+from segpipe.datasets import Dataset, list_samples, list_splits
+from segpipe.errors import DatasetError, ImageError, NotFoundError
+from segpipe.images import decode_image, decode_mask, pixel_digest
+from segpipe.manifests.query import query
+from segpipe.manifests.store import classes_of
+
+logger = logging.getLogger(__name__)
+
+FILE = "corrections.json"
+READ_THREADS = 8
+IGNORED_IN_MASKS = 255  # what a reviewer left open, whatever the data set's own ignore index
+
+_FINAL_MASKS = """
+    SELECT image_uri, image_etag, final_mask_uri AS mask_uri, final_mask_sha256 AS mask_sha256,
+        CASE WHEN audit THEN inclusion_probability ELSE 1 END AS inclusion_probability
+    FROM reviews WHERE final_mask_uri IS NOT NULL
+    QUALIFY row_number() OVER (
+        PARTITION BY image_uri, image_etag ORDER BY reviewed_at DESC, review_id DESC) = 1
+    ORDER BY image_uri, image_etag"""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """An image, in the version that was labelled, with its final mask.
+
+    inclusion_probability: the chance (0 to 1] that a person was shown it: 1 for what the policy sends to
+    review, the audit's share for the others.
+    """
+
+    image_uri: str
+    image_etag: str
+    mask_uri: str
+    mask_sha256: str
+    inclusion_probability: float
+
+
+def find_corrections(outputs: Iterable[str], dataset: Dataset) -> list[Correction]:
+    """What can be learnt from under the OUTPUTs, sorted; says what is left out.
+
+    Left out are images whose pixels any split of the data set holds (validation and calibration would no
+    longer be unseen; what is trained on has a truth already) and images that were replaced or removed since.
+    Raises DatasetError for other classes than the data set's, NotFoundError for no OUTPUT, StorageError.
+    """
+    found = [one for output in outputs for one in _final_masks(storage.normalise(output), dataset)]
+    known = _pixels_of_all_splits(dataset)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        digests = list(pool.map(_digest_of_image, found))
+    gone = sum(digest is None for digest in digests)
+    usable = [one for one, digest in zip(found, digests, strict=True) if digest and digest not in known]
+    logger.info(
+        "%d corrections to learn from; left out: %d that the data set holds, %d whose image was replaced or "
+        "removed",
+        len(usable),
+        len(found) - gone - len(usable),
+        gone,
+    )
+    if usable and all(one.inclusion_probability == 1 for one in usable):
+        logger.warning("no correction is of an audited image: hard images count more than in the bucket")
+    return usable
+
+
+def weights(corrections: Sequence[Correction]) -> list[float]:
+    """How often to learn from each: as the inverse of its inclusion probability, 1 on average.
+
+    So the corrections as a body look like the bucket and not like its hard images. No weight is above the
+    mean times the root of their number (Ionides 2008, "Truncated importance sampling"), so that a few audited
+    images are not learnt by heart.
+    """
+    inverse = np.array([1 / one.inclusion_probability for one in corrections])
+    if not len(inverse):
+        return []
+    truncated = np.minimum(inverse, inverse.mean() * math.sqrt(len(inverse)))
+    return [float(weight) for weight in truncated / truncated.mean()]
+
+
+def read_correction(correction: Correction, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Image (HxWx3 uint8) and mask (HxW uint8, class indices or the ignore index). Raises DatasetError."""
+    image = _read_image(correction.image_uri)
+    content = storage.read_bytes(correction.mask_uri)
+    if hashlib.sha256(content).hexdigest() != correction.mask_sha256:
+        raise DatasetError(
+            f"{correction.mask_uri} is not the mask that was reviewed: it was changed; restore it"
+        )
+    mask = _decode(decode_mask, correction.mask_uri, content)
+    mask = np.where(mask == IGNORED_IN_MASKS, np.uint8(dataset.ignore_index), mask)
+    if mask.shape != image.shape[:2]:
+        raise DatasetError(
+            f"{correction.mask_uri} has not the size of its image {correction.image_uri}: remove it"
+        )
+    return image, mask
+
+
+def to_json(corrections: Sequence[Correction]) -> bytes:
+    """What is kept beside a model, so that a resumed training learns from the same."""
+    return json.dumps([asdict(correction) for correction in corrections], indent=1).encode()
+
+
+def from_json(content: bytes) -> list[Correction]:
+    """Undo `to_json`."""
+    return [Correction(**fields) for fields in json.loads(content)]
+
+
+def _final_masks(output: str, dataset: Dataset) -> Iterator[Correction]:
+    found = query(output, _FINAL_MASKS).to_pylist()
+    if found and (classes := classes_of(output)) != dataset.classes:
+        raise DatasetError(
+            f"{storage.redact(output)} was labelled with the classes {', '.join(classes)}, the data set has "
+            f"{', '.join(dataset.classes)}: use corrections of the same classes"
+        )
+    return (Correction(**fields) for fields in found)
+
+
+def _pixels_of_all_splits(dataset: Dataset) -> set[str]:
+    samples = [sample for split in list_splits(dataset) for sample in list_samples(dataset, split)]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return set(pool.map(lambda sample: pixel_digest(_read_image(sample.image_uri)), samples))
+
+
+def _digest_of_image(correction: Correction) -> str | None:
+    """Of the pixels that were labelled; None when the image is another now, or gone."""
+    try:
+        blob = storage.read(correction.image_uri)
+    except NotFoundError:
+        return None
+    if blob.etag != correction.image_etag:
+        return None
+    return pixel_digest(_decode(decode_image, correction.image_uri, blob.data))
+
+
+def _read_image(uri: str) -> np.ndarray:
+    return _decode(decode_image, uri, storage.read_bytes(uri))
+
+
+def _decode(decode: Callable[[bytes], np.ndarray], uri: str, data: bytes) -> np.ndarray:
+    try:
+        return decode(data)
+    except ImageError as error:
+        raise DatasetError(f"{uri} cannot be used: {error}; replace or remove it") from error

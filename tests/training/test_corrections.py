@@ -1,0 +1,209 @@
+"""Corrections as training images: which count, how much, and that none flatters a promise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from segpipe import storage
+from segpipe.config import CalibrateSettings, TrainSettings
+from segpipe.datasets import list_samples, open_dataset, read_sample
+from segpipe.errors import DatasetError
+from segpipe.images import class_palette, encode_mask
+from segpipe.manifests.reviews import Review, append_reviews, item_id
+from segpipe.manifests.schema import Row, rows_table
+from segpipe.manifests.store import commit_part
+from segpipe.training.calibration import calibrate
+from segpipe.training.corrections import Correction, find_corrections, read_correction, weights
+from segpipe.training.run import train
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+SIZE = (48, 64)
+
+
+class Reviewed:
+    """An OUTPUT with reviewed images of its own bucket; `streets` is the data set whose classes it has."""
+
+    def __init__(self, folder: Path, streets: str) -> None:
+        self.output, self.raw = str(folder / "labels"), folder / "raw"
+        self.dataset = open_dataset(streets)
+        self.raw.mkdir(parents=True)
+        self.n_rows = 0
+
+    def add(
+        self, content: bytes, mask: np.ndarray, audit: float | None = None, verdict: str = "corrected"
+    ) -> Path:
+        """An image that was labelled, and its final mask; `audit`: the share it was drawn with."""
+        image = self.raw / f"{self.n_rows:03d}.png"
+        image.write_bytes(content)
+        encoded = encode_mask(mask, class_palette(len(self.dataset.classes)))
+        uri = f"{self.output}/reviews/masks/{self.n_rows}.png"
+        storage.put(uri, encoded)
+        sha256 = hashlib.sha256(encoded).hexdigest()
+        etag = storage.etag(str(image))
+        self._commit(str(image), etag, audit)
+        name = item_id(str(image), etag, "m", "draft")
+        final = verdict in ("accepted", "corrected")
+        review = Review(
+            review_id=name, item_id=name, image_uri=str(image), image_etag=etag, model_id="m",
+            draft_mask_sha256="draft", verdict=verdict,  # type: ignore[arg-type]
+            final_mask_uri=uri if final else None,
+            final_mask_sha256=sha256 if final else None, draft_iou=0.5, overlap_pixels=0, audit=audit is not None,
+            inclusion_probability=audit or 0.0, reviewer="a", minutes=1.0, reviewed_at=NOON, origin="test",
+        )  # fmt: skip
+        append_reviews(self.output, [review])
+        return image
+
+    def _commit(self, image: str, etag: str, audit: float | None) -> None:
+        row = Row(
+            image_uri=image, image_etag=etag, image_bytes=1, image_width=1, image_height=1, mask_uri="m",
+            mask_sha256="draft", decision="review", reason="low_confidence", confidence=0.5,
+            discriminator_score=0.5, class_fractions=None, class_confidences=None, audit=audit is not None,
+            inclusion_probability=audit or 0.0, model_id="m", policy_id=None, run_id="r", shard=self.n_rows,
+            labeled_at=NOON, error=None,
+        )  # fmt: skip
+        table = rows_table([row], self.dataset.classes)
+        assert commit_part(self.output, date(2026, 11, 24), "r", self.n_rows, table)
+        self.n_rows += 1
+
+
+@pytest.fixture
+def reviewed(tmp_path: Path, streets: str) -> Reviewed:
+    return Reviewed(tmp_path / "reviewed", streets)
+
+
+def noise(seed: int) -> bytes:
+    return png(np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), np.uint8))
+
+
+def png(pixels: np.ndarray, **options: int) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def mask(value: int = 1) -> np.ndarray:
+    return np.full(SIZE, value, np.uint8)
+
+
+def test_final_masks_are_found_and_read(reviewed: Reviewed) -> None:
+    drawn = mask(2)
+    drawn[:8] = 255  # left open by the reviewer
+    image = reviewed.add(noise(1), drawn)
+    confirmed = reviewed.add(noise(2), mask(1), verdict="accepted")
+    reviewed.add(noise(3), mask(1), verdict="rejected")
+    reviewed.add(noise(4), mask(1), verdict="skipped")
+    dataset = replace(reviewed.dataset, ignore_index=200)
+    found = find_corrections([reviewed.output], reviewed.dataset)
+    assert [one.image_uri for one in found] == [str(image), str(confirmed)]
+    pixels, truth = read_correction(found[0], dataset)
+    assert np.array_equal(pixels, np.asarray(Image.open(image)))
+    assert (truth[:8] == 200).all()
+    assert (truth[8:] == 2).all()
+
+
+@pytest.mark.parametrize("split", ["train", "val", "calibration"])
+def test_an_image_that_the_data_set_holds_in_any_split_is_left_out(
+    reviewed: Reviewed, streets: str, split: str
+) -> None:
+    kept = reviewed.add(noise(1), mask())
+    sample = list_samples(reviewed.dataset, split)[0]
+    pixels, truth = read_sample(reviewed.dataset, sample)
+    again = png(pixels, compress_level=9)
+    assert again != storage.read_bytes(sample.image_uri), "another file of the same pixels"
+    reviewed.add(again, truth)
+    assert [one.image_uri for one in find_corrections([reviewed.output], reviewed.dataset)] == [str(kept)]
+
+
+def test_an_image_that_is_another_now_is_left_out(reviewed: Reviewed) -> None:
+    replaced, removed = reviewed.add(noise(1), mask()), reviewed.add(noise(2), mask())
+    replaced.write_bytes(noise(9))
+    removed.unlink()
+    assert find_corrections([reviewed.output], reviewed.dataset) == []
+
+
+def test_a_mask_that_was_changed_after_the_review_is_refused(reviewed: Reviewed) -> None:
+    reviewed.add(noise(1), mask())
+    (found,) = find_corrections([reviewed.output], reviewed.dataset)
+    storage.put(found.mask_uri, encode_mask(mask(2), class_palette(3)))
+    with pytest.raises(DatasetError, match="is not the mask that was reviewed"):
+        read_correction(found, reviewed.dataset)
+
+
+def test_other_classes_are_refused(reviewed: Reviewed) -> None:
+    reviewed.add(noise(1), mask())
+    with pytest.raises(DatasetError, match="was labelled with the classes"):
+        find_corrections([reviewed.output], replace(reviewed.dataset, classes=("a", "b")))
+
+
+def correction(probability: float) -> Correction:
+    return Correction("i", "e", "m", "s", probability)
+
+
+def test_weights_are_the_inverse_of_the_chance_to_be_reviewed() -> None:
+    assert weights([correction(1.0)] * 3) == [1, 1, 1]
+    assert weights([correction(0.5), correction(1.0), correction(1.0)]) == pytest.approx([1.5, 0.75, 0.75])
+    # 100 and three times 1: the mean is 25.75, so at most 51.5; scaled to a mean of 1.
+    heavy = weights([correction(0.01), *[correction(1.0)] * 3])
+    assert heavy == pytest.approx([51.5 / 13.625, *[1 / 13.625] * 3])
+    assert weights([]) == []
+
+
+@given(st.lists(st.floats(0.001, 1), min_size=1, max_size=50))
+def test_weights_average_one_and_keep_their_order(probabilities: list[float]) -> None:
+    found = weights([correction(one) for one in probabilities])
+    assert np.mean(found) == pytest.approx(1)
+    order = np.argsort(probabilities, kind="stable")
+    assert (np.diff(np.array(found)[order]) <= 1e-9).all()
+
+
+@pytest.fixture
+def settings(streets: str, tmp_path: Path) -> Callable[..., TrainSettings]:
+    def make(model: str, **values: object) -> TrainSettings:
+        fixed = {
+            "data": streets,
+            "model": str(tmp_path / model),
+            "epochs": 1,
+            "batch_size": 4,
+            "device": "cpu",
+        }
+        return TrainSettings(epochs=1, **(fixed | values))  # type: ignore[arg-type]
+
+    return make
+
+
+def test_a_model_learns_from_corrections_and_may_not_be_calibrated_on_them(
+    reviewed: Reviewed, streets: str, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    for seed in range(6):
+        reviewed.add(noise(seed), mask(seed % 2), audit=0.1 if seed < 2 else None)
+    plain = train(settings("plain"))
+    taught = train(settings("taught", corrections=(reviewed.output,)))
+    assert taught.model_id != plain.model_id
+    card = json.loads(Path(taught.model, "model.json").read_text())
+    assert card["training_data"]["corrections"] == "6"
+    kept = json.loads(Path(taught.model, "corrections.json").read_text())
+    assert [one["inclusion_probability"] for one in kept] == [0.1, 0.1, 1, 1, 1, 1]
+
+    other = tmp_path / "other"
+    (other / "calibration" / "images").mkdir(parents=True)
+    (other / "calibration" / "masks").mkdir()
+    (other / "dataset.json").write_text(Path(streets, "dataset.json").read_text())
+    (other / "calibration" / "images" / "a.png").write_bytes(noise(3))
+    storage.put(str(other / "calibration" / "masks" / "a.png"), encode_mask(mask(), class_palette(3)))
+    places = {"data": str(other), "split": "calibration", "device": "cpu"}
+    target = {"min_iou": 0.1, "max_bad_fraction": 0.5}
+    with pytest.raises(DatasetError, match="among the images the model was trained on"):
+        calibrate(CalibrateSettings(model=taught.model, **places, **target))  # type: ignore[arg-type]
+    assert calibrate(CalibrateSettings(model=plain.model, **places, **target)).n_images == 1  # type: ignore[arg-type]
