@@ -117,8 +117,8 @@ def _check_not_seen(pairs: list[Pair], samples: list[Sample], seen: frozenset[st
     for (image, _), sample in zip(pairs, samples, strict=True):
         if pixel_digest(image) in seen:
             raise DatasetError(
-                f"{sample.image_uri} is among the images the model was trained on: calibrate on others, or train "
-                "again without it"
+                f"{sample.image_uri} is among the images the model was trained on: calibrate on others, or "
+                "train again without it"
             )
 
 

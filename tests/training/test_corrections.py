@@ -59,7 +59,8 @@ class Reviewed:
             review_id=name, item_id=name, image_uri=str(image), image_etag=etag, model_id="m",
             draft_mask_sha256="draft", verdict=verdict,  # type: ignore[arg-type]
             final_mask_uri=uri if final else None,
-            final_mask_sha256=sha256 if final else None, draft_iou=0.5, overlap_pixels=0, audit=audit is not None,
+            final_mask_sha256=sha256 if final else None, draft_iou=0.5, overlap_pixels=0,
+            audit=audit is not None,
             inclusion_probability=audit or 0.0, reviewer="a", minutes=1.0, reviewed_at=NOON, origin="test",
         )  # fmt: skip
         append_reviews(self.output, [review])
@@ -178,7 +179,7 @@ def settings(streets: str, tmp_path: Path) -> Callable[..., TrainSettings]:
             "batch_size": 4,
             "device": "cpu",
         }
-        return TrainSettings(epochs=1, **(fixed | values))  # type: ignore[arg-type]
+        return TrainSettings(**(fixed | values))  # type: ignore[arg-type]
 
     return make
 
