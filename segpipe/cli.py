@@ -22,7 +22,14 @@ import click
 from pydantic_core import to_json
 
 from segpipe import __version__
-from segpipe.config import CalibrateSettings, CompactSettings, EvaluateSettings, LabelSettings, TrainSettings
+from segpipe.config import (
+    CalibrateSettings,
+    CompactSettings,
+    EvaluateSettings,
+    LabelSettings,
+    PromoteSettings,
+    TrainSettings,
+)
 from segpipe.errors import PolicyError, SegpipeError
 from segpipe.options import build, options_of
 from segpipe.stopping import StoppedError, stop_on_signals
@@ -396,3 +403,30 @@ def compact(output: str, as_json: bool, **values: object) -> None:
     from segpipe.manifests.compaction import compact as compact_manifest
 
     _print_result(asdict(compact_manifest(output, settings)), as_json)
+
+
+@cli.command()
+@options_of(PromoteSettings)
+@_as_json
+@_debug
+def promote(as_json: bool, **values: object) -> None:
+    """Let a new model replace the one in use, if it is better.
+
+    Compares both image by image on a split that neither has learnt from, by a paired bootstrap. A line's
+    first model is taken as it is. Give the line's folder as --model to label, and in the sources file.
+    """
+    settings = build(PromoteSettings, values)
+    from segpipe.training.promotion import promote
+
+    _print_result(asdict(promote(settings)), as_json)
+
+
+@cli.command()
+@click.argument("line")
+@_as_json
+@_debug
+def rollback(line: str, as_json: bool) -> None:
+    """Let a LINE of models stand for the model before its present one again."""
+    from segpipe.training.promotion import go_back
+
+    _print_result(asdict(go_back(line)), as_json)

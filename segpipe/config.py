@@ -213,6 +213,33 @@ class CalibrateSettings(_Settings):
         return self
 
 
+class PromoteSettings(_Settings):
+    """What `segpipe promote` needs to compare a new model with the one in use."""
+
+    line: Location = Field(
+        description="The line of models: a folder at any fsspec URL; given to label as the model."
+    )
+    candidate: Location = Field(description="Model bundle that may replace the line's: a folder at any URL.")
+    data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
+    split: Location = Field(
+        description="Split to compare on, always the same one; no model of the line may have learnt from it."
+    )
+    confidence: float = Field(
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence (0.5 to 1) that the new model has the higher mean IoU before it is promoted; "
+        "0.95 lets one in twenty models pass that are only as good.",
+    )
+    group_by: RegularExpression | None = Field(
+        None,
+        description="Regular expression whose first match in an image's key names what the image belongs to, "
+        "as for calibrate: frames of one video count as one. Unset: images are independent.",
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap's draws.")
+    device: Device = Field("auto", description=_DEVICE)
+
+
 class CompactSettings(_Settings):
     """When `segpipe compact` copies manifest parts together, and how large the copies get."""
 

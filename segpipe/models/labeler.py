@@ -20,6 +20,7 @@ from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device, is_out_of_memory, to_device
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.inference import Prediction, normalised, predict
+from segpipe.models.line import resolve
 from segpipe.models.preprocess import resize_image
 
 logger = logging.getLogger(__name__)
@@ -193,10 +194,11 @@ def _check_images(images: Sequence[np.ndarray]) -> None:
 
 
 def load_model(url: str, device: str = "auto") -> Labeler:
-    """A bundle at any fsspec URL with its policy; device is auto, cpu or cuda.
+    """A bundle at any fsspec URL, or the newest of a line of them, with its policy; device: auto, cpu, cuda.
 
     Raises ModelError (missing, damaged, no such device), PolicyError (policy.json damaged), StorageError.
     """
+    url = resolve(url)
     labeler = load_without_policy(url, device)
     return replace(labeler, policy=load_policy(url, labeler.model_id))
 

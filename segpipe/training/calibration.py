@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
 
 import numpy as np
 
@@ -16,12 +15,11 @@ from segpipe.confidence.policy import BadFraction, Guard, MeanLoss, Policy, make
 from segpipe.config import CalibrateSettings, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError
-from segpipe.images import pixel_digest
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
-from segpipe.training.evaluation import Pair, open_matching_dataset, read_in_batches
+from segpipe.training.evaluation import open_matching_dataset, read_in_batches
 from segpipe.training.metrics import image_iou
-from segpipe.training.seen import seen_images
+from segpipe.training.seen import first_seen, seen_images
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +48,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     groups = None if settings.group_by is None else np.asarray(group_names(keys, settings.group_by))
     calibration_fingerprint = fingerprint(dataset, settings.split)
     _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
-    judged = _judge(labeler, dataset, samples, seen_images(storage.normalise(settings.model)))
+    _check_no_image_seen(samples, settings)
+    judged = _judge(labeler, dataset, samples)
     # An image without one labelled pixel says nothing about its mask.
     measured = ~np.isnan(judged.ious)
     if not measured.any():
@@ -113,21 +112,19 @@ def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: Cal
         )
 
 
-def _check_not_seen(pairs: list[Pair], samples: list[Sample], seen: frozenset[str]) -> None:
-    for (image, _), sample in zip(pairs, samples, strict=True):
-        if pixel_digest(image) in seen:
-            raise DatasetError(
-                f"{sample.image_uri} is among the images the model was trained on: calibrate on others, or "
-                "train again without it"
-            )
+def _check_no_image_seen(samples: list[Sample], settings: CalibrateSettings) -> None:
+    seen = seen_images(storage.normalise(settings.model))
+    if uri := first_seen(samples, seen):
+        raise DatasetError(
+            f"{uri} is among the images the model was trained on: calibrate on others, or train again "
+            "without it"
+        )
 
 
-def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample], seen: frozenset[str]) -> _Judged:
-    keys = iter(samples)
+def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Judged:
     scores, ious, class_confidences = [], [], []
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
-            _check_not_seen(pairs, list(islice(keys, len(pairs))), seen)
             for (_, truth), labeled in zip(pairs, labeler.label([image for image, _ in pairs]), strict=True):
                 scores.append(labeled.discriminator_score)
                 ious.append(image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index))

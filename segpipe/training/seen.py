@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from segpipe import storage
+from segpipe.datasets import Sample
 from segpipe.errors import NotFoundError
-from segpipe.images import pixel_digest
+from segpipe.images import decode_image, pixel_digest
 from segpipe.training.pixels import READ_THREADS, Read
 
 FILE = "seen_images.txt"
@@ -26,3 +27,13 @@ def seen_images(model_url: str) -> frozenset[str]:
         return frozenset(storage.read_bytes(storage.join(model_url, FILE)).decode().split())
     except NotFoundError:
         return frozenset()
+
+
+def first_seen(samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
+    """URI of the first image whose pixels are among those seen, None when none is. Raises ImageError."""
+    if not seen:
+        return None
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        uris = [sample.image_uri for sample in samples]
+        digests = pool.map(lambda uri: pixel_digest(decode_image(storage.read_bytes(uri))), uris)
+        return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)

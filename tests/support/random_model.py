@@ -24,13 +24,14 @@ SPEC = ModelSpec(
 )
 
 
-def write_random_model(folder: str) -> str:
+def write_random_model(folder: str, classes: tuple[str, ...] = SPEC.classes) -> str:
     """Write the bundle of a model with random weights and no policy; gives the folder back."""
     torch.manual_seed(0)
-    generator, discriminator = (encode_weights(network) for network in build_networks(SPEC))
+    spec = SPEC.model_copy(update={"classes": classes})
+    generator, discriminator = (encode_weights(network) for network in build_networks(spec))
     card = ModelCard(
-        model_id=model_digest(SPEC, generator, discriminator),
-        spec=SPEC,
+        model_id=model_digest(spec, generator, discriminator),
+        spec=spec,
         training_data={},
         training_settings={},
         metrics={},
