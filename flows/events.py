@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.filters import EventFilter, EventIDFilter
 from prefect.events.schemas.events import Event, Resource
 
 from segpipe.labeling.sources import Source
+from segpipe.labeling.totals import RunSummary
 from segpipe.storage import redact
 
 DISCOVERED = "segpipe.bucket.discovered"
+DRIFTED = "segpipe.run.drifted"
+_NAMESPACE = UUID("4f0b8d7e-93a5-4a0e-8f4e-52c1d3b7a902")
 
 
 def has_arrived(client: SyncPrefectClient, event_id: UUID) -> bool:
@@ -42,4 +45,25 @@ def send_discovered(client: SyncPrefectClient, source: Source, event_id: UUID) -
             "settings": source.settings.model_dump(mode="json", exclude_defaults=True),
         },
     )
+    _send(client, event)
+
+
+def send_drifted(client: SyncPrefectClient, flow_run_id: str, flow_run_name: str, run: RunSummary) -> None:
+    """Tell the server that a run's scores have drifted and all its masks went to review.
+
+    Sent again, it is the same event. Raises httpx.HTTPError when the server did not take it.
+    """
+    event = Event(
+        id=uuid5(_NAMESPACE, run.run_id),
+        occurred=datetime.now(UTC),
+        event=DRIFTED,
+        resource=Resource(
+            {"prefect.resource.id": f"prefect.flow-run.{flow_run_id}", "prefect.resource.name": flow_run_name}
+        ),
+        payload={"run_id": run.run_id, "source": redact(run.source), "output": redact(run.output)},
+    )
+    _send(client, event)
+
+
+def _send(client: SyncPrefectClient, event: Event) -> None:
     client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()

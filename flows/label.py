@@ -11,13 +11,15 @@ from typing import Any
 
 import httpx
 from prefect import State, Task, flow, runtime, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import TaskRun
 from prefect.states import Failed
 from prefect.tasks import exponential_backoff
 
+from flows.events import send_drifted
 from flows.run_log import library_log, progress_artifact, without_secrets
+from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, SegpipeError, StorageError
@@ -25,7 +27,6 @@ from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
-from segpipe.reports import summary as words
 from segpipe.storage import redact
 
 RETRIES = 3
@@ -68,51 +69,20 @@ def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> No
 
 
 @task(name="publish", retry_condition_fn=may_recover, **RESUMABLE)
-def publish(plan: RunPlan, labeler: Labeler, model: str) -> RunSummary:
+def publish(plan: RunPlan, labeler: Labeler, model: str, settings: LabelSettings) -> RunSummary:
     """Sum the run up from its manifest parts, in run.json and on the run's page."""
     with library_log(), without_secrets():
         summary = finish_run(plan)
-        create_markdown_artifact(
-            summary_markdown(summary, labeler, model),
-            key="label-summary",
-            description=f"What run {summary.run_id} labelled, and what it promises",
-        )
-        create_table_artifact(
-            [asdict(count) for count in words.decision_counts(summary)],
-            key="label-decisions",
-            description=f"Images per decision and reason in run {summary.run_id}",
-        )
+        publish_page(summary, labeler, model, settings)
+        if "drift" in summary.reasons:
+            _tell_of_drift(summary)
     return summary
 
 
-def summary_markdown(summary: RunSummary, labeler: Labeler, model: str) -> str:
-    """The run's page: counts, promise, speed, places and what to type next."""
-    counts = [
-        f"| {count.decision} | {count.reason} | {count.images} | {count.share:.1%} |"
-        for count in words.decision_counts(summary)
-    ]
-    facts = {
-        "Source": redact(summary.source),
-        "Planned": words.planned_line(summary),
-        "Promise": words.promise_line(labeler.policy),
-        "Drift": words.drift_line(summary),
-        "Speed": words.speed_line(summary),
-        **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
-    }
-    lines = [
-        f"# {summary.accepted} accepted, {summary.review} to review, {summary.failed} failed",
-        "",
-        "| decision | reason | images | share |",
-        "|---|---|---:|---:|",
-        *counts,
-        "",
-        *(f"- **{name}**: {fact}" for name, fact in facts.items() if fact is not None),
-        "",
-        "```",
-        *words.next_commands(summary, model),
-        "```",
-    ]
-    return "\n".join(lines)
+def _tell_of_drift(summary: RunSummary) -> None:
+    """An event, which is an alarm where alarms are registered."""
+    with get_client(sync_client=True) as client:
+        send_drifted(client, runtime.flow_run.id, runtime.flow_run.name, summary)
 
 
 def run_name() -> str:
@@ -142,6 +112,6 @@ def label(
             labeler = load_model(model, settings.device)
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings)
-        return asdict(publish(plan, labeler, model))
+        return asdict(publish(plan, labeler, model, settings))
     except SegpipeError as error:
         return Failed(message=redact(str(error)))

@@ -15,6 +15,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from segpipe.errors import RunError
+from segpipe.logs import add_ids
 from segpipe.progress import Advance, track
 from segpipe.storage import redact
 
@@ -28,7 +29,9 @@ class _ToRunLog(logging.Handler):
         self._run_logger = run_logger
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._run_logger.log(record.levelno, "%s", redact(self.format(record)))
+        shard = getattr(record, "shard", None)
+        about = "" if shard is None else f"shard {shard}: "
+        self._run_logger.log(record.levelno, "%s", redact(about + self.format(record)))
 
 
 @contextmanager
@@ -36,6 +39,7 @@ def library_log() -> Iterator[None]:
     """Send what the library logs, from any of its threads, to the log of this run, without secrets."""
     library, handler = logging.getLogger("segpipe"), _ToRunLog(get_run_logger())
     level, propagate = library.level, library.propagate
+    handler.addFilter(add_ids)
     library.addHandler(handler)
     library.setLevel(logging.INFO)
     library.propagate = False  # the run's logger prints already; the root logger would print it again

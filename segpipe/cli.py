@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 from pydantic_core import to_json
+from pythonjsonlogger.json import JsonFormatter
 
 from segpipe import __version__
 from segpipe.config import (
     CalibrateSettings,
     CompactSettings,
+    DoctorSettings,
     EvaluateSettings,
     LabelSettings,
     PromoteSettings,
     TrainSettings,
 )
 from segpipe.errors import PolicyError, SegpipeError
+from segpipe.logs import add_ids, json_formatter
 from segpipe.options import build, options_of
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
@@ -42,11 +45,13 @@ if TYPE_CHECKING:
     from segpipe.reports.content import ReportFacts
 
 logger = logging.getLogger(__name__)
+LogFormat = Literal["text", "json"]
 
 
 @dataclass
 class _Invocation:
     debug: bool = False
+    log_format: LogFormat = "text"
 
 
 def main() -> NoReturn:
@@ -86,8 +91,16 @@ def _one_line(error: Exception) -> str:
 
 
 def _complain(message: str, status: int) -> int:
-    _say(f"segpipe: {message}")
+    if _logs_json():
+        logger.error(message)
+    else:
+        _say(f"segpipe: {message}")
     return status
+
+
+def _logs_json() -> bool:
+    handlers = logging.getLogger("segpipe").handlers
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
 
 
 def _say(text: str) -> None:
@@ -133,11 +146,16 @@ class _StderrHandler(logging.Handler):
         _say(self.format(record))
 
 
-def _log_to_stderr() -> None:
-    logger = logging.getLogger("segpipe")
-    logger.setLevel(logging.INFO)
-    if not any(isinstance(handler, _StderrHandler) for handler in logger.handlers):
-        logger.addHandler(_StderrHandler())
+def _log_to_stderr(layout: LogFormat) -> None:
+    library = logging.getLogger("segpipe")
+    library.setLevel(logging.INFO)
+    for handler in [handler for handler in library.handlers if isinstance(handler, _StderrHandler)]:
+        library.removeHandler(handler)
+    handler = _StderrHandler()
+    handler.addFilter(add_ids)
+    if layout == "json":
+        handler.setFormatter(json_formatter())
+    library.addHandler(handler)
 
 
 def _set_debug(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -169,9 +187,19 @@ def _json_text(result: object) -> str:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 @_debug
-def cli() -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="SEGPIPE_LOG_FORMAT",
+    help="What is logged on stderr: lines for people, or one JSON object each, with run_id and shard.",
+)
+@click.pass_obj
+def cli(invocation: _Invocation, log_format: LogFormat) -> None:
     """Label image buckets with segmentation masks that carry a statistical promise."""
-    _log_to_stderr()
+    invocation.log_format = log_format
+    _log_to_stderr(log_format)
 
 
 @cli.command()
@@ -293,20 +321,31 @@ def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
 @_model
 @_limit
 @click.option("--inventory", help=LabelSettings.model_fields["inventory"].description)
+@click.option("--price-per-hour", type=float, help=LabelSettings.model_fields["price_per_hour"].description)
 @_as_json
 @_debug
-def plan(
-    source: str, output: str, model: str, limit: int | None, inventory: str | None, as_json: bool
-) -> None:
-    """Say what `label` would do; write nothing."""
+def plan(source: str, output: str, model: str, limit: int | None, as_json: bool, **values: object) -> None:
+    """Say what `label` would do, how long it would take and what it would cost; write nothing.
+
+    The time is estimated from the rate of the newest run under OUTPUT.
+    """
+    settings = build(LabelSettings, values)
+    from segpipe.labeling.estimate import estimate
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.models.labeler import load_model
+    from segpipe.reports.summary import estimate_line
 
     labeler, now = load_model(model, "cpu"), datetime.now(UTC)
     policy_id = labeler.policy.policy_id if labeler.policy else None
-    settings, run_id = build(LabelSettings, {"inventory": inventory}), new_run_id(now)
-    planned = make_plan(source, output, labeler.model_id, policy_id, settings, run_id, now, limit)
-    _print_result(asdict(summarise_plan(planned)), as_json)
+    planned = make_plan(source, output, labeler.model_id, policy_id, settings, new_run_id(now), now, limit)
+    summary = summarise_plan(planned)
+    expected = estimate(summary.output, summary.images, settings.price_per_hour)
+    if as_json:
+        click.echo(_json_text(asdict(summary) | {"estimate": asdict(expected)}))
+    else:
+        click.echo(
+            "\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])])
+        )
 
 
 @cli.command()
@@ -340,10 +379,13 @@ def label(
     with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
         labeler = load_model(model, settings.device)
         summary = label_source(source, output, labeler, settings, run_id, limit)
-    click.echo(_json_text(asdict(summary)) if as_json else _label_report(summary, labeler, model))
+    if as_json:
+        click.echo(_json_text(asdict(summary)))
+    else:
+        click.echo(_label_report(summary, labeler, model, settings.price_per_hour))
 
 
-def _label_report(summary: RunSummary, labeler: Labeler, model: str) -> str:
+def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_hour: float | None) -> str:
     from segpipe.reports import summary as words
 
     counts = [
@@ -356,6 +398,7 @@ def _label_report(summary: RunSummary, labeler: Labeler, model: str) -> str:
         "promise": words.promise_line(labeler.policy),
         "drift": words.drift_line(summary),
         "speed": words.speed_line(summary),
+        "cost": words.cost_line(summary, price_per_hour),
         **words.places(summary),
     }
     report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []
@@ -430,3 +473,26 @@ def rollback(line: str, as_json: bool) -> None:
     from segpipe.training.promotion import go_back
 
     _print_result(asdict(go_back(line)), as_json)
+
+
+@cli.command()
+@options_of(DoctorSettings)
+@_as_json
+@_debug
+def doctor(as_json: bool, **values: object) -> None:
+    """Check that a run can work here: a line per check, with the remedy; exit 1 when one fails.
+
+    Writes one small object below --output and removes it again.
+    """
+    settings = build(DoctorSettings, values)
+    from segpipe.doctor.examination import examine
+
+    findings = []
+    for finding in examine(settings):
+        findings.append(finding)
+        if not as_json:
+            click.echo(finding.line())
+    if as_json:
+        click.echo(_json_text([asdict(finding) for finding in findings]))
+    if any(finding.status == "FAIL" for finding in findings):
+        click.get_current_context().exit(1)

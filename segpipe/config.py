@@ -240,6 +240,21 @@ class PromoteSettings(_Settings):
     device: Device = Field("auto", description=_DEVICE)
 
 
+class DoctorSettings(_Settings):
+    """What `segpipe doctor` looks at besides this machine."""
+
+    source: Location | None = Field(None, description="Images: a folder or bucket that must be readable.")
+    output: Location | None = Field(
+        None,
+        description="Folder at any fsspec URL that must take masks and refuse a second exclusive create.",
+    )
+    model: Location | None = Field(None, description="Model bundle, or line of models, that must be whole.")
+    sources: Location | None = Field(None, description="Sources file, whose patterns must find something.")
+    seconds: float = Field(
+        30.0, gt=0, description="Seconds after which a check counts as failed; 30 outlast a slow storage."
+    )
+
+
 class CompactSettings(_Settings):
     """When `segpipe compact` copies manifest parts together, and how large the copies get."""
 
@@ -352,5 +367,12 @@ class LabelSettings(_Settings):
         description="Take what there is to label from a list instead of listing SOURCE: the manifest.json of "
         "an S3 Inventory report (CSV or Parquet), or a .parquet, .csv or .csv.gz file with a column uri or "
         "key and, if possible, etag and size. Unset: list SOURCE, which takes minutes per million objects.",
+    )
+    price_per_hour: float | None = Field(
+        None,
+        ge=0,
+        title="Price per hour",
+        description="What this machine costs per hour, in any currency: plan and the run's page then say "
+        "what a run costs. Unset: no cost is shown.",
     )
     device: Device = Field("auto", title="Device", description=_DEVICE)

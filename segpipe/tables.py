@@ -10,7 +10,7 @@ def result_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """A result's plain values first, a line each; then each nested mapping as a table of its own."""
     plain = {name: value for name, value in result.items() if not isinstance(value, Mapping)}
     yield from columns([(name.replace("_", " "), _cell(value)) for name, value in plain.items()])
-    for name in [name for name in result if name not in plain]:
+    for name in [name for name, value in result.items() if name not in plain and value]:
         yield from ("", name.replace("_", " "))
         yield from (f"  {line}" for line in _table(result[name]))
 

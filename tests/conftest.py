@@ -10,8 +10,10 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -19,7 +21,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from segpipe.manifests.schema import Row
+
 SERVER_START_SECONDS = 60
+ROW_DEFAULTS: dict[str, Any] = {
+    "image_uri": "/bucket/a.jpg",
+    "image_etag": "e1",
+    "image_bytes": 10,
+    "image_width": 4,
+    "image_height": 3,
+    "mask_uri": "/out/masks/m/a.jpg.png",
+    "mask_sha256": "ab",
+    "decision": "accepted",
+    "reason": "confident",
+    "confidence": 0.5,
+    "discriminator_score": 1.0,
+    "class_fractions": [0.75, 0.25],
+    "class_confidences": [0.5, None],
+    "audit": False,
+    "inclusion_probability": 0.0,
+    "model_id": "m",
+    "policy_id": None,
+    "run_id": "r",
+    "shard": 0,
+    "labeled_at": datetime(2026, 11, 23, 12, tzinfo=UTC),
+    "error": None,
+}
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +110,12 @@ def encoded() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode
+
+
+@pytest.fixture
+def make_row() -> Callable[..., Row]:
+    """A row with the given values and defaults elsewhere."""
+    return lambda **values: Row(**{**ROW_DEFAULTS, **values})
 
 
 @pytest.fixture(scope="session")

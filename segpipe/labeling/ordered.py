@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
+from contextvars import copy_context
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,7 +19,7 @@ def ordered_map(
     running: deque[Future[Result]] = deque()
     try:
         for item in items:
-            running.append(pool.submit(work, item))
+            running.append(pool.submit(copy_context().run, work, item))  # what is logged names its run
             if len(running) >= ahead:
                 yield running.popleft().result()
         while running:

@@ -32,6 +32,7 @@ from segpipe.labeling.rows import Target
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
 from segpipe.labeling.shard import label_images
 from segpipe.labeling.totals import RunSummary, read_totals, summarise_run, to_metadata
+from segpipe.logs import log_ids
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.progress import Advance, track
@@ -160,10 +161,15 @@ def _label_pending(
     pending, drift = pending_images(plan), _committed_drift(plan, settings)
     threads = Threads(settings.fetch_threads, labeler.batches_at_once, settings.encode_threads)
     outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
-    with progress(pending.num_rows, "labelling") as bar, closing(outcomes):
+    with (
+        log_ids(run_id=plan.run_id),
+        progress(pending.num_rows, "labelling") as bar,
+        closing(outcomes),
+    ):
         started = perf_counter()
         for shard, group in groupby(outcomes, key=lambda outcome: outcome.row.shard):
-            finished = list(_advancing(group, bar))
+            with log_ids(shard=shard):
+                finished = list(_advancing(group, bar))
             drift = drift or _judge(finished, plan, labeler, settings)
             rows = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
             legs = sum((outcome.legs for outcome in finished), start=Legs())

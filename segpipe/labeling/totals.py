@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -17,7 +19,21 @@ from segpipe.labeling.legs import Legs, Threads, bottleneck, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 
 _SECONDS, _LEGS, _OCCUPIED = "segpipe.seconds", "segpipe.legs", "segpipe.legs_per_thread"
+_COLUMNS = ["image_uri", "mask_uri", "decision", "reason", "confidence", "error"]
 _PARTS_AT_ONCE = 8
+WORST_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class WorstImage:
+    """An image that a person should look at first: the manifest row's own columns."""
+
+    image_uri: str
+    mask_uri: str | None
+    decision: str
+    reason: str
+    confidence: float | None
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -28,7 +44,8 @@ class RunSummary:
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
     per leg, summed over threads, bottleneck is the leg that kept its threads busiest, None without work.
     reasons counts rows per reason, skipped the objects left aside. drift is what the drift gate found, None
-    when nothing could be accepted anyway or nothing was labelled.
+    when nothing could be accepted anyway or nothing was labelled. worst are up to ten failed images and the
+    ten of the lowest confidence.
     """
 
     run_id: str
@@ -50,11 +67,12 @@ class RunSummary:
     reasons: dict[str, int]
     skipped: dict[str, int]
     drift: Drift | None
+    worst: tuple[WorstImage, ...]
 
 
 @dataclass(frozen=True)
 class PartTotals:
-    """The figures of a part, or of several added up: rows per decision and reason, seconds, verdict."""
+    """The figures of a part, or of several added up: rows per decision and reason, seconds, and so on."""
 
     decisions: Counter[str]
     reasons: Counter[str]
@@ -62,6 +80,7 @@ class PartTotals:
     legs: Legs
     occupied: Legs
     drift: Drift | None
+    worst: tuple[WorstImage, ...]
 
 
 def to_metadata(seconds: float, legs: Legs, threads: Threads, drift: Drift | None) -> dict[str, str]:
@@ -81,7 +100,7 @@ def summarise_run(plan: RunPlan) -> RunSummary:
 
 def _sum_parts(plan: RunPlan) -> PartTotals:
     uris = [uri for _, uri in finished_parts(plan)]
-    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), Legs(), None)
+    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), Legs(), None, ())
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         for part in pool.map(read_totals, uris):
             totals = _add_totals(totals, part)
@@ -90,7 +109,7 @@ def _sum_parts(plan: RunPlan) -> PartTotals:
 
 def read_totals(uri: str) -> PartTotals:
     """The figures of one committed part; raises StorageError."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=["decision", "reason"])
+    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=_COLUMNS)
     metadata = table.schema.metadata
     return PartTotals(
         decisions=Counter(table["decision"].to_pylist()),
@@ -99,6 +118,7 @@ def read_totals(uri: str) -> PartTotals:
         legs=Legs(**json.loads(metadata[_LEGS.encode()])),
         occupied=Legs(**json.loads(metadata[_OCCUPIED.encode()])),
         drift=drift_gate.from_metadata(metadata),
+        worst=_worst(WorstImage(**row) for row in table.to_pylist()),
     )
 
 
@@ -110,7 +130,16 @@ def _add_totals(one: PartTotals, other: PartTotals) -> PartTotals:
         one.legs + other.legs,
         one.occupied + other.occupied,
         one.drift or other.drift,
+        _worst((*one.worst, *other.worst)),
     )
+
+
+def _worst(images: Iterable[WorstImage]) -> tuple[WorstImage, ...]:
+    images = list(images)
+    failed = [image for image in images if image.decision == "failed"]
+    labelled = [image for image in images if image.decision != "failed"]
+    lowest = heapq.nsmallest(WORST_SHOWN, labelled, key=lambda image: image.confidence or 0.0)
+    return (*failed[:WORST_SHOWN], *lowest)
 
 
 def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:
@@ -135,4 +164,5 @@ def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:
         reasons=dict(sorted(totals.reasons.items())),
         skipped=plan.skipped,
         drift=totals.drift,
+        worst=totals.worst,
     )

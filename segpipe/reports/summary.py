@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from segpipe import storage
 from segpipe.confidence.policy import promise
+from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
+    from segpipe.labeling.estimate import Estimate
     from segpipe.labeling.totals import RunSummary
 
 _REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
@@ -90,6 +92,33 @@ def speed_line(summary: RunSummary) -> str:
     legs = ", ".join(f"{leg} {seconds:.2g} s" for leg, seconds in summary.legs.items())
     speed = f"{summary.images_per_second:.1f} images/s over {summary.seconds:.1f} s"
     return f"{speed}; {summary.bottleneck} is the bottleneck ({legs})"
+
+
+def cost_line(summary: RunSummary, price_per_hour: float | None) -> str | None:
+    """What the labelling cost, and what a thousand images do; None without a price."""
+    paid = cost(summary.seconds, price_per_hour)
+    if paid is None:
+        return None
+    per_thousand = 1000 * paid / images if (images := sum(summary.reasons.values())) else 0.0
+    return f"{paid:.2f} at {price_per_hour:g} an hour; {per_thousand:.2g} per 1,000 images"
+
+
+def estimate_line(expected: Estimate) -> str:
+    """How long a run will take, at what rate, and what it will cost."""
+    if expected.seconds is None:
+        return "unknown: nothing has been labelled here yet; segpipe label --limit 100 would tell"
+    paid = "" if expected.cost is None else f", {expected.cost:.2f} in all"
+    took = duration(expected.seconds)
+    return (
+        f"{took} at {expected.images_per_second:.1f} images/s, the rate of run {expected.rate_of_run}{paid}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """For example 42 s, 7 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def places(summary: RunSummary) -> dict[str, str]:

@@ -12,12 +12,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from local_stack import SECRET, LocalStack, Receiver, free_port, receiving, wait_for
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deployments.processes import pid_of
+from flows.events import send_drifted
 
 SOURCES = "s3://bucket/sources.toml"
 SILENT_SECONDS = 40  # heartbeats come every 30
@@ -171,6 +175,23 @@ def test_an_event_without_a_model_starts_nothing_and_calls_the_webhook(
     assert "segpipe label on-bucket" in alarm["message"]
     assert alarm["flow_run"] is None
     assert len(stack.runs_of("on-bucket")) == before
+
+
+def test_a_drifted_run_calls_the_webhook(
+    stack: LocalStack, webhook: Receiver, sleepy: Callable[[], str]
+) -> None:
+    run_id = sleepy()
+    name = stack.get(f"/flow_runs/{run_id}")["name"]
+    run = SimpleNamespace(run_id=f"flow-{run_id}", source="s3://raw", output="s3://labels")
+    with temporary_settings({PREFECT_API_URL: stack.api}), get_client(sync_client=True) as client:
+        for _ in range(2):  # as a retried task does
+            send_drifted(client, run_id, name, run)  # type: ignore[arg-type]
+    alarm = wait_for(lambda: webhook.call(lambda call: call["state"] == "Drifted"), "the alarm")
+    assert alarm["flow_run"] == name
+    assert alarm["url"].endswith(f"/runs/flow-run/{run_id}")
+    stack.post(f"/flow_runs/{run_id}/set_state", {"state": {"type": "CANCELLING"}})
+    assert stack.wait_for_end(run_id)["state_type"] == "CANCELLED"
+    assert len([call for call in webhook.calls if call["state"] == "Drifted"]) == 1
 
 
 def test_a_killed_worker_is_noticed_and_up_starts_it_again(

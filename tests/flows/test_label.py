@@ -82,9 +82,15 @@ def test_the_page_of_the_run_shows_counts_promise_and_the_next_commands(
     bucket: str, trusting_model: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    page = artifacts(label(bucket, str(output), trusting_model, settings=SETTINGS, return_state=True))
+    priced = SETTINGS.model_copy(update={"price_per_hour": 3600.0})
+    page = artifacts(label(bucket, str(output), trusting_model, settings=priced, return_state=True))
 
-    assert set(page) == {"label-progress", "label-summary", "label-decisions"}
+    assert set(page) == {"label-progress", "label-summary", "label-decisions", "label-worst"}
+    worst = json.loads(page["label-worst"].data)
+    assert [row["decision"] for row in worst] == ["failed", *["accepted"] * 5]
+    assert worst[0]["image"] == f"{bucket}/broken.jpg"
+    assert worst[1]["mask"].startswith(f"{output}/masks/")
+    assert [row["confidence"] for row in worst[1:]] == sorted(row["confidence"] for row in worst[1:])
     assert page["label-progress"].data == 100
     assert json.loads(page["label-decisions"].data) == [
         {"decision": "accepted", "reason": "confident", "images": 5, "share": 5 / 6},
@@ -94,6 +100,8 @@ def test_the_page_of_the_run_shows_counts_promise_and_the_next_commands(
     assert text.startswith("# 5 accepted, 0 to review, 1 failed\n")
     assert "at most 10% of accepted masks have IoU below 0.50, with 90% confidence" in text
     assert "is the bottleneck" in text
+    assert "**Cost**" in text
+    assert "at 3600 an hour" in text
     assert f"{output}/manifests" in text
     assert f"segpipe query {output} 'SELECT image_uri, reason, error FROM failures'" in text
 

@@ -29,7 +29,7 @@ from segpipe.manifests.compaction import compact
 from segpipe.manifests.query import query
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part, part_uri, read_manifest
-from tests.manifests.conftest import DEFAULTS
+from tests.conftest import ROW_DEFAULTS
 
 DAY = date(2026, 11, 23)
 SOON = CompactSettings(min_parts=2, file_megabytes=1)
@@ -38,7 +38,7 @@ SOON = CompactSettings(min_parts=2, file_megabytes=1)
 def commit(output: str, *numbers: int) -> None:
     """One part per number, with two rows."""
     for number in numbers:
-        rows = [Row(**DEFAULTS | {"image_uri": f"{number}.{i}", "shard": number}) for i in range(2)]
+        rows = [Row(**ROW_DEFAULTS | {"image_uri": f"{number}.{i}", "shard": number}) for i in range(2)]
         commit_part(output, DAY, "r", number, rows_table(rows, ["sky", "road"]))
 
 

@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from segpipe.confidence.drift import Drift
+from segpipe.labeling.estimate import Estimate
 from segpipe.labeling.totals import RunSummary
 from segpipe.reports import summary as words
 
@@ -31,6 +32,7 @@ SUMMARY = RunSummary(
     reasons={"confident": 6, "low_confidence": 2, "drift": 1, "unreadable": 1},
     skipped={},
     drift=None,
+    worst=(),
 )
 
 
@@ -68,6 +70,23 @@ def test_the_planned_line_says_why_other_images_were_left_out() -> None:
     assert words.planned_line(some) == (
         "10 images (7 already done, 2 tried again, 3 .txt left aside, 1 hidden left aside)"
     )
+
+
+def test_the_cost_is_that_of_the_seconds_spent_labelling() -> None:
+    assert words.cost_line(SUMMARY, None) is None
+    # 4 s of 90 an hour: 0.10 for 10 images, 10 for a thousand.
+    assert words.cost_line(SUMMARY, 90) == "0.10 at 90 an hour; 10 per 1,000 images"
+
+
+def test_an_estimate_says_what_it_rests_on() -> None:
+    assert words.estimate_line(Estimate(None, None, None, None)).startswith(
+        "unknown: nothing has been labelled"
+    )
+    known = Estimate("run-1", 2.5, 7200.0, 6.0)
+    assert words.estimate_line(known) == "2.0 h at 2.5 images/s, the rate of run run-1, 6.00 in all"
+    assert [words.duration(seconds) for seconds in (3.4, 119, 300, 7100, 36_000)] == [
+        "3 s", "119 s", "5 min", "118 min", "10.0 h",
+    ]  # fmt: skip
 
 
 DRIFT = Drift(p_value=2.14e-7, distance=0.4, n_scores=256, alarm=True, false_alarm_rate=0.0001)

@@ -1,0 +1,53 @@
+"""All checks, one after the other; none stops another, none takes longer than it may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from segpipe.config import DoctorSettings
+from segpipe.doctor import machine, places, server
+from segpipe.doctor.findings import Finding
+from segpipe.errors import SegpipeError
+from segpipe.labeling.limits import within
+from segpipe.storage import redact
+
+Check = tuple[str, Callable[[], Finding]]
+
+
+def examine(settings: DoctorSettings) -> Iterator[Finding]:
+    """Each check's finding, as soon as it is there."""
+    for name, check in _checks(settings):
+        yield _run(name, check, settings.seconds)
+
+
+def _checks(settings: DoctorSettings) -> list[Check]:
+    checks: list[Check] = [
+        ("versions", machine.check_versions),
+        ("device", machine.check_device),
+        ("disk", partial(machine.check_disk, settings.output)),
+        ("source", partial(places.check_source, settings.source)),
+        ("output", partial(places.check_output, settings.output)),
+        ("sources file", partial(places.check_sources_file, settings.sources)),
+        ("model", partial(places.check_model, settings.model)),
+        ("policy", partial(places.check_policy, settings.model)),
+        ("prefect server", server.check_server),
+        ("work pool", server.check_pool),
+        ("deployments", server.check_deployments),
+        ("clock", partial(server.check_clock, settings.output or settings.source)),
+    ]
+    return checks
+
+
+def _run(name: str, check: Callable[[], Finding], seconds: float) -> Finding:
+    try:
+        return within(seconds, check)
+    except TimeoutError:
+        return Finding(
+            name, "FAIL", f"no answer in {seconds:g} s", "is the server up, and the address right?"
+        )
+    except SegpipeError as error:
+        return Finding(name, "FAIL", redact(" ".join(str(error).split())))
+    except Exception as error:  # a check that breaks must not hide the others
+        found = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Finding(name, "FAIL", found, "this is a fault of segpipe or of the installation")

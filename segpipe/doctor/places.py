@@ -1,0 +1,95 @@
+"""Source, output, sources file and model: can they be used as a run uses them."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+
+from segpipe import storage
+from segpipe.doctor.findings import Finding
+from segpipe.errors import AlreadyExistsError, SegpipeError, StorageError
+from segpipe.labeling.sources import find_sources, read_sources
+
+
+def check_source(source: str | None) -> Finding:
+    """List it, and read the first object."""
+    if source is None:
+        return Finding("source", "skip", "not given", "--source URL")
+    first = next(storage.list_objects(storage.normalise(source)), None)
+    if first is None:
+        return Finding("source", "FAIL", f"{storage.redact(source)} is empty", "correct the name or fill it")
+    size = len(storage.read_bytes(first.uri))
+    return Finding("source", "ok", f"listed and read: {storage.redact(first.uri)}, {size} bytes")
+
+
+def check_output(output: str | None) -> Finding:
+    """Write, read back, be refused a second exclusive create, remove."""
+    if output is None:
+        return Finding("output", "skip", "not given", "--output URL")
+    probe = storage.join(storage.normalise(output), f".segpipe-doctor-{secrets.token_hex(8)}")
+    try:
+        return _try_output(probe)
+    finally:
+        with suppress(StorageError):
+            storage.delete(probe)
+
+
+def _try_output(probe: str) -> Finding:
+    content = secrets.token_bytes(64)
+    storage.create(probe, content)
+    if storage.read_bytes(probe) != content:
+        return Finding("output", "FAIL", "what was read is not what was written", "use another storage")
+    try:
+        storage.create(probe, b"second")
+    except AlreadyExistsError:
+        storage.delete(probe)
+        return Finding("output", "ok", "written, read, refused a second exclusive create, removed")
+    return Finding(
+        "output",
+        "FAIL",
+        "the storage overwrites where it is told to create only: two runs at once could label images twice",
+        "use one that honours If-None-Match (S3, MinIO, Ceph from 16.2)",
+    )
+
+
+def check_sources_file(sources: str | None) -> Finding:
+    """Every entry can be used and matches something."""
+    if sources is None:
+        return Finding("sources file", "skip", "not given", "--sources URL")
+    found, problems = find_sources(read_sources(sources))
+    if problems:
+        said = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)
+        return Finding("sources file", "FAIL", storage.redact(said), "correct the entry; the others work")
+    if not found:
+        return Finding("sources file", "warn", "no pattern matches anything", "is the bucket's name right?")
+    return Finding("sources file", "ok", f"{len(found)} sources")
+
+
+def check_model(model: str | None) -> Finding:
+    """The bundle is whole, its hash is right, its networks can be built."""
+    if model is None:
+        return Finding("model", "skip", "not given", "--model URL")
+    from segpipe.models.labeler import load_model
+
+    labeler = load_model(model, "cpu")
+    return Finding("model", "ok", f"{labeler.model_id}, {len(labeler.classes)} classes")
+
+
+def check_policy(model: str | None) -> Finding:
+    """There is one, of this model, and it accepts something."""
+    if model is None:
+        return Finding("policy", "skip", "no model given", "--model URL")
+    from segpipe.models.labeler import load_model
+    from segpipe.reports.summary import promise_line
+
+    try:
+        policy = load_model(model, "cpu").policy
+    except SegpipeError as error:
+        return Finding("policy", "FAIL", storage.redact(str(error)))
+    if policy is None:
+        return Finding(
+            "policy", "warn", "none of this model: all masks go to review", "run segpipe calibrate"
+        )
+    if policy.threshold is None:
+        return Finding("policy", "warn", promise_line(policy), "calibrate on more images, or promise less")
+    return Finding("policy", "ok", promise_line(policy))
