@@ -22,7 +22,7 @@ from flows.run_log import library_log, progress_artifact, without_secrets
 from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
-from segpipe.errors import NotFoundError, SegpipeError, StorageError
+from segpipe.errors import AddressError, NotFoundError, SegpipeError, StorageError
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
@@ -48,7 +48,8 @@ def tries_left(_task: Task, task_run: TaskRun, _state: State) -> bool:
 def may_recover(failed: Task, task_run: TaskRun, state: State) -> bool:
     """Whether trying again can help: storage or server can recover, a missing bucket does not appear."""
     transient = isinstance(state.data, StorageError | httpx.HTTPError)
-    return transient and not isinstance(state.data, NotFoundError) and tries_left(failed, task_run, state)
+    lasting = isinstance(state.data, NotFoundError | AddressError)
+    return transient and not lasting and tries_left(failed, task_run, state)
 
 
 @task(name="plan", retry_condition_fn=may_recover, **RESUMABLE)

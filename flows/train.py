@@ -14,7 +14,7 @@ from prefect.states import Failed
 from flows.run_log import library_log, without_secrets
 from segpipe.confidence.policy import Policy
 from segpipe.config import CalibrateSettings, TrainSettings
-from segpipe.errors import NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.errors import AddressError, NotFoundError, RunError, SegpipeError, StorageError
 from segpipe.reports.summary import promise_line
 from segpipe.storage import normalise, redact
 from segpipe.training.calibration import calibrate as calibrate_model
@@ -28,7 +28,9 @@ OPTIONS: dict[str, Any] = {"retry_delay_seconds": RETRY_DELAY_SECONDS, "cache_po
 
 def storage_may_recover(_task: Task, task_run: TaskRun, state: State) -> bool:
     """Whether trying again can help: storage may recover; wrong data or settings stay wrong."""
-    transient = isinstance(state.data, StorageError) and not isinstance(state.data, NotFoundError)
+    transient = isinstance(state.data, StorageError) and not isinstance(
+        state.data, NotFoundError | AddressError
+    )
     return transient and task_run.run_count <= RETRIES
 
 

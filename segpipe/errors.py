@@ -19,6 +19,10 @@ class NotFoundError(StorageError):
     """The object, folder or bucket does not exist."""
 
 
+class AddressError(StorageError):
+    """A URL that no storage can be asked for, now or later."""
+
+
 class AlreadyExistsError(StorageError):
     """An exclusive create met an existing object."""
 

@@ -20,7 +20,7 @@ from fsspec.spec import AbstractFileSystem
 from pydantic import ValidationError
 
 from segpipe.config import StorageSettings
-from segpipe.errors import NotFoundError, StorageError
+from segpipe.errors import AddressError, NotFoundError, StorageError
 from segpipe.storage_errors import ChangedError, explained, failure, guarded, is_conflict
 from segpipe.storage_errors import redact as redact
 
@@ -53,24 +53,24 @@ class Blob:
 
 
 def normalise(url: str | os.PathLike[str]) -> str:
-    """Absolute plain path, or scheme://bucket/key; no trailing '/'. StorageError on a URL we cannot keep."""
+    """Absolute plain path, or scheme://bucket/key; no trailing '/'. AddressError on a URL we cannot keep."""
     text = os.fspath(url)
     scheme, path = _split(text)
     if not path:
-        raise failure(StorageError, f"'{text}' names no folder; give a path or scheme://bucket/folder")
+        raise failure(AddressError, f"'{text}' names no folder; give a path or scheme://bucket/folder")
     if scheme in _LOCAL_SCHEMES:
         return os.path.abspath(os.path.expanduser(path))
     if re.match(r"[^/@]*:[^/]*@", path):
         # URIs end up in manifests, so a password in one would be published there.
-        raise failure(StorageError, f"{text} carries a password; give credentials in the environment instead")
+        raise failure(AddressError, f"{text} carries a password; give credentials in the environment instead")
     return f"{'s3' if scheme == 's3a' else scheme}://{path}".rstrip("/")
 
 
 def join(root: str, key: str) -> str:
-    """`root`/`key`, the key untouched. StorageError for a key that is no path below a local folder."""
+    """`root`/`key`, the key untouched. AddressError for a key that is no path below a local folder."""
     if _split(root)[0] in _LOCAL_SCHEMES and {"", ".", ".."} & set(key.split("/")):
         # On disk such a key leaves the folder or meets another key's file; a bucket keeps it as it is.
-        raise failure(StorageError, f"key '{key}' is no path below {root}; rename it or write to a bucket")
+        raise failure(AddressError, f"key '{key}' is no path below {root}; rename it or write to a bucket")
     return f"{root.rstrip('/')}/{key}"
 
 
