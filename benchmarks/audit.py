@@ -2,8 +2,9 @@
 
     python benchmarks/audit.py [--years 1000] [--faulty-years 200] [--seed 0]
 
-Every night 10 audited masks get a verdict (2% of 500 accepted). In a kept year exactly the promised 5% are
-bad, the worst case; in a faulty one 1% until night 120 and then 2, 3 or 5 times the promised share. Rivals: the
+Every night 10 audited masks get a verdict (2% of 500 accepted). In a kept year exactly the promised 5%
+are bad, the worst case; in a faulty one 1% until night 120, then 2, 3 or 5 times the promised share.
+Rivals: the
 binomial test over all verdicts so far, looked at every night as if it were the only time; the same, corrected
 for 365 looks; and it over the last 30 nights alone, corrected. Prints tables and writes results/audit.json.
 """
