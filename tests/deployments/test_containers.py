@@ -22,13 +22,14 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
+from local_stack import free_port, wait_for
 from postgres import PASSWORD, find_programs, postgres
+from prefect.client.orchestration import PrefectClient
 from prefect.server.schemas.actions import WorkPoolCreate
 from prefect.settings import Settings
 from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 from pydantic_settings import BaseSettings
-from local_stack import free_port, wait_for
 
 from deployments.pool import POOL
 
@@ -204,7 +205,10 @@ def test_the_template_has_what_the_worker_of_this_version_expects() -> None:
 
 def job(values: dict[str, Any]) -> dict[str, Any]:
     """The Job that the worker would start."""
-    made = asyncio.run(KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values))
+    server = PrefectClient("http://127.0.0.1:1/api")  # only asked for blocks, and there are none
+    made = asyncio.run(
+        KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values, client=server)
+    )
     made.env["PREFECT_API_URL"] = "http://server:4200/api"
     made._populate_env_in_manifest()
     made._populate_image_if_not_present()
