@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from segpipe import storage
 from segpipe.doctor.findings import Finding
@@ -26,12 +28,27 @@ def check_output(output: str | None) -> Finding:
     """Write, read back, be refused a second exclusive create, remove."""
     if output is None:
         return Finding("output", "skip", "not given", "--output URL")
-    probe = storage.join(storage.normalise(output), f".segpipe-doctor-{secrets.token_hex(8)}")
+    place = storage.normalise(output)
+    probe = storage.join(place, f".segpipe-doctor-{secrets.token_hex(8)}")
+    with _no_new_folders(place):
+        try:
+            return _try_output(probe)
+        finally:
+            with suppress(StorageError):
+                storage.delete(probe)
+
+
+@contextmanager
+def _no_new_folders(place: str) -> Iterator[None]:
+    """Takes away the folders that a write to a local OUTPUT has made, unless they are used by now."""
+    folders = [] if "://" in place else [Path(place), *Path(place).parents]
+    absent = [folder for folder in folders if not folder.exists()]
     try:
-        return _try_output(probe)
+        yield
     finally:
-        with suppress(StorageError):
-            storage.delete(probe)
+        for folder in absent:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _try_output(probe: str) -> Finding:

@@ -1,124 +1,338 @@
-"""Container and cluster files, as far as they can be checked without an engine or a cluster."""
+"""Container and cluster files, as far as no container engine is needed: lint, parse, run."""
 
 from __future__ import annotations
 
-import fnmatch
+import asyncio
+import copy
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.utilities.templating import apply_values
+from local_stack import free_port, wait_for
+from postgres import PASSWORD, find_programs, postgres
+from prefect.client.orchestration import PrefectClient
+from prefect.server.schemas.actions import WorkPoolCreate
+from prefect.settings import Settings
+from prefect_kubernetes.settings import KubernetesSettings
+from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
+from pydantic_settings import BaseSettings
+
+from deployments.pool import POOL
 
 ROOT = Path(__file__).resolve().parents[2]
-DEPLOYMENTS = ROOT / "deployments"
-DOCKERFILE = DEPLOYMENTS / "containers" / "Dockerfile"
-KUBERNETES_VERSION = "1.30"
+CONTAINERS, KUBERNETES = ROOT / "deployments" / "containers", ROOT / "deployments" / "kubernetes"
+DOCKERFILE = (CONTAINERS / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((CONTAINERS / "compose.yaml").read_text())
+SERVICES = COMPOSE["services"]
+TEMPLATE = json.loads((KUBERNETES / "work-pool.json").read_text())
+MANIFESTS = [
+    manifest
+    for name in ("worker.yaml", "deploy.yaml")
+    for manifest in yaml.safe_load_all((KUBERNETES / name).read_text())
+]
+PODS = [
+    manifest["spec"]["template"]["spec"] for manifest in MANIFESTS if "template" in manifest.get("spec", {})
+]
+POD_OF_RUN = TEMPLATE["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+EXAMPLE = dict(
+    line.removeprefix("#").split("=", 1)
+    for line in (CONTAINERS / "env.example").read_text().splitlines()
+    if re.match(r"#?[A-Z_]+=", line)
+)
+VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::?([-?])([^}]*))?\}")
+SECRET = re.compile(r"PASSWORD|SECRET|KEY|TOKEN|WEBHOOK|AUTH")
 
 
-@pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
-    return dict(yaml.safe_load((DEPLOYMENTS / "containers" / "compose.yaml").read_text()))
+def instruction(name: str) -> list[Any]:
+    """The JSON list of the Dockerfile's last CMD, or of the command in its HEALTHCHECK."""
+    flat = DOCKERFILE.replace("\\\n", " ")
+    pattern = r"^CMD (\[.*\])$" if name == "CMD" else r"^HEALTHCHECK .*CMD (\[.*\])$"
+    return json.loads(re.findall(pattern, flat, re.MULTILINE)[-1])
 
 
-def pinned(package: str) -> str:
-    (version,) = re.findall(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
-    return str(version)
+def copied() -> list[str]:
+    lines = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
+    return [name for line in lines for name in line.split()]
 
 
-def test_the_dockerfile_has_no_lint() -> None:
-    program = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([program, DOCKERFILE], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout == ""
+def setting_names(kind: type[BaseSettings]) -> set[str]:
+    """The environment variables of a settings class and of those nested in it."""
+    names: set[str] = set()
+    prefix = kind.model_config.get("env_prefix", "")
+    for name, field in kind.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseSettings):
+            names |= setting_names(field.annotation)
+        aliases = getattr(field.validation_alias, "choices", [field.validation_alias])
+        names |= {f"{prefix}{name}".upper()} | {str(alias).upper() for alias in aliases if alias}
+    return names
 
 
-def test_the_image_has_the_tested_torch_and_what_it_copies_reaches_the_build() -> None:
-    text = DOCKERFILE.read_text()
-    assert f"ARG TORCH_VERSION={pinned('torch')}" in text
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line[0] == "!"}
-    copied = [name for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for name in line.split()]
-    assert copied
-    for name in copied:
-        assert (ROOT / name).exists()
-        assert name in let_through
+# --- image ---
 
 
-def test_no_file_with_secrets_reaches_the_image() -> None:
-    ignored = (ROOT / ".dockerignore").read_text().split()
-    assert any(fnmatch.fnmatch("deployments/containers/.env", pattern) for pattern in ignored)
-    assert (
-        subprocess.run(["git", "check-ignore", "-q", "deployments/containers/.env"], cwd=ROOT).returncode == 0
+def test_the_linter_finds_nothing_in_the_dockerfile() -> None:
+    command = [Path(sys.executable).with_name("hadolint"), CONTAINERS / "Dockerfile"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+
+
+def test_what_the_image_copies_is_there_and_nothing_else_gets_into_the_build() -> None:
+    ignored = [
+        line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] not in "#"
+    ]
+    let_in = {line[1:] for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in copied())
+    assert set(copied()) == let_in
+    assert ignored[0] == "*"
+    assert any(fnmatch("deployments/containers/.env", line.replace("**/", "*/")) for line in ignored)
+    git_ignored = subprocess.run(
+        ["git", "check-ignore", "deployments/containers/.env"], cwd=ROOT, capture_output=True, check=False
     )
+    assert git_ignored.returncode in (0, 128)  # 128: no git checkout
 
 
-def test_every_variable_of_the_compose_file_is_explained_in_the_example() -> None:
-    text = (DEPLOYMENTS / "containers" / "compose.yaml").read_text()
-    used = set(re.findall(r"\$\{(\w+)", text))
-    example = (DEPLOYMENTS / "containers" / "example.env").read_text()
-    assert used - {"SEGPIPE_IMAGE"} == set(re.findall(r"^(\w+)=", example, re.MULTILINE))
+def test_versions_are_those_that_were_tested() -> None:
+    constraints = (ROOT / "constraints.txt").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    python = re.search(r"^ARG PYTHON_VERSION=(.+)$", DOCKERFILE, re.MULTILINE)
+    assert python is not None
+    assert f"Programming Language :: Python :: {python[1]}" in project["classifiers"]
+    assert f"Python {python[1]}," in constraints.splitlines()[0]
+    installs = [line for line in DOCKERFILE.splitlines() if "pip install" in line]
+    assert len(installs) == 2
+    assert all("-c constraints.txt" in line for line in installs)
+    assert f"moto=={SERVICES['s3']['image'].partition(':')[2]}" in constraints.splitlines()
+    assert re.fullmatch(r"postgres:\d+\.\d+-\w+", SERVICES["postgres"]["image"])
+    assert "kubernetes" in project["optional-dependencies"]
 
 
-def test_services_wait_for_what_exists_and_listen_on_loopback(compose: dict[str, Any]) -> None:
-    services = compose["services"]
-    for service in services.values():
-        for needed, condition in service.get("depends_on", {}).items():
-            assert needed in services
-            healthy = condition["condition"] == "service_healthy"
-            assert not healthy or "healthcheck" in services[needed]
-        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
-        for volume in service.get("volumes", []):
-            assert volume.split(":")[0] in compose["volumes"]
-    assert services["s3"]["image"] == f"motoserver/moto:{pinned('moto')}"
+def test_the_image_runs_as_nobody_in_particular_and_kubernetes_as_the_same() -> None:
+    user = re.findall(r"^USER (\d+):(\d+)$", DOCKERFILE, re.MULTILINE)[-1]
+    for pod in [*PODS, POD_OF_RUN]:
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert (str(pod["securityContext"]["runAsUser"]), str(pod["securityContext"]["runAsGroup"])) == user
 
 
-@pytest.mark.parametrize("service", ["server", "worker"])
-def test_the_commands_know_their_options(compose: dict[str, Any], service: str) -> None:
-    command = compose["services"][service]["command"]
-    program = [part for part in command[:3] if not part.startswith("-")]
-    done = subprocess.run(
-        [sys.executable, "-m", *program, "--help"], capture_output=True, text=True, check=True
+# --- compose ---
+
+
+def test_every_variable_of_compose_is_in_the_example_and_in_the_docs() -> None:
+    text = (CONTAINERS / "compose.yaml").read_text()
+    unset = {name for service in SERVICES.values() for name, value in environment(service) if value is None}
+    used = {name for name, _, _ in VARIABLE.findall(text)} | unset
+    docs = (ROOT / "docs" / "operations-containers.md").read_text()
+    assert used == set(EXAMPLE)
+    assert [name for name in used if f"`{name}`" not in docs] == []
+
+
+def environment(service: dict[str, Any]) -> list[tuple[str, Any]]:
+    return list(service.get("environment", {}).items())
+
+
+def test_every_setting_that_is_passed_exists() -> None:
+    known = setting_names(Settings) | setting_names(KubernetesSettings)
+    names = {name for service in SERVICES.values() for name, _ in environment(service)}
+    names |= {one["name"] for pod in [*PODS, POD_OF_RUN] for one in pod["containers"][0]["env"]}
+    documented = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    assert [name for name in names if name.startswith("PREFECT_") and name not in known] == []
+    assert [name for name in names if name.startswith("SEGPIPE_") and name not in documented] == []
+
+
+def test_no_secret_is_written_down() -> None:
+    for service in SERVICES.values():
+        for name, value in environment(service):
+            assert not SECRET.search(name) or value is None or VARIABLE.fullmatch(value), name
+    assert not [name for name, value in EXAMPLE.items() if SECRET.search(name) and value]
+    for pod in [*PODS, POD_OF_RUN]:
+        for one in pod["containers"][0]["env"]:
+            assert not SECRET.search(one["name"]) or "secretKeyRef" in one["valueFrom"], one["name"]
+
+
+def test_ports_are_open_to_this_machine_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert len(ports) == 2
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_services_wait_for_what_they_need_and_can_say_that_they_are_well() -> None:
+    for name, service in SERVICES.items():
+        for needed, how in service.get("depends_on", {}).items():
+            healthy = how["condition"] == "service_healthy"
+            assert not healthy or "test" in SERVICES[needed]["healthcheck"], (name, needed)
+        optional = [needed for needed in service.get("depends_on", {}) if "profiles" in SERVICES[needed]]
+        assert all(service["depends_on"][needed]["required"] is False for needed in optional)
+    assert SERVICES["worker"]["depends_on"]["deploy"]["condition"] == "service_completed_successfully"
+
+
+# --- Kubernetes ---
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda manifest: f"{manifest['kind']}")
+def test_manifests_fit_kubernetes_schemas(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+
+
+def test_prefect_takes_the_template_and_would_refuse_a_variable_that_is_not_there() -> None:
+    WorkPoolCreate(name=POOL, type="kubernetes", base_job_template=TEMPLATE)
+    broken = copy.deepcopy(TEMPLATE)
+    del broken["variables"]["properties"]["gpus"]
+    with pytest.raises(ValueError, match="gpus"):
+        WorkPoolCreate(name=POOL, type="kubernetes", base_job_template=broken)
+
+
+def test_the_template_has_what_the_worker_of_this_version_expects() -> None:
+    default = KubernetesWorker.get_default_base_job_template()
+    assert default["variables"]["properties"].keys() <= TEMPLATE["variables"]["properties"].keys()
+    assert default["job_configuration"].keys() == TEMPLATE["job_configuration"].keys()
+    used = set(re.findall(r"\{\{ (\w+) \}\}", json.dumps(TEMPLATE["job_configuration"])))
+    assert used == set(TEMPLATE["variables"]["properties"])
+    assert all(field["description"] for field in TEMPLATE["variables"]["properties"].values())
+
+
+def job(values: dict[str, Any]) -> dict[str, Any]:
+    """The Job that the worker would start."""
+    server = PrefectClient("http://127.0.0.1:1/api")  # only asked for blocks, and there are none
+    made = asyncio.run(
+        KubernetesWorkerJobConfiguration.from_template_and_values(TEMPLATE, values, client=server)
     )
-    for option in [part for part in command if part.startswith("--")]:
-        assert re.search(rf"{option}\b", done.stdout), option
-
-
-def test_the_registration_names_what_is_there(compose: dict[str, Any]) -> None:
-    command = compose["services"]["register"]["command"][-1]
-    assert "python -m deployments.register --ui-url" in command
-    (file,) = re.findall(r"--prefect-file (\S+)", command)
-    assert (ROOT / file).exists()
-
-
-def test_the_worker_of_the_cluster_is_valid() -> None:
-    for resource in yaml.safe_load_all((DEPLOYMENTS / "kubernetes" / "worker.yaml").read_text()):
-        kubernetes_validate.validate(resource, KUBERNETES_VERSION, strict=True)
+    made.env["PREFECT_API_URL"] = "http://server:4200/api"
+    made._populate_env_in_manifest()
+    made._populate_image_if_not_present()
+    made._populate_command_if_not_present()
+    made._populate_generate_name_if_not_present()
+    return made.job_manifest
 
 
 @pytest.mark.parametrize("gpus", [0, 1])
-def test_a_pod_made_by_the_template_is_valid(gpus: int) -> None:
-    template = json.loads((DEPLOYMENTS / "kubernetes" / "work-pool.json").read_text())
-    WorkPoolCreate(name="segpipe", type="kubernetes", base_job_template=template)  # placeholders are defined
-    properties = template["variables"]["properties"]
-    defaults = {name: one["default"] for name, one in properties.items() if one.get("default") is not None}
-    given = {
-        "name": "label-s3-raw",
-        "command": ["prefect", "flow-run", "execute"],
-        "env": [{"name": "PREFECT_API_URL", "value": "http://server/api"}],
-        "labels": {"app": "segpipe"},
-        "gpus": gpus,
-    }
-    job = apply_values(template["job_configuration"], defaults | given)["job_manifest"]
-    kubernetes_validate.validate(job, KUBERNETES_VERSION, strict=True)
-    pod = job["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
+def test_the_job_of_a_run_fits_kubernetes_schema_and_has_its_secrets(gpus: int) -> None:
+    manifest = job({"gpus": gpus, "image": "registry/segpipe:1", "storage_secret": "my-keys"})
+    kubernetes_validate.validate(manifest, "1.33", strict=True)
+    pod = manifest["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    given = {one["name"]: one for one in container["env"]}
     assert container["resources"]["limits"]["nvidia.com/gpu"] == gpus
-    assert container["envFrom"] == [{"secretRef": {"name": "segpipe"}}]
-    assert pod["terminationGracePeriodSeconds"] >= 30
-    assert pod["securityContext"]["runAsNonRoot"]
+    assert given["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"]["name"] == "my-keys"
+    assert given["PREFECT_API_URL"]["value"] == "http://server:4200/api"
+    assert pod["terminationGracePeriodSeconds"] == 60
+    assert manifest["metadata"]["namespace"] == MANIFESTS[0]["metadata"]["namespace"]
+
+
+def test_manifests_and_compose_name_the_pool_that_the_deployments_use() -> None:
+    prefect_file = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
+    assert {one["work_pool"]["name"] for one in prefect_file["deployments"]} == {POOL}
+    for command in (instruction("CMD"), PODS[0]["containers"][0]["args"]):
+        assert command[command.index("--pool") + 1] == POOL
+
+
+# --- the same commands by hand ---
+
+
+def command_of(service: str) -> list[str]:
+    return [part.replace("$$", "$") for part in SERVICES[service].get("command", instruction("CMD"))]
+
+
+def environment_of(service: str, places: dict[str, str], values: dict[str, str]) -> dict[str, str]:
+    """What compose would pass, with this machine's places in place of the containers'."""
+    own = {
+        name: resolved(value, values) for name, value in environment(SERVICES[service]) if value is not None
+    }
+    for there, here in places.items():
+        own = {name: value.replace(there, here) for name, value in own.items()}
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    path = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    return inherited | own | {"PATH": path, "PYTHONPATH": str(ROOT), "DO_NOT_TRACK": "1"}
+
+
+def resolved(text: str, values: dict[str, str]) -> str:
+    return VARIABLE.sub(lambda found: values.get(found[1]) or (found[3] if found[2] == "-" else ""), text)
+
+
+@pytest.fixture
+def running() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(
+    running: ExitStack, command: list[str], environment: dict[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    output = running.enter_context(log.open("wb"))
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
+    running.callback(lambda: (process.kill(), process.wait()))
+    return process
+
+
+def is_well(check: list[str], places: dict[str, str]) -> bool:
+    for there, here in places.items():
+        check = [part.replace(there, here) for part in check]
+    return subprocess.run([sys.executable, *check[1:]], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.server
+def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, tmp_path: Path) -> None:
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL is not installed")
+    database, port, health = free_port(), free_port(), free_port()
+    running.enter_context(postgres(programs, database))
+    values = EXAMPLE | {"POSTGRES_PASSWORD": PASSWORD, "SEGPIPE_TIMEZONE": "Europe/Berlin"}
+    places = {"http://server:4200": f"http://127.0.0.1:{port}", "4200": str(port), "8080": str(health)}
+    hosts = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_PORT": str(database)}
+    home = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    database_check = SERVICES["postgres"]["healthcheck"]["test"][1:]
+    ready = [str(programs / database_check[0]), *database_check[1:], "--port", str(database)]
+    assert subprocess.run(ready, capture_output=True, check=False).returncode == 0
+
+    own = hosts | home | {"PREFECT_SERVER_DATABASE_NAME": "postgres"}  # as the test's server calls it
+    command = [
+        part.replace("4200", str(port)).replace("0.0.0.0", "127.0.0.1") for part in command_of("server")
+    ]
+    server = environment_of("server", places, values) | own
+    start(running, command, server, tmp_path / "server.log")
+    wait_for(lambda: is_well(SERVICES["server"]["healthcheck"]["test"][1:], places), "the server", 180)
+    assert not (tmp_path / "home" / "prefect.db").exists()
+
+    deploying = environment_of("deploy", places, values) | home
+    for _ in range(2):  # again, as after an update
+        done = subprocess.run(
+            command_of("deploy"), cwd=ROOT, env=deploying, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    api = f"http://127.0.0.1:{port}/api"
+    found = httpx.post(f"{api}/deployments/filter", json={}, timeout=30).json()
+    prefect_file = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
+    assert {one["name"] for one in found} == {one["name"] for one in prefect_file["deployments"]}
+
+    port_of_health = {"PREFECT_WORKER_WEBSERVER_PORT": str(health)}
+    worker_environment = environment_of("worker", places, values) | home | port_of_health
+    worker = start(running, command_of("worker"), worker_environment, tmp_path / "worker.log")
+    wait_for(lambda: is_well(instruction("HEALTHCHECK"), places), "the worker", 120)
+    pool = f"{api}/work_pools/{POOL}"
+    wait_for(lambda: httpx.get(pool, timeout=30).json()["status"] == "READY", "the pool", 60)
+
+    asked = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    worker.wait(int(SERVICES["worker"]["stop_grace_period"].removesuffix("s")))
+    assert time.monotonic() - asked < 30
+
+    create = ["work-pool", "create", "cluster", "--type", "kubernetes"]
+    create += ["--base-job-template", str(KUBERNETES / "work-pool.json")]
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *create]
+    done = subprocess.run(command, cwd=ROOT, env=deploying, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stored = httpx.get(f"{api}/work_pools/cluster", timeout=30).json()["base_job_template"]
+    assert stored["job_configuration"] == TEMPLATE["job_configuration"]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ def test_a_whole_set_up_is_found_well_and_nothing_is_left_behind(
     assert "segpipe calibrate" in str(found["policy"].remedy)
     left = {item.key for item in storage.list_objects(storage_root)}
     assert {key for key in left if not key.startswith("model/")} == {"raw/a.png"}
+
+
+def test_a_folder_that_is_not_there_yet_is_not_there_afterwards(tmp_path: Path) -> None:
+    assert findings(output=str(tmp_path / "new" / "labels"))["output"].status == "ok"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_not_given_is_skipped_and_says_how_to_give_it() -> None:
@@ -129,6 +135,33 @@ def test_a_clock_that_is_wrong_is_found_out(monkeypatch: pytest.MonkeyPatch) -> 
         found = findings()["clock"]
     assert found.status == "FAIL"
     assert found.found in {f"{seconds} s behind the Prefect server's" for seconds in (99, 100)}
+
+
+@pytest.mark.parametrize(
+    ("variable", "shown"),
+    [
+        ("PREFECT_API_AUTH_STRING", "Basic YWRtaW46c3dvcmRmaXNo"),
+        ("PREFECT_API_KEY", "Bearer admin:swordfish"),
+    ],
+)
+def test_a_server_with_a_login_is_shown_it(
+    variable: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def let_in(handler: BaseHTTPRequestHandler) -> None:
+        welcome = handler.headers["Authorization"] == shown
+        content = f'"{version("prefect")}"'.encode() if welcome else b"Unauthorized"
+        handler.send_response(200 if welcome else 401)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    with server(let_in) as url:
+        monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
+        refused = findings()["prefect server"]
+        monkeypatch.setenv(variable, "admin:swordfish")
+        welcome = findings()["prefect server"]
+    assert (refused.status, welcome.status) == ("FAIL", "ok")
+    assert "401" in refused.found
 
 
 def test_a_server_that_is_down_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
