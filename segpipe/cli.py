@@ -522,3 +522,22 @@ def audit(output: str, as_json: bool, **values: object) -> None:
     _print_result(asdict(result) | ({} if as_json else {"verdict": in_words(result)}), as_json)
     if result.broken:
         click.get_current_context().exit(1)
+
+
+@cli.command()
+@click.argument("output")
+@click.option("--run", "run_id", help="Id of the run; the newest if not given.")
+@click.option("--model", help="Model bundle, or line of models, whose promise and threshold are to be shown.")
+@click.option("--to", help="Where the page goes, at any fsspec URL.  [default: OUTPUT/runs/RUN/report.html]")
+@_debug
+def report(output: str, run_id: str | None, model: str | None, to: str | None) -> None:
+    """Write one self-contained page about a run under OUTPUT, to be looked at without a server.
+
+    What was decided and why, scores, drift, the slowest leg, and galleries of accepted masks, of those to
+    review and of what failed. A file that holds images: share it as you would share them.
+    """
+    from segpipe.models.labeler import load_model
+    from segpipe.reports.run import write_run_report
+
+    policy = load_model(model, "cpu").policy if model else None
+    click.echo(write_run_report(output, run_id, policy, to))

@@ -37,7 +37,9 @@ _SECRET_VALUE = re.compile(
     r"|sig))=[^&;,\s\"'<>]+",
     re.IGNORECASE,
 )
-_SECRET_VARIABLE = re.compile(r"(SECRET|KEY|KEY_ID|TOKEN|PASSWORD|PASSWD|PASSPHRASE|AUTH_STRING)$", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"(SECRET|KEY|KEY_ID|TOKEN|PASSWORD|PASSWD|PASSPHRASE|AUTH_STRING)$", re.IGNORECASE
+)
 
 # Types by name, so that a local run does not import botocore and aiohttp to look at an error.
 _TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"} | {

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segpipe.training.evaluation import Evaluation, Measurements
 
 INDEX = "index.html"
+TEMPLATE = "confidence.html"
 PROBE = ".segpipe-probe"
 
 
@@ -45,7 +46,7 @@ def write_report(
     for picture in pictures:
         storage.put(storage.join(root, picture.file), picture.png)
     index = storage.join(root, INDEX)
-    storage.put(index, render(page).encode())
+    storage.put(index, render(TEMPLATE, page).encode())
     return index
 
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-TEMPLATE = "confidence.html"
-
 
 @dataclass(frozen=True)
 class Figure:
@@ -48,17 +46,18 @@ class ImageRow:
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its file name, its heading and what it says, in words."""
+    """A picture with its file name, its heading and what it says, in words."""
 
     file: str
     title: str
     caption: str
     png: bytes
+    kind: str = "image/png"
 
     @property
     def data_uri(self) -> str:
         """The picture as a URI that needs no request."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode('ascii')}"
+        return f"data:{self.kind};base64,{base64.b64encode(self.png).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,8 @@ class Page:
     worst: Sequence[ImageRow]
 
 
-def render(page: Page) -> str:
-    """The page as HTML; every text in it is escaped."""
+def render(template: str, page: object) -> str:
+    """A page as HTML, by a template of reports/templates; every text in it is escaped."""
     environment = Environment(
         loader=PackageLoader("segpipe.reports"),
         autoescape=True,
@@ -96,4 +95,4 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(TEMPLATE).render(page=page)
+    return environment.get_template(template).render(page=page)

@@ -157,6 +157,42 @@ def score_histogram_png(scores: ArrayLike, routing: Routing | None) -> bytes:
     return _encoded(figure)
 
 
+def decided_scores_png(scores: ArrayLike, accepted: NDArray[np.bool_], threshold: float | None) -> bytes:
+    """How the raw scores (n,) of a run are distributed, and which of them were accepted (n,)."""
+    values = np.asarray(scores, dtype=np.float64)
+    finite = np.isfinite(values)
+    edges = np.histogram_bin_edges(values[finite], bins=int(np.clip(np.sqrt(finite.sum()), 5, 40))).tolist()
+    figure, axes = _blank(height=3.8)
+    parts = {"accepted": accepted & finite, "review": ~accepted & finite}
+    axes.hist(
+        [values[part] for part in parts.values()],
+        edges,
+        stacked=True,
+        color=[BLUE, ORANGE],
+        label=[f"{name} ({np.count_nonzero(part)})" for name, part in parts.items()],
+    )
+    _draw_threshold(axes, threshold)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    _label(axes, "discriminator score (raw)", "images")
+    _legend(figure, columns=2)
+    return _encoded(figure)
+
+
+def legs_png(legs: Mapping[str, float], bottleneck: str) -> bytes:
+    """Seconds per leg of a run, in the order of the work; the bottleneck stands out."""
+    figure, axes = _blank(height=0.9 + 0.42 * len(legs))
+    names = list(legs)[::-1]
+    bars = axes.barh(
+        names,
+        [legs[name] for name in names],
+        color=[ORANGE if name == bottleneck else BLUE for name in names],
+    )
+    axes.bar_label(bars, fmt="%.3g s", padding=3, fontsize=10)
+    axes.margins(x=0.18)
+    _label(axes, "seconds, summed over threads", "")
+    return _encoded(figure)
+
+
 def class_iou_png(per_class_iou: Mapping[str, float | None]) -> bytes:
     """One bar per class, in the given order; None is a class that neither truth nor masks show."""
     figure, axes = _blank(height=0.9 + 0.3 * len(per_class_iou))

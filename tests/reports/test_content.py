@@ -112,7 +112,7 @@ class PageReader(HTMLParser):
 
 def source_of(measurements: Measurements, policy: Policy | None, about: ReportFacts = ABOUT) -> str:
     judged = judged_images(measurements)
-    return render(page_content(judged, summarise(measurements), policy, about, ()))
+    return render("confidence.html", page_content(judged, summarise(measurements), policy, about, ()))
 
 
 def page_of(measurements: Measurements, policy: Policy | None, about: ReportFacts = ABOUT) -> PageReader:
