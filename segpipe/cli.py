@@ -541,3 +541,32 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
 
     policy = load_model(model, "cpu").policy if model else None
     click.echo(write_run_report(output, run_id, policy, to))
+
+
+@cli.command()
+@click.argument("output")
+@click.argument("target")
+@click.option(
+    "--format",
+    "layout",
+    required=True,
+    type=click.Choice(["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]),
+    help="Layout of the data set; indexed-png is what train takes.",
+)
+@click.option("--split", default="train", show_default=True, help="Name of the split.")
+@_as_json
+@_debug
+def export(
+    output: str,
+    target: str,
+    layout: Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"],
+    split: str,
+    as_json: bool,
+) -> None:
+    """Write the accepted masks under OUTPUT, corrected ones included, to TARGET as a data set.
+
+    TARGET is an empty folder at any fsspec URL; images.csv there says which file is which image.
+    """
+    from segpipe.exchange.export import export
+
+    _print_result(asdict(export(output, target, layout, split)), as_json)

@@ -1,0 +1,1 @@
+"""Accepted masks as data sets that other tools load."""

@@ -1,0 +1,286 @@
+"""Exports, read back by each format's own reader or one written for the test."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+from matplotlib.path import Path as Outline
+from PIL import Image
+from pycocotools.coco import COCO
+
+from segpipe import storage
+from segpipe.cli import run
+from segpipe.datasets import list_samples, open_dataset, read_sample
+from segpipe.errors import RunError
+from segpipe.exchange.export import Format, export
+from segpipe.exchange.polygons import polygons
+from segpipe.exchange.runs import column_runs, row_runs
+from segpipe.images import class_palette, encode_mask
+from segpipe.manifests.schema import Row, rows_table
+from segpipe.manifests.store import commit_part
+
+CLASSES = ("background", "cell, round", "Straße")
+FORMATS: tuple[Format, ...] = ("indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat")
+
+
+def masks() -> dict[str, np.ndarray]:
+    """By image name: what is easily lost."""
+    ring = np.zeros((20, 30), np.uint8)
+    ring[3:15, 4:20] = 1
+    ring[6:9, 7:12] = 0  # a hole
+    ring[11, 15] = 2  # one pixel in it
+    diagonal = np.zeros((9, 9), np.uint8)
+    diagonal[2:4, 2:4] = diagonal[4:6, 4:6] = 2
+    unknown = np.full((7, 11), 255, np.uint8)
+    unknown[2:5, :] = 1
+    noise = np.random.default_rng(0).integers(0, 3, (17, 13)).astype(np.uint8)
+    return {
+        "a/ring.png": ring,
+        "b/ring.png": diagonal,
+        "unbekannt ü.png": unknown,
+        "one pixel.png": np.full((1, 1), 2, np.uint8),
+        "all one.png": np.full((5, 8), 1, np.uint8),
+        "noise.png": noise,
+    }
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An OUTPUT and the accepted masks in it, by image URI."""
+
+    output: str
+    raw: Path
+    masks: dict[str, np.ndarray]
+
+    def mask_of(self, target: Path, key: str) -> np.ndarray:
+        """By the key that an export gave the image."""
+        with (target / "images.csv").open() as file:
+            (uri,) = [row["image_uri"] for row in csv.DictReader(file) if row["key"] == key]
+        return self.masks[uri]
+
+
+@pytest.fixture
+def labelled(tmp_path: Path, make_row: Callable[..., Row]) -> Labelled:
+    raw, output = tmp_path / "raw", str(tmp_path / "labels")
+    rows, found = [], {}
+    for name, mask in masks().items():
+        pixels = np.random.default_rng(1).integers(0, 256, (*mask.shape, 3), np.uint8)
+        rows.append(_accept(raw / name, png_of(pixels), mask, output, make_row))
+        found[rows[-1].image_uri] = mask
+    review = make_row(image_uri="/x.png", decision="review", mask_uri="/none")
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([*rows, review], CLASSES))
+    return Labelled(output, raw, found)
+
+
+def _accept(
+    path: Path, content: bytes, mask: np.ndarray, output: str, make_row: Callable[..., Row], **values: Any
+) -> Row:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    encoded = encode_mask(mask, class_palette(len(CLASSES)))
+    mask_uri = f"{output}/masks/m/{path.name}-{path.parent.name}.png"
+    storage.put(mask_uri, encoded)
+    return make_row(
+        image_uri=str(path),
+        image_etag=storage.etag(str(path)),
+        mask_uri=mask_uri,
+        mask_sha256=hashlib.sha256(encoded).hexdigest(),
+        **values,
+    )
+
+
+def png_of(pixels: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def read_indexed_png(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    dataset = open_dataset(str(target))
+    assert (dataset.classes, dataset.ignore_index) == (CLASSES, 255)
+    for sample in list_samples(dataset, "train"):
+        yield sample.key, read_sample(dataset, sample)[1]
+
+
+def read_coco(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(target / "annotations" / "train.json")
+    assert [category["name"] for category in coco.loadCats(coco.getCatIds())] == list(CLASSES)
+    for image in coco.loadImgs(coco.getImgIds()):
+        mask = np.full((image["height"], image["width"]), 255, np.uint8)
+        for annotation in coco.loadAnns(coco.getAnnIds(image["id"])):
+            region = coco.annToMask(annotation).astype(bool)
+            mask[region] = annotation["category_id"] - 1
+            assert annotation["area"] == region.sum()
+            left, top, width, height = annotation["bbox"]
+            assert region[top : top + height, left : left + width].sum() == region.sum()
+        assert (target / "train" / image["file_name"]).exists()
+        yield image["file_name"].rpartition(".")[0], mask
+
+
+def read_voc(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    lines = (target / "labelmap.txt").read_text().splitlines()
+    assert lines[2] == "cell, round:128,0,0::"
+    for key in (target / "ImageSets" / "Segmentation" / "train.txt").read_text().split("\n")[:-1]:
+        assert len(list((target / "JPEGImages").glob(f"{key}.*"))) == 1
+        yield key, pixels_of(target / "SegmentationClass" / f"{key}.png")
+
+
+def read_cityscapes(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    labels = json.loads((target / "labels.json").read_text())
+    assert [label["name"] for label in labels] == list(CLASSES)
+    for path in sorted((target / "gtFine" / "train").rglob("*_gtFine_labelIds.png")):
+        stem = path.name.removesuffix("_gtFine_labelIds.png")
+        image = target / "leftImg8bit" / "train" / "segpipe" / f"{stem}_leftImg8bit.png"
+        mask = pixels_of(path)
+        assert pixels_of(image).shape[:2] == mask.shape
+        colours = pixels_of(path.with_name(f"{stem}_gtFine_color.png"))
+        for label in labels:
+            assert (colours[mask == label["id"]] == label["color"]).all()
+        yield stem.removeprefix("segpipe_"), mask
+
+
+def read_cvat(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    root = ElementTree.parse(target / "annotations.xml").getroot()
+    names = [label.findtext("name") for label in root.findall("meta/job/labels/label")]
+    assert names == list(CLASSES)
+    for image in root.findall("image"):
+        mask = np.full((int(image.attrib["height"]), int(image.attrib["width"])), 255, np.uint8)
+        for drawn in image.findall("mask"):
+            left, top, width, height = (
+                int(drawn.attrib[name]) for name in ("left", "top", "width", "height")
+            )
+            runs = [int(run) for run in drawn.attrib["rle"].split(",")]
+            region = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width).astype(bool)
+            mask[top : top + height, left : left + width][region] = names.index(drawn.attrib["label"])
+        yield image.attrib["name"].rpartition(".")[0], mask
+
+
+def read_yolo_seg(target: Path) -> Iterator[tuple[str, np.ndarray]]:
+    description = yaml.safe_load((target / "data.yaml").read_text())
+    assert description["names"] == dict(enumerate(CLASSES))
+    for image in sorted((target / description["train"]).iterdir()):
+        height, width = pixels_of(image).shape[:2]
+        mask = np.full((height, width), 255, np.uint8)
+        for line in (target / "labels" / "train" / f"{image.stem}.txt").read_text().splitlines():
+            number, *values = line.split()
+            corners = np.array(values, float).reshape(-1, 2)
+            assert ((corners >= 0) & (corners <= 1)).all()
+            mask[filled(corners, (height, width))] = int(number)
+        yield image.stem, mask
+
+
+def filled(corners: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels whose centre lies in a polygon."""
+    rows, columns = np.mgrid[: shape[0], : shape[1]]
+    centres = np.stack([(columns.ravel() + 0.5) / shape[1], (rows.ravel() + 0.5) / shape[0]], axis=1)
+    return Outline(np.concatenate([corners, corners[:1]])).contains_points(centres).reshape(shape)
+
+
+READERS = {
+    "indexed-png": read_indexed_png,
+    "coco": read_coco,
+    "voc": read_voc,
+    "cityscapes": read_cityscapes,
+    "yolo-seg": read_yolo_seg,
+    "cvat": read_cvat,
+}
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_masks_come_back_as_they_were(labelled: Labelled, tmp_path: Path, layout: Format) -> None:
+    target = tmp_path / "exported"
+    result = export(labelled.output, str(target), layout, "train")
+    assert result.images == len(labelled.masks)
+    found = dict(READERS[layout](target))
+    assert len(found) == len(labelled.masks)
+    for key, mask in found.items():
+        assert np.array_equal(mask, labelled.mask_of(target, key)), key
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=9)))
+def test_run_lengths_and_polygons_keep_every_pixel(region: np.ndarray) -> None:
+    runs = row_runs(region)
+    assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs).reshape(region.shape), region)
+    columns = column_runs(region)
+    assert np.array_equal(np.repeat(np.arange(len(columns)) % 2, columns).reshape(region.T.shape).T, region)
+    union = np.zeros_like(region)
+    for polygon in polygons(region):
+        union |= filled(polygon, region.shape)
+    assert np.array_equal(union, region)
+
+
+def test_what_is_exported_can_be_trained_on_and_says_where_it_is_from(
+    labelled: Labelled, storage_root: str
+) -> None:
+    target = storage.join(storage_root, "exported")
+    export(labelled.output, target, "indexed-png", "night")
+    dataset = open_dataset(target)
+    assert len(list_samples(dataset, "night")) == len(labelled.masks)
+    index = list(csv.DictReader(io.StringIO(storage.read_bytes(f"{target}/images.csv").decode())))
+    assert {row["image_uri"] for row in index} == set(labelled.masks)
+    assert all(row["image_etag"] and len(row["mask_sha256"]) == 64 for row in index)
+
+
+def test_a_turned_photo_is_exported_as_people_see_it(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 10, 3), np.uint8)).save(content, "JPEG", exif=exif)
+    output = str(tmp_path / "labels")
+    row = _accept(
+        tmp_path / "raw" / "p.jpg", content.getvalue(), np.ones((10, 4), np.uint8), output, make_row
+    )
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([row], CLASSES))
+    export(output, str(tmp_path / "voc"), "voc", "train")
+    (image,) = (tmp_path / "voc" / "JPEGImages").iterdir()
+    assert image.suffix == ".png"
+    assert pixels_of(image).shape == (10, 4, 3)
+
+
+def test_an_image_that_changed_is_left_out_and_said(
+    labelled: Labelled, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (labelled.raw / "noise.png").unlink()
+    (labelled.raw / "all one.png").write_bytes(png_of(np.zeros((5, 8, 3), np.uint8)))
+    caplog.set_level("INFO", "segpipe")
+    assert export(labelled.output, str(tmp_path / "t"), "coco", "train").images == len(labelled.masks) - 2
+    assert "noise.png is left out: it is not there any more" in caplog.text
+    assert "all one.png is left out: it was replaced" in caplog.text
+
+
+def test_a_mask_that_was_changed_stops_the_export(labelled: Labelled, tmp_path: Path) -> None:
+    changed = next(Path(labelled.output, "masks").rglob("*noise*"))
+    changed.write_bytes(encode_mask(np.zeros((17, 13), np.uint8), class_palette(3)))
+    with pytest.raises(RunError, match="is not the mask of the manifest"):
+        export(labelled.output, str(tmp_path / "t"), "voc", "train")
+    assert not (tmp_path / "t" / "images.csv").exists()
+
+
+def test_a_folder_that_is_not_empty_and_an_empty_export_are_refused(
+    labelled: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert run(["export", labelled.output, str(tmp_path / "full"), "--format", "voc"]) == 1
+    assert "is not empty: export to a folder of its own" in capsys.readouterr().err
+    assert run(["export", labelled.output, str(tmp_path / "ok"), "--format", "voc", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == len(labelled.masks)
