@@ -570,3 +570,24 @@ def export(
     from segpipe.exchange.export import export
 
     _print_result(asdict(export(output, target, layout, split)), as_json)
+
+
+@cli.command("import")
+@click.argument("source")
+@click.argument("target")
+@click.option(
+    "--format",
+    "layout",
+    required=True,
+    type=click.Choice(["camvid", "cityscapes", "voc", "coco"]),
+    help="Layout of SOURCE: CamVid as SegNet has it, Cityscapes, PASCAL VOC, or COCO.",
+)
+@_as_json
+@_debug
+def import_(
+    source: str, target: str, layout: Literal["camvid", "cityscapes", "voc", "coco"], as_json: bool
+) -> None:
+    """Turn a public data set at SOURCE into the one that train takes, at TARGET."""
+    from segpipe.exchange.importing import import_dataset
+
+    _print_result(asdict(import_dataset(source, target, layout)), as_json)

@@ -1,0 +1,136 @@
+"""Public layouts become a data set: written here by hand, read by segpipe's own reader of C1."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accepted_output import CLASSES, Labelled
+from PIL import Image
+
+from segpipe.cli import run
+from segpipe.datasets import list_samples, open_dataset, read_sample
+from segpipe.errors import DatasetError
+from segpipe.exchange.export import export
+from segpipe.exchange.importing import Layout, import_dataset
+
+
+def save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "JPEG" if path.suffix == ".jpg" else "PNG")
+    path.write_bytes(content.getvalue())
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def imported(root: Path, layout: Layout) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """The classes, and the masks by SPLIT/KEY."""
+    target = root.parent / f"{root.name}-imported"
+    import_dataset(str(root), str(target), layout)
+    dataset = open_dataset(str(target))
+    splits = [folder.name for folder in target.iterdir() if folder.is_dir()]
+    return dataset.classes, {
+        f"{split}/{sample.key}": read_sample(dataset, sample)[1]
+        for split in splits
+        for sample in list_samples(dataset, split)
+    }
+
+
+def test_camvid_as_segnet_lays_it_out(tmp_path: Path) -> None:
+    root = tmp_path / "camvid"
+    save(root / "train" / "0001TP.png", picture(4, 6))
+    save(root / "trainannot" / "0001TP.png", np.array([[0, 3, 11, 10, 8, 5]] * 4, np.uint8))
+    save(root / "val" / "0002TP.png", picture(4, 6))
+    save(root / "valannot" / "0002TP.png", np.full((4, 6), 11, np.uint8))
+    classes, masks = imported(root, "camvid")
+    assert (len(classes), classes[0], classes[8], classes[10]) == (11, "sky", "car", "bicyclist")
+    assert masks["train/0001TP"][0].tolist() == [0, 3, 255, 10, 8, 5]
+    assert (masks["val/0002TP"] == 255).all()
+
+
+def test_cityscapes_with_its_own_ids(tmp_path: Path) -> None:
+    root = tmp_path / "cityscapes"
+    name = "train/aachen/aachen_000000_000019"
+    save(root / "leftImg8bit" / f"{name}_leftImg8bit.png", picture(2, 5))
+    save(root / "gtFine" / f"{name}_gtFine_labelIds.png", np.array([[7, 33, 26, 0, 4]] * 2, np.uint8))
+    save(root / "gtFine" / f"{name}_gtFine_color.png", picture(2, 5))
+    classes, masks = imported(root, "cityscapes")
+    assert (len(classes), classes[0], classes[13], classes[18]) == (19, "road", "car", "bicycle")
+    assert masks["train/aachen/aachen_000000_000019"][0].tolist() == [0, 18, 13, 255, 255]
+
+
+def test_voc_with_its_lists_and_its_void(tmp_path: Path) -> None:
+    root = tmp_path / "voc"
+    for key in ("2007_1", "2007_2", "2007_3"):
+        save(root / "JPEGImages" / f"{key}.jpg", picture(3, 4))
+    save(root / "SegmentationClass" / "2007_1.png", np.array([[0, 15, 255, 20]] * 3, np.uint8))
+    save(root / "SegmentationClass" / "2007_2.png", np.zeros((3, 4), np.uint8))
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_1\n")
+    (lists / "val.txt").write_text("2007_2\n")
+    (lists / "trainval.txt").write_text("2007_1\n2007_2\n")
+    classes, masks = imported(root, "voc")
+    assert (len(classes), classes[0], classes[15], classes[20]) == (21, "background", "person", "tvmonitor")
+    assert masks["train/2007_1"][0].tolist() == [0, 15, 255, 20]
+    assert set(masks) == {"train/2007_1", "val/2007_2"}
+
+
+def test_coco_with_polygons_runs_and_overlaps(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    save(root / "train" / "a.jpg", picture(6, 8))
+    square = {"category_id": 5, "segmentation": [[0, 0, 4, 0, 4, 4, 0, 4]]}
+    # Columns of six: two columns of nothing, then two whole ones.
+    columns = {"category_id": 9, "segmentation": {"size": [6, 8], "counts": [12, 12, 24]}}
+    content = {
+        "images": [{"id": 3, "file_name": "a.jpg", "height": 6, "width": 8}],
+        "annotations": [{"id": 1, "image_id": 3} | square, {"id": 2, "image_id": 3} | columns],
+        "categories": [{"id": 9, "name": "dog"}, {"id": 5, "name": "cat"}],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations" / "train.json").write_text(json.dumps(content))
+    classes, masks = imported(root, "coco")
+    assert classes == ("background", "cat", "dog")
+    expected = np.zeros((6, 8), np.uint8)
+    expected[:4, :4] = 1
+    expected[:, 2:4] = 2
+    assert np.array_equal(masks["train/a"], expected)
+
+
+def test_a_mask_that_does_not_fit_is_named(tmp_path: Path) -> None:
+    root = tmp_path / "camvid"
+    save(root / "train" / "a.png", picture(4, 6))
+    save(root / "trainannot" / "a.png", np.zeros((6, 4), np.uint8))
+    with pytest.raises(DatasetError, match=r"a\.png is \(6, 4\), its mask \(4, 6\)"):
+        import_dataset(str(root), str(tmp_path / "target"), "camvid")
+    save(root / "trainannot" / "a.png", np.full((4, 6), 12, np.uint8))
+    with pytest.raises(DatasetError, match="holds 12, and there are 11 classes"):
+        import_dataset(str(root), str(tmp_path / "target"), "camvid")
+    assert not (tmp_path / "target" / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("layout", ["camvid", "cityscapes", "voc", "coco"])
+def test_another_layout_is_one_line(tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "raw").mkdir()
+    assert run(["import", str(tmp_path / "raw"), str(tmp_path / "target"), "--format", layout]) == 1
+    assert f"has no images in the layout of {layout}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["voc", "cityscapes", "coco"])
+def test_what_segpipe_exports_it_imports(labelled: Labelled, tmp_path: Path, layout: Layout) -> None:
+    target = tmp_path / "exported"
+    export(labelled.output, str(target), layout, "train")
+    classes, masks = imported(target, layout)
+    assert classes == CLASSES
+    assert len(masks) == len(labelled.masks)
+    for name, mask in masks.items():
+        key = name.rpartition("/")[2].removeprefix("segpipe_")
+        expected = labelled.mask_of(target, key)
+        kept = expected != 255 if layout == "coco" else np.ones_like(expected, bool)
+        assert np.array_equal(mask[kept], expected[kept])
