@@ -45,7 +45,6 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str, price_pe
         "Planned": words.planned_line(summary),
         "Promise": words.promise_line(labeler.policy),
         "Drift": words.drift_line(summary),
-        "Suspended": words.suspension_line(summary),
         "Speed": words.speed_line(summary),
         "Cost": words.cost_line(summary, price_per_hour),
         **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},

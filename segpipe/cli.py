@@ -24,7 +24,6 @@ from pythonjsonlogger.json import JsonFormatter
 
 from segpipe import __version__
 from segpipe.config import (
-    AuditSettings,
     CalibrateSettings,
     CompactSettings,
     DoctorSettings,
@@ -398,7 +397,6 @@ def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_h
         "planned": words.planned_line(summary),
         "promise": words.promise_line(labeler.policy),
         "drift": words.drift_line(summary),
-        "suspended": words.suspension_line(summary),
         "speed": words.speed_line(summary),
         "cost": words.cost_line(summary, price_per_hour),
         **words.places(summary),
@@ -497,30 +495,6 @@ def doctor(as_json: bool, **values: object) -> None:
     if as_json:
         click.echo(_json_text([asdict(finding) for finding in findings]))
     if any(finding.status == "FAIL" for finding in findings):
-        click.get_current_context().exit(1)
-
-
-@cli.command()
-@click.argument("output")
-@options_of(AuditSettings)
-@_as_json
-@_debug
-def audit(output: str, as_json: bool, **values: object) -> None:
-    """Does the promise about the accepted masks under OUTPUT hold? Exit 1 when it is shown broken.
-
-    Weighs the reviewers' verdicts on the audited masks. A broken promise suspends the policy for OUTPUT:
-    later runs send what it would accept to review, until the model is calibrated again.
-    """
-    settings = build(AuditSettings, values)
-    from segpipe.models.labeler import load_model
-    from segpipe.review.audit import audit, in_words
-
-    policy = load_model(settings.model, "cpu").policy
-    if policy is None:
-        raise PolicyError(f"{settings.model} has no policy, so there is no promise to hold it to")
-    result = audit(output, policy, settings.false_alarm_rate)
-    _print_result(asdict(result) | ({} if as_json else {"verdict": in_words(result)}), as_json)
-    if result.broken:
         click.get_current_context().exit(1)
 
 

@@ -255,19 +255,6 @@ class DoctorSettings(_Settings):
     )
 
 
-class AuditSettings(_Settings):
-    """What `segpipe audit` needs to hold verdicts against a promise."""
-
-    model: Location = Field(description="Model bundle, or line of models, whose policy made the promise.")
-    false_alarm_rate: float = Field(
-        0.05,
-        gt=0,
-        lt=0.5,
-        description="Probability (0 to 1) that a promise which holds is ever found broken, however often one "
-        "looks.",
-    )
-
-
 class CompactSettings(_Settings):
     """When `segpipe compact` copies manifest parts together, and how large the copies get."""
 
@@ -380,15 +367,6 @@ class LabelSettings(_Settings):
         description="Take what there is to label from a list instead of listing SOURCE: the manifest.json of "
         "an S3 Inventory report (CSV or Parquet), or a .parquet, .csv or .csv.gz file with a column uri or "
         "key and, if possible, etag and size. Unset: list SOURCE, which takes minutes per million objects.",
-    )
-    audit_share: float = Field(
-        0.02,
-        ge=0,
-        le=1,
-        title="Audit, share",
-        description="Share (0 to 1) of the accepted masks, drawn at random, that goes to review as well, so "
-        "that segpipe audit can tell whether the promise holds; 0.02 of 10,000 a night notices a doubled "
-        "share of bad masks within days. 0 draws none.",
     )
     price_per_hour: float | None = Field(
         None,

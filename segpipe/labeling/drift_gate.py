@@ -55,9 +55,7 @@ def say(drift: Drift | None, run_id: str, settings: LabelSettings) -> None:
 def after_gate(row: Row, drift: Drift | None, settings: LabelSettings) -> Row:
     """The row as routed, or sent to review for drift; a failed row stays failed."""
     passes = drift is None or not drift.alarm or settings.drift_warn_only
-    if passes or row.decision == "failed":
-        return row
-    return replace(row, decision="review", reason="drift", audit=False, inclusion_probability=1.0)
+    return row if passes or row.decision == "failed" else replace(row, decision="review", reason="drift")
 
 
 def to_metadata(drift: Drift | None) -> dict[str, str]:

@@ -1,8 +1,7 @@
-"""Which masks are accepted, by the policy's threshold and guards, and which of those are audited."""
+"""Which masks are accepted: the policy's threshold and guards, and nothing without a policy."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -30,14 +29,3 @@ def route(
     if policy.threshold is not None and math.isfinite(score) and score >= policy.threshold:
         return "accepted", "confident"
     return "review", "low_confidence"
-
-
-def suspended(decision: Decision, reason: RoutingReason) -> tuple[Decision, RoutingReason]:
-    """The same under a suspended policy: what it would accept goes to review."""
-    return ("review", "suspended") if decision == "accepted" else (decision, reason)
-
-
-def is_audited(image_uri: str, image_etag: str, model_id: str, share: float) -> bool:
-    """Whether an accepted mask is drawn for the audit, with probability `share` (0 to 1) over all images."""
-    text = "\n".join(("segpipe.audit", image_uri, image_etag, model_id))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) < share * 2**64

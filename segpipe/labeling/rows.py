@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segpipe.labeling.items import FailedImage, JudgedImage, one_line
-from segpipe.labeling.routing import is_audited, route, suspended
+from segpipe.labeling.routing import route
 from segpipe.manifests.schema import Row
 from segpipe.storage import redact
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 class Target:
     """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
 
-    confidence_maps_root: where confidence maps go; None: they are not wanted. audit_share: 0 to 1, of the
-    accepted masks; is_suspended: audits have shown the policy's promise broken.
+    confidence_maps_root: where confidence maps go; None: they are not wanted.
     """
 
     masks_root: str
@@ -34,8 +33,6 @@ class Target:
     run_id: str
     model_id: str
     policy: Policy | None
-    is_suspended: bool
-    audit_share: float
     palette: np.ndarray
     require_claim: Callable[[], None]
 
@@ -54,12 +51,9 @@ def labelled_row(
     """The row of an image whose mask is stored; raises PolicyError for another model's policy."""
     by_class = [float(value) for value in labeled.class_confidences]
     decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
-    if target.is_suspended:
-        decision, reason = suspended(decision, reason)
-    uri, etag, accepted = image.seen.planned.image_uri, image.seen.etag, decision == "accepted"
     return Row(
-        image_uri=uri,
-        image_etag=etag,
+        image_uri=image.seen.planned.image_uri,
+        image_etag=image.seen.etag,
         image_bytes=image.seen.bytes,
         image_width=image.width,
         image_height=image.height,
@@ -71,8 +65,8 @@ def labelled_row(
         discriminator_score=_finite(labeled.discriminator_score),
         class_fractions=[float(value) for value in labeled.class_fractions],
         class_confidences=[_finite(value) for value in by_class],
-        audit=accepted and is_audited(uri, etag, target.model_id, target.audit_share),
-        inclusion_probability=target.audit_share if accepted else 1.0,
+        audit=False,
+        inclusion_probability=0.0,
         model_id=target.model_id,
         policy_id=target.policy.policy_id if target.policy else None,
         run_id=target.run_id,

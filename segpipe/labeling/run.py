@@ -35,7 +35,6 @@ from segpipe.labeling.totals import RunSummary, read_totals, summarise_run, to_m
 from segpipe.logs import log_ids
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part
-from segpipe.manifests.suspensions import is_suspended, suspension_uri
 from segpipe.progress import Advance, track
 
 if TYPE_CHECKING:
@@ -192,24 +191,9 @@ def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim
         run_id=plan.run_id,
         model_id=plan.model_id,
         policy=labeler.policy,
-        is_suspended=_is_suspended(plan),
-        audit_share=settings.audit_share,
         palette=class_palette(len(labeler.classes)),
         require_claim=claim.require_alive,
     )
-
-
-def _is_suspended(plan: RunPlan) -> bool:
-    """Looked up once per run: a suspension in the middle of a night holds from the next run on."""
-    if plan.policy_id is None or not is_suspended(plan.output, plan.policy_id):
-        return False
-    logger.warning(
-        "policy %s is suspended: audits showed its promise broken, so nothing is accepted; calibrate the "
-        "model again (%s has the evidence)",
-        plan.policy_id,
-        suspension_uri(plan.output, plan.policy_id),
-    )
-    return True
 
 
 def _advancing(outcomes: Iterator[Outcome], bar: Advance) -> Iterator[Outcome]:

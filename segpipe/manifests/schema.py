@@ -54,9 +54,8 @@ class Row:
     image_bytes counts bytes, width and height pixels of the displayed image; confidence is the expected mask
     IoU (0 to 1); discriminator_score is raw, what the threshold is compared with; class_fractions (sum 1) and
     class_confidences (null where a class is not in the mask) follow the order of the model's classes;
-    inclusion_probability (0 to 1) is the chance that a person is shown the mask: the audit's share of the
-    accepted, 1 of what goes to review, 0 of what failed; confidence_map_uri is null unless the run was told
-    to write confidence maps.
+    inclusion_probability (0 to 1) is the image's chance of being drawn for the audit; confidence_map_uri is
+    null unless the run was told to write confidence maps.
     """
 
     image_uri: str

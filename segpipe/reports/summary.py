@@ -73,17 +73,6 @@ def drift_line(summary: RunSummary) -> str | None:
     )
 
 
-def suspension_line(summary: RunSummary) -> str | None:
-    """That the policy is suspended, and what to do; None when it is not, or would have accepted nothing."""
-    n_masks = summary.reasons.get("suspended", 0)
-    if not n_masks:
-        return None
-    return (
-        f"{n_masks} masks went to review because audits showed the promise broken here; look at the bad "
-        "ones, then calibrate again or retrain"
-    )
-
-
 def planned_line(summary: RunSummary) -> str:
     """How many images were planned, and what became of the others."""
     others = {

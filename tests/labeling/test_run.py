@@ -32,7 +32,6 @@ from segpipe.labeling.run import finish_run, label_run, label_source, start_run
 from segpipe.manifests.parts import list_parts
 from segpipe.manifests.query import query
 from segpipe.manifests.store import read_manifest
-from segpipe.manifests.suspensions import suspend
 
 MODEL = "aaaaaaaaaaaa"
 LOCAL = pytest.mark.parametrize("storage_root", ["local"], indirect=True)  # storage plays no part in these
@@ -418,38 +417,6 @@ def test_a_drifted_run_goes_to_review_from_its_first_part_on(
     assert f"p = {summary.drift.p_value:.2g}" in said
     assert "alarm at 0.0001" in said
     assert "look at the images, recalibrate or retrain" in said
-
-
-@LOCAL
-def test_a_share_of_the_accepted_masks_is_drawn_for_the_audit_the_same_in_every_run(
-    source, output, make_labeler, calm, fill
-) -> None:
-    fill(source, 30)
-    half = SHARDS_OF_12.model_copy(update={"audit_share": 0.5})
-    label_source(source, output, make_labeler(policy=calm), half)
-    found = {row["image_uri"]: row for row in rows(output)}
-    accepted = [row for row in found.values() if row["decision"] == "accepted"]
-    assert 0 < sum(row["audit"] for row in accepted) < len(accepted)
-    assert {row["reason"] for row in accepted} == {"confident"}
-    assert {row["inclusion_probability"] for row in accepted} == {0.5}
-    others = [row for row in found.values() if row["decision"] == "review"]
-    assert {(row["audit"], row["inclusion_probability"]) for row in others} == {(False, 1.0)}
-    label_source(source, f"{output}-again", make_labeler(policy=calm), half)
-    assert {row["image_uri"]: row["audit"] for row in rows(f"{output}-again")} == {
-        uri: row["audit"] for uri, row in found.items()
-    }
-
-
-@LOCAL
-def test_a_suspended_policy_accepts_nothing_and_says_why(
-    source, output, make_labeler, calm, fill, caplog: pytest.LogCaptureFixture
-) -> None:
-    fill(source, 30)
-    suspend(output, calm.policy_id, {"why": "audits"})
-    summary = label_source(source, output, make_labeler(policy=calm), SHARDS_OF_12)
-    assert summary.reasons.keys() == {"suspended", "low_confidence"}
-    assert not any(row["audit"] for row in rows(output))
-    assert f"policy {calm.policy_id} is suspended" in caplog.text
 
 
 @LOCAL

@@ -89,12 +89,6 @@ def test_an_estimate_says_what_it_rests_on() -> None:
     ]  # fmt: skip
 
 
-def test_a_suspended_policy_is_said_with_its_remedy() -> None:
-    assert words.suspension_line(SUMMARY) is None
-    said = words.suspension_line(changed(reasons={"suspended": 7, "low_confidence": 1}))
-    assert str(said).startswith("7 masks went to review because audits showed the promise broken here")
-
-
 DRIFT = Drift(p_value=2.14e-7, distance=0.4, n_scores=256, alarm=True, false_alarm_rate=0.0001)
 
 
