@@ -95,6 +95,7 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str) -> str:
         "Source": redact(summary.source),
         "Planned": words.planned_line(summary),
         "Promise": words.promise_line(labeler.policy),
+        "Audit": words.suspension_line(summary),
         "Drift": words.drift_line(summary),
         "Speed": words.speed_line(summary),
         **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
