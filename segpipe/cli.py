@@ -405,9 +405,7 @@ def compact(output: str, as_json: bool, **values: object) -> None:
 
 @cli.command()
 @click.argument("output")
-@click.option(
-    "--model", "model_id", help="Only this model id's policies; default: all under OUTPUT."
-)
+@click.option("--model", "model_id", help="Only this model id's policies; default: all under OUTPUT.")
 @_as_json
 @_debug
 def audit(output: str, model_id: str | None, as_json: bool) -> int:

@@ -315,7 +315,7 @@ class LabelSettings(_Settings):
         title="Audit share",
         description="Share (0 to 1) of the accepted masks, drawn at random, that people check all the same, "
         "so that segpipe audit can tell whether the promise is kept; 0.02 is 20 masks a night of 1,000 "
-        "accepted and notices three times the promised share of bad ones within a week. 0 checks none.",
+        "accepted, and notices in a week when three times a promised tenth is bad. 0 checks none.",
     )
     confidence_maps: bool = Field(
         False,

@@ -1,8 +1,8 @@
 """Is the promise kept? What people said about audited masks, against what their policy promised.
 
 Audits count in the order in which the masks were labelled and drawn, up to the oldest without an answer. So
-the order is fixed before anyone looks: in the order of the answers a queue that shows doubtful masks first would
-look like a broken promise. A mask that a person skipped, or that left the queue because its image changed or
+the order is fixed before anyone looks: in the order of the answers a queue that shows doubtful masks first
+would look like a broken promise. A mask that a person skipped, or that left the queue because its image changed or
 another model took over, has no answer and holds nothing back.
 """
 

@@ -46,8 +46,8 @@ class AuditedOutput:
     def _row(self, number: int, values: dict[str, Any]) -> Row:
         uri = f"/bucket/{number:04d}.jpg"
         row = Row(
-            image_uri=uri, image_etag="e", image_bytes=1, image_width=1, image_height=1, mask_uri=f"{uri}.png",
-            mask_sha256=f"sha {number}", decision="accepted", reason="confident", confidence=0.9,
+            image_uri=uri, image_etag="e", image_bytes=1, image_width=1, image_height=1,
+            mask_uri=f"{uri}.png", mask_sha256=f"sha {number}", decision="accepted", reason="confident", confidence=0.9,
             discriminator_score=1.0, class_fractions=None, class_confidences=None, audit=True,
             inclusion_probability=0.02, model_id=self.policy.model_id, policy_id=self.policy.policy_id,
             run_id="r", shard=self.n_parts, labeled_at=NOON + timedelta(seconds=number), error=None,
@@ -75,8 +75,9 @@ def calibrated(target: BadFraction | MeanLoss, created_at: str = "2026-11-22T00:
 def audited(tmp_path: Any) -> Callable[..., AuditedOutput]:
     """(target, created_at) -> OUTPUT with the policy kept in it; default: IoU 0.7, at most 10% bad."""
 
-    def make(target: BadFraction | MeanLoss = BadFraction(0.7, 0.1), **values: str) -> AuditedOutput:
-        output, policy = storage.normalise(tmp_path / "out"), calibrated(target, **values)
+    def make(target: BadFraction | MeanLoss | None = None, **values: str) -> AuditedOutput:
+        output = storage.normalise(tmp_path / "out")
+        policy = calibrated(target or BadFraction(0.7, 0.1), **values)
         keep_policy(output, policy.policy_id, to_json(policy))
         return AuditedOutput(output, policy)
 

@@ -61,7 +61,8 @@ def test_audits_count_in_the_order_of_the_draw_up_to_the_first_open_one(audited:
     assert (found.audited, found.held_back, found.open) == (0, 5, 5)
     assert (found.lower, found.upper, found.state) == (0, 1, "undecided")
     assert waiting_in_words(found) == (
-        "5 audits to answer, 5 answered ones wait behind the oldest: /bucket/0000.jpg is next (answer or skip it)"
+        "5 audits to answer, 5 answered ones wait behind the oldest: /bucket/0000.jpg is next "
+        "(answer or skip it)"
     )
     out.answer(rows[:4], "accepted")
     out.answer(rows[4:5], "skipped")
