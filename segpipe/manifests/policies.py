@@ -2,7 +2,8 @@
 
 They lie in OUTPUT/policies and not only beside the model: the next calibration replaces the model's
 policy.json, while masks accepted under the old one are still here; the evidence against a promise
-comes from this OUTPUT's images and says nothing about another bucket's; and a run may not be able to write where the model lies.
+comes from this OUTPUT's images and says nothing about another bucket's; and a run may not be able to write
+where the model lies.
 """
 
 from __future__ import annotations

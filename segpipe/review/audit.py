@@ -2,8 +2,8 @@
 
 Audits count in the order in which the masks were labelled and drawn, up to the oldest without an answer. So
 the order is fixed before anyone looks: in the order of the answers a queue that shows doubtful masks first
-would look like a broken promise. A mask that a person skipped, or that left the queue because its image changed or
-another model took over, has no answer and holds nothing back.
+would look like a broken promise. A mask that a person skipped, or that left the queue because its image
+changed or another model took over, has no answer and holds nothing back.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ class AuditedOutput:
         uri = f"/bucket/{number:04d}.jpg"
         row = Row(
             image_uri=uri, image_etag="e", image_bytes=1, image_width=1, image_height=1,
-            mask_uri=f"{uri}.png", mask_sha256=f"sha {number}", decision="accepted", reason="confident", confidence=0.9,
+            mask_uri=f"{uri}.png", mask_sha256=f"sha {number}", decision="accepted",
+            reason="confident",
+            confidence=0.9,
             discriminator_score=1.0, class_fractions=None, class_confidences=None, audit=True,
             inclusion_probability=0.02, model_id=self.policy.model_id, policy_id=self.policy.policy_id,
             run_id="r", shard=self.n_parts, labeled_at=NOON + timedelta(seconds=number), error=None,
