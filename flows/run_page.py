@@ -44,6 +44,7 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str, price_pe
         "Source": redact(summary.source),
         "Planned": words.planned_line(summary),
         "Promise": words.promise_line(labeler.policy),
+        "Audit": words.suspension_line(summary),
         "Drift": words.drift_line(summary),
         "Speed": words.speed_line(summary),
         "Cost": words.cost_line(summary, price_per_hour),

@@ -1,7 +1,8 @@
 """The command line: one thin command per verb.
 
 What a verb needs is imported inside its command, so that `segpipe --help` answers at once.
-Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted, 143 terminated.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 3 a promise is broken (audit), 130
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -43,9 +44,12 @@ if TYPE_CHECKING:
     from segpipe.labeling.totals import RunSummary
     from segpipe.models.labeler import Labeler
     from segpipe.reports.content import ReportFacts
+    from segpipe.review.audit import PolicyAudit
 
 logger = logging.getLogger(__name__)
 LogFormat = Literal["text", "json"]
+
+BROKEN_PROMISE = 3
 
 
 @dataclass
@@ -396,6 +400,7 @@ def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_h
         "run": summary.run_id,
         "planned": words.planned_line(summary),
         "promise": words.promise_line(labeler.policy),
+        "audit": words.suspension_line(summary),
         "drift": words.drift_line(summary),
         "speed": words.speed_line(summary),
         "cost": words.cost_line(summary, price_per_hour),
@@ -565,3 +570,50 @@ def import_(
     from segpipe.exchange.importing import import_dataset
 
     _print_result(asdict(import_dataset(source, target, layout)), as_json)
+
+
+@cli.command()
+@click.argument("output")
+@click.option("--model", "model_id", help="Only this model id's policies; default: all under OUTPUT.")
+@_as_json
+@_debug
+def audit(output: str, model_id: str | None, as_json: bool) -> int:
+    """Check promises against audits.
+
+    Compares what people said about the accepted masks drawn for the audit with what their policy promised. A
+    policy whose promise is shown broken is suspended: its masks all go to review until segpipe calibrate
+    makes another. Exit status 3 while the policy in use is broken, 0 otherwise.
+    """
+    from segpipe.review.audit import audit_output, suspend_broken
+
+    audits = audit_output(output, model_id)
+    suspended = suspend_broken(output, audits)
+    click.echo(_json_text([asdict(found) for found in audits]) if as_json else _audit_report(audits))
+    broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
+    for found in {one.policy_id: one for one in (*suspended, *broken)}.values():
+        _complain(f"the promise of policy {found.policy_id} is broken: it is suspended", BROKEN_PROMISE)
+    return BROKEN_PROMISE if suspended or broken else 0
+
+
+def _audit_report(audits: Sequence[PolicyAudit]) -> str:
+    blocks = ["\n".join(columns(_audit_lines(found))) for found in audits]
+    return "\n\n".join(blocks) or "no policy has labelled into this OUTPUT: nothing was promised"
+
+
+def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
+    from segpipe.review.audit import in_words, waiting_in_words
+
+    months = [
+        (month, f"{month_found['estimate']:.3g} over {month_found['audited']} audits")
+        for month, month_found in found.by_month.items()
+    ]
+    unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn"
+    waiting = waiting_in_words(found)
+    return [
+        ("policy", f"{found.policy_id} of model {found.model_id}{' (in use)' if found.in_use else ''}"),
+        ("promise", found.promise),
+        ("audit", in_words(found)),
+        ("drawn", f"{found.drawn} of {found.accepted} accepted masks; {unanswered}"),
+        *([("waiting", waiting)] if waiting else []),
+        *months,
+    ]

@@ -355,6 +355,15 @@ class LabelSettings(_Settings):
         description="Only warn when the scores have drifted; by default all masks of such a run go to "
         "review, because the promise about accepted masks does not hold for other images.",
     )
+    audit_share: float = Field(
+        0.02,
+        ge=0,
+        le=1,
+        title="Audit share",
+        description="Share (0 to 1) of the accepted masks, drawn at random, that people check all the same, "
+        "so that segpipe audit can tell whether the promise is kept; 0.02 is 20 masks a night of 1,000 "
+        "accepted, and notices in a week when three times a promised tenth is bad. 0 checks none.",
+    )
     confidence_maps: bool = Field(
         False,
         title="Confidence maps",

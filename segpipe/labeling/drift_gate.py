@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.labeling.rows import sent_to_review
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -55,7 +56,7 @@ def say(drift: Drift | None, run_id: str, settings: LabelSettings) -> None:
 def after_gate(row: Row, drift: Drift | None, settings: LabelSettings) -> Row:
     """The row as routed, or sent to review for drift; a failed row stays failed."""
     passes = drift is None or not drift.alarm or settings.drift_warn_only
-    return row if passes or row.decision == "failed" else replace(row, decision="review", reason="drift")
+    return row if passes or row.decision == "failed" else sent_to_review(row, "drift")
 
 
 def to_metadata(drift: Drift | None) -> dict[str, str]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segpipe.labeling.audit_draw import is_drawn
 from segpipe.labeling.items import FailedImage, JudgedImage, one_line
 from segpipe.labeling.routing import route
 from segpipe.manifests.schema import Row
@@ -18,6 +19,7 @@ from segpipe.storage import redact
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
+    from segpipe.manifests.schema import RoutingReason
     from segpipe.models.labeler import Labeled
 
 
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 class Target:
     """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
 
-    confidence_maps_root: where confidence maps go; None: they are not wanted.
+    confidence_maps_root: where confidence maps go; None: they are not wanted; audit_share (0 to 1): of the
+    accepted masks.
     """
 
     masks_root: str
@@ -34,6 +37,7 @@ class Target:
     model_id: str
     policy: Policy | None
     palette: np.ndarray
+    audit_share: float
     require_claim: Callable[[], None]
 
 
@@ -51,6 +55,7 @@ def labelled_row(
     """The row of an image whose mask is stored; raises PolicyError for another model's policy."""
     by_class = [float(value) for value in labeled.class_confidences]
     decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
+    accepted = decision == "accepted"
     return Row(
         image_uri=image.seen.planned.image_uri,
         image_etag=image.seen.etag,
@@ -65,8 +70,8 @@ def labelled_row(
         discriminator_score=_finite(labeled.discriminator_score),
         class_fractions=[float(value) for value in labeled.class_fractions],
         class_confidences=[_finite(value) for value in by_class],
-        audit=False,
-        inclusion_probability=0.0,
+        audit=accepted and _is_audited(image, target),
+        inclusion_probability=target.audit_share if accepted else 1.0,
         model_id=target.model_id,
         policy_id=target.policy.policy_id if target.policy else None,
         run_id=target.run_id,
@@ -75,6 +80,17 @@ def labelled_row(
         error=None,
         confidence_map_uri=confidence_map.uri if confidence_map else None,
     )
+
+
+def _is_audited(image: JudgedImage, target: Target) -> bool:
+    assert target.policy is not None  # else nothing is accepted
+    uri, etag, share = image.seen.planned.image_uri, image.seen.etag, target.audit_share
+    return is_drawn(uri, etag, target.model_id, target.policy.policy_id, share)
+
+
+def sent_to_review(row: Row, reason: RoutingReason) -> Row:
+    """The row for review whatever it was: a person sees it anyway, so it is no audit."""
+    return replace(row, decision="review", reason=reason, audit=False, inclusion_probability=1.0)
 
 
 def failed_row(image: FailedImage, target: Target) -> Row:

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from segpipe import storage
 from segpipe.confidence.drift import Drift
+from segpipe.confidence.policy import to_json
 from segpipe.errors import RunError
 from segpipe.images import class_palette
 from segpipe.labeling import drift_gate
@@ -31,8 +32,10 @@ from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_pl
 from segpipe.labeling.rows import Target
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
 from segpipe.labeling.shard import label_images
+from segpipe.labeling.suspension import after_suspension, find_suspension
 from segpipe.labeling.totals import RunSummary, read_totals, summarise_run, to_metadata
 from segpipe.logs import log_ids
+from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.progress import Advance, track
@@ -158,7 +161,9 @@ def _policy_id(labeler: ImageLabeler) -> str | None:
 def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
-    pending, drift = pending_images(plan), _committed_drift(plan, settings)
+    pending, drift, suspended = pending_images(plan), _committed_drift(plan, settings), False
+    if labeler.policy:
+        keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
     threads = Threads(settings.fetch_threads, labeler.batches_at_once, settings.encode_threads)
     outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
     with (
@@ -171,7 +176,9 @@ def _label_pending(
             with log_ids(shard=shard):
                 finished = list(_advancing(group, bar))
             drift = drift or _judge(finished, plan, labeler, settings)
-            rows = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
+            suspended = suspended or find_suspension(plan.output, labeler.policy)
+            gated = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
+            rows = after_suspension(gated, suspended)
             legs = sum((outcome.legs for outcome in finished), start=Legs())
             claim.require_newest()
             metadata = to_metadata(perf_counter() - started, legs, threads, drift)
@@ -192,6 +199,7 @@ def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim
         model_id=plan.model_id,
         policy=labeler.policy,
         palette=class_palette(len(labeler.classes)),
+        audit_share=settings.audit_share,
         require_claim=claim.require_alive,
     )
 

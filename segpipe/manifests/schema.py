@@ -54,8 +54,10 @@ class Row:
     image_bytes counts bytes, width and height pixels of the displayed image; confidence is the expected mask
     IoU (0 to 1); discriminator_score is raw, what the threshold is compared with; class_fractions (sum 1) and
     class_confidences (null where a class is not in the mask) follow the order of the model's classes;
-    inclusion_probability (0 to 1) is the image's chance of being drawn for the audit; confidence_map_uri is
-    null unless the run was told to write confidence maps.
+    audit marks an accepted mask that was drawn to be checked by a person; inclusion_probability (0 to 1) is
+    the chance that a person is asked about the mask: the audit share for an accepted one, audited or not, 1
+    for one in review, 0 for a failed image (its inverse weighs what people decided so that it stands for all
+    masks); confidence_map_uri is null unless the run was told to write confidence maps.
     """
 
     image_uri: str

@@ -11,6 +11,7 @@ from segpipe import storage
 from segpipe.confidence.policy import promise
 from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
+from segpipe.manifests.policies import suspension_uri
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -70,6 +71,19 @@ def drift_line(summary: RunSummary) -> str | None:
         f"ALARM, the images are not like the calibration images ({tested}); "
         f"{'all masks went to review' if reviewed else 'only warned of, masks were accepted'}: "
         "look at the images, recalibrate or retrain"
+    )
+
+
+def suspension_line(summary: RunSummary) -> str | None:
+    """That the policy is suspended, and the remedy; None when it kept no mask from being accepted."""
+    images = summary.reasons.get("suspended")
+    if not images:
+        return None
+    evidence = suspension_uri(storage.redact(summary.output), str(summary.policy_id))
+    return (
+        f"SUSPENDED: the audit has shown that the promise of policy {summary.policy_id} is broken, {images} "
+        f"images went to review (evidence: {evidence}): look at the masks found bad, then calibrate on "
+        "images like these, or retrain"
     )
 
 

@@ -34,6 +34,7 @@ def target(tmp_path: Path) -> Target:
         model_id=MODEL,
         policy=None,
         palette=class_palette(2),
+        audit_share=0.5,
         require_claim=lambda: None,
     )
 
@@ -72,7 +73,7 @@ def test_a_row_says_what_the_labeler_said_and_its_mask_is_stored(
     assert (row.decision, row.reason, row.policy_id) == ("review", "no_policy", None)
     assert row.discriminator_score == pytest.approx((255 + 127) / 2 / 255)
     assert row.class_fractions == [0.5, 0.5]
-    assert (row.audit, row.inclusion_probability, row.error) == (False, 0.0, None)
+    assert (row.audit, row.inclusion_probability, row.error) == (False, 1.0, None)
 
 
 def test_a_class_that_is_not_in_the_mask_has_no_confidence(

@@ -1,0 +1,54 @@
+"""The policies that masks of OUTPUT were accepted under, and which of them are suspended.
+
+They lie in OUTPUT/policies and not only beside the model: the next calibration replaces the model's
+policy.json, while masks accepted under the old one are still here; the evidence against a promise
+comes from this OUTPUT's images and says nothing about another bucket's; and a run may not be able to write
+where the model lies.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from segpipe import storage
+from segpipe.errors import AlreadyExistsError, NotFoundError
+
+FOLDER = "policies"
+_SUSPENDED = "-suspended.json"
+
+
+def keep_policy(output: str, policy_id: str, text: str) -> None:
+    """Keep the text of policy.json, unless OUTPUT has it. StorageError."""
+    uri = storage.join(output, f"{FOLDER}/{policy_id}.json")
+    if not storage.exists(uri):
+        with suppress(AlreadyExistsError):  # another run was quicker
+            storage.create(uri, text.encode())
+
+
+def kept_policies(output: str) -> dict[str, str]:
+    """The text of each kept policy by policy id. StorageError."""
+    try:
+        found = list(storage.list_objects(storage.join(output, FOLDER)))
+    except NotFoundError:
+        return {}
+    kept = [item for item in found if item.key.endswith(".json") and not item.key.endswith(_SUSPENDED)]
+    return {item.key.removesuffix(".json"): storage.read_bytes(item.uri).decode() for item in kept}
+
+
+def suspension_uri(output: str, policy_id: str) -> str:
+    """Where the suspension of a policy lies, if it is suspended."""
+    return storage.join(output, f"{FOLDER}/{policy_id}{_SUSPENDED}")
+
+
+def is_suspended(output: str, policy_id: str) -> bool:
+    """Whether the policy accepts nothing in OUTPUT any more. StorageError."""
+    return storage.exists(suspension_uri(output, policy_id))
+
+
+def suspend(output: str, policy_id: str, evidence: str) -> bool:
+    """Suspend the policy in OUTPUT with this evidence (JSON); False when it was suspended already."""
+    try:
+        storage.create(suspension_uri(output, policy_id), evidence.encode())
+    except AlreadyExistsError:
+        return False
+    return True

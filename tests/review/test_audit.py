@@ -1,0 +1,146 @@
+"""What the audit says about a promise, and what it does when the promise is broken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from segpipe import storage
+from segpipe.cli import run
+from segpipe.confidence.confidence_sequence import mean_interval
+from segpipe.confidence.policy import MeanLoss
+from segpipe.errors import PolicyError
+from segpipe.manifests import policies
+from segpipe.review.audit import PolicyAudit, audit_output, in_words, suspend_broken, waiting_in_words
+
+Audited = Callable[..., Any]
+
+
+def only(output: str) -> PolicyAudit:
+    (found,) = audit_output(output)
+    return found
+
+
+def test_a_mask_is_bad_by_the_policys_own_definition(audited: Audited) -> None:
+    out = audited()
+    rows = out.label(6)
+    out.answer(rows[:1], "accepted")
+    out.answer(rows[1:2], "corrected", 0.7)
+    out.answer(rows[2:3], "corrected", 0.69)
+    out.answer(rows[3:4], "rejected")
+    out.answer(rows[4:5], "skipped")
+    out.answer(rows[5:], "corrected", None)  # nobody can say how far it was off
+    found = only(out.output)
+    assert (found.audited, found.bad, found.estimate) == (4, 2, 0.5)
+    assert (found.skipped, found.open, found.withdrawn, found.accepted, found.drawn) == (2, 0, 0, 6, 6)
+    assert (found.lower, found.upper) == mean_interval([0, 0, 1, 1], 0.9)
+    assert (found.limit, found.confidence, found.target) == (0.1, 0.9, "bad_fraction")
+    assert found.by_month == {"2026-11": {"audited": 4, "estimate": 0.5}}
+
+
+def test_a_mean_loss_policy_is_held_to_the_mean_loss(audited: Audited) -> None:
+    out = audited(MeanLoss(0.3))
+    rows = out.label(4)
+    for row, verdict, iou in zip(
+        rows, ("accepted", "corrected", "corrected", "rejected"), (1, 0.8, 0.4, None), strict=True
+    ):
+        out.answer([row], verdict, iou)
+    found = only(out.output)
+    assert (found.audited, found.bad, found.limit) == (4, None, 0.3)
+    assert found.estimate == pytest.approx((0 + 0.2 + 0.6 + 1) / 4)
+
+
+def test_audits_count_in_the_order_of_the_draw_up_to_the_first_open_one(audited: Audited) -> None:
+    out = audited()
+    rows = out.label(10)
+    out.answer(rows[5:], "rejected")  # a queue of doubtful masks first: only bad ones are answered yet
+    found = only(out.output)
+    assert (found.audited, found.held_back, found.open) == (0, 5, 5)
+    assert (found.lower, found.upper, found.state) == (0, 1, "undecided")
+    assert waiting_in_words(found) == (
+        "5 audits to answer, 5 answered ones wait behind the oldest: /bucket/0000.jpg is next "
+        "(answer or skip it)"
+    )
+    out.answer(rows[:4], "accepted")
+    out.answer(rows[4:5], "skipped")
+    assert (only(out.output).audited, only(out.output).held_back) == (9, 0)
+    assert waiting_in_words(only(out.output)) is None
+
+
+def test_an_image_that_changed_leaves_the_audit_without_holding_it_back(audited: Audited) -> None:
+    out = audited()
+    _gone, stays = out.label(2)
+    out.answer([stays], "accepted")
+    assert only(out.output).audited == 0
+    out.n_rows = 0
+    out.label(1, image_etag="changed", audit=False, labeled_at=stays.labeled_at)
+    found = only(out.output)
+    assert (found.audited, found.withdrawn, found.open) == (1, 1, 0)
+
+
+def test_what_is_no_audit_of_an_accepted_mask_does_not_count(audited: Audited) -> None:
+    out = audited()
+    out.answer(out.label(3, decision="review", reason="low_confidence", audit=False), "rejected")
+    out.answer(out.label(3, audit=False), "rejected")
+    found = only(out.output)
+    assert (found.drawn, found.audited, found.accepted) == (0, 0, 3)
+    assert in_words(found).startswith("not watched")
+
+
+def test_enough_good_audits_show_the_promise_kept(audited: Audited) -> None:
+    out = audited()
+    out.answer(out.label(10), "accepted")
+    found = only(out.output)
+    assert found.state == "undecided"
+    assert f"{found.more_needed} more like these would show it kept" in in_words(found)
+    out.answer(out.label(found.more_needed), "accepted")
+    assert only(out.output).state == "kept"
+    assert in_words(only(out.output)).startswith("promise holds so far: bad share 0 (0 bad of ")
+
+
+def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Audited, capsys: Any) -> None:
+    out = audited()
+    out.answer(out.label(30), "accepted")
+    assert run(["audit", out.output]) == 0
+    out.answer(out.label(30), "rejected")
+    found = only(out.output)
+    assert found.state == "broken"
+    assert found.lower > 0.1
+    assert found.p_value < 0.05
+    capsys.readouterr()
+    assert run(["audit", out.output, "--json"]) == 3
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)[0]["state"] == "broken"
+    assert (
+        printed.err == f"segpipe: the promise of policy {out.policy.policy_id} is broken: it is suspended\n"
+    )
+    uri = policies.suspension_uri(out.output, out.policy.policy_id)
+    evidence = storage.read_bytes(uri)
+    assert json.loads(evidence)["bad"] == 30
+    assert "BROKEN: bad share 0.5 (30 bad of 60)" in json.loads(evidence)["reason"]
+    assert run(["audit", out.output]) == 3
+    assert "BROKEN" in capsys.readouterr().out
+    assert suspend_broken(out.output, audit_output(out.output)) == []
+    assert storage.read_bytes(uri) == evidence
+
+
+def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: Any) -> None:
+    old = audited()
+    old.answer(old.label(30), "rejected")
+    assert run(["audit", old.output]) == 3
+    new = audited(created_at="2026-11-24T00:00:00+00:00")
+    new.n_parts, new.n_rows = 10, 100
+    new.label(1)
+    assert run(["audit", new.output]) == 0
+    assert [found.in_use for found in audit_output(new.output)] == [False, True]
+    assert audit_output(new.output, "another model") == []
+
+
+def test_audits_of_an_unknown_policy_are_not_judged_by_another(audited: Audited) -> None:
+    out = audited()
+    out.label(1, policy_id="lost")
+    with pytest.raises(PolicyError, match=r"policies/lost\.json is missing"):
+        audit_output(out.output)
