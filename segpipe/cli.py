@@ -31,6 +31,7 @@ from segpipe.config import (
     EvaluateSettings,
     LabelSettings,
     PromoteSettings,
+    QueueSettings,
     TrainSettings,
 )
 from segpipe.errors import PolicyError, SegpipeError
@@ -617,3 +618,33 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
         *([("waiting", waiting)] if waiting else []),
         *months,
     ]
+
+
+@cli.group()
+def review() -> None:
+    """What people are to look at."""
+
+
+@review.command("list")
+@click.argument("output")
+@options_of(QueueSettings)
+@_as_json
+@_debug
+def review_list(output: str, as_json: bool, **values: object) -> None:
+    """Say which masks under OUTPUT a person should look at next.
+
+    Doubtful masks and, hidden among them, the audits of accepted ones, oldest first; as many as the budget
+    allows. --json says which are audits: keep that from the reviewers.
+    """
+    settings = build(QueueSettings, values)
+    from segpipe.review.queue import make_queue
+
+    queue = make_queue(output, settings)
+    if as_json:
+        click.echo(_json_text(asdict(queue)))
+        return
+    rows = [
+        (item.item_id, f"{item.confidence or 0:.3f}", item.image_uri, item.mask_uri) for item in queue.items
+    ]
+    click.echo("\n".join(columns([("item", "confidence", "image", "mask"), *rows])))
+    click.echo(f"\n{len(rows)} of {queue.waiting} masks, some {queue.minutes:.0f} minutes")

@@ -255,6 +255,23 @@ class DoctorSettings(_Settings):
     )
 
 
+class QueueSettings(_Settings):
+    """Which masks people are asked about, and how many."""
+
+    order: Literal["confidence", "gain"] = Field(
+        "confidence",
+        description="Which doubtful masks come first: confidence, the default, those of the lowest; gain, "
+        "those with the largest expected share of wrong pixels.",
+    )
+    class_name: str | None = Field(
+        None, description="Only masks that show this class, those first where much of it is doubtful."
+    )
+    limit: int = Field(100, ge=1, description="At most so many masks; 100 is a morning's work.")
+    minutes: float | None = Field(
+        None, gt=0, description="At most as many masks as take so long, by the median of the reviews so far."
+    )
+
+
 class CompactSettings(_Settings):
     """When `segpipe compact` copies manifest parts together, and how large the copies get."""
 
