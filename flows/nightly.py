@@ -5,6 +5,7 @@ Its name is `label` too, so that its deployment is label/nightly beside label/on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from prefect import State, flow, get_run_logger, runtime
@@ -13,8 +14,9 @@ from prefect.states import Failed
 
 from flows.label import label
 from flows.run_log import library_log, without_secrets
-from segpipe.errors import SegpipeError
+from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.labeling.sources import Problem, Source, find_sources, read_sources
+from segpipe.review.audit import audit_output, in_words, suspend_broken
 from segpipe.storage import redact
 
 
@@ -27,6 +29,9 @@ def run_name() -> str:
 def label_sources(sources: str) -> list[dict[str, Any]] | State:
     """Label what is new in every source of the file, one after the other; one that fails stops no other.
 
+    Before that the audits of each output are weighed: a promise that they show broken is suspended, and the
+    run ends as failed, once, to say so.
+
     Args:
         sources: The sources file: its URL on any fsspec storage.
 
@@ -38,15 +43,31 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
             found, problems = find_sources(read_sources(sources))
     except SegpipeError as error:
         return Failed(message=redact(str(error)))
+    broken = [problem for source in found for problem in _audit(source)]
     results = [(source, _label(source)) for source in found]
-    _publish(results, problems)
+    _publish(results, [*problems, *broken])
     failed = [problem.where for problem in problems]
     failed += [source.url for source, result in results if isinstance(result, State)]
-    if failed:
-        return Failed(
-            message=redact(f"{len(failed)} of {len(results) + len(problems)} failed: {', '.join(failed)}")
-        )
+    if failed or broken:
+        return Failed(message=_what_failed(failed, len(results) + len(problems), broken))
     return [result for _, result in results if isinstance(result, dict)]
+
+
+def _audit(source: Source) -> Iterator[Problem]:
+    """Promises that the audits have newly shown broken, which suspends them before anything is labelled."""
+    try:
+        with library_log(), without_secrets():
+            for audit in suspend_broken(source.output, audit_output(source.output)):
+                yield Problem(source.output, in_words(audit))
+    except NotFoundError:  # nothing has been labelled there yet
+        return
+    except SegpipeError as error:
+        yield Problem(source.output, f"its audits cannot be read: {error}")
+
+
+def _what_failed(failed: list[str], n_sources: int, broken: list[Problem]) -> str:
+    said = [f"{len(failed)} of {n_sources} failed: {', '.join(failed)}"] if failed else []
+    return redact("; ".join([*said, *(f"{problem.where}: {problem.message}" for problem in broken)]))
 
 
 def _label(source: Source) -> dict[str, Any] | State:

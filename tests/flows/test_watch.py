@@ -13,6 +13,7 @@ import boto3
 import numpy as np
 import pandas as pd
 import pytest
+from audited_output import audited_output
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -22,6 +23,7 @@ from flows.nightly import label_sources
 from flows.watch import watch
 from segpipe.labeling.announcements import message_id
 from segpipe.labeling.sources import find_sources, read_sources
+from segpipe.manifests.policies import is_suspended
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -178,6 +180,21 @@ def test_a_night_labels_every_source_and_says_which_failed(
 
     again = label_sources(sources)
     assert [summary["planned"] for summary in again] == [0, 0]
+
+
+def test_a_night_suspends_a_promise_that_audits_show_broken_and_alarms_once(
+    tmp_path: Path, sources: str
+) -> None:
+    output = audited_output(str(tmp_path / "labels" / "a"))
+    output.answer(output.label(40), "rejected")
+    state = label_sources(sources, return_state=True)
+    assert state.is_failed()
+    assert str(state.message).startswith(f"{tmp_path}/labels/a: BROKEN: bad share 1 (40 bad of 40)")
+    assert is_suspended(output.output, output.policy.policy_id)
+    for name, n_rows in (("a", 41), ("b", 1)):
+        assert len(pd.read_parquet(tmp_path / "labels" / name / "manifests")) == n_rows
+    assert "BROKEN" in artifact(state, "label-sources")[2]["state"]
+    assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -1,86 +1,22 @@
-"""A manifest of accepted, audited masks under a real policy, and people's verdicts on them."""
+"""An OUTPUT whose accepted masks are audited."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import pytest
+from audited_output import AuditedOutput, audited_output
 
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, MeanLoss, Policy, make_policy, to_json
-from segpipe.manifests.policies import keep_policy
-from segpipe.manifests.reviews import Review, append_reviews, item_id
-from segpipe.manifests.schema import Row, rows_table
-from segpipe.manifests.store import commit_part
-
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-@dataclass
-class AuditedOutput:
-    """OUTPUT with audited masks, one second after the other."""
-
-    output: str
-    policy: Policy
-    n_parts: int = 0
-    n_reviews: int = 0
-    n_rows: int = 0
-
-    def label(self, n: int, **values: Any) -> list[Row]:
-        """n more rows in a part of their own."""
-        rows = [self._row(self.n_rows + number, values) for number in range(n)]
-        self.n_rows += n
-        table = rows_table(rows, ["a", "b"])
-        assert commit_part(self.output, NOON.date(), "r", self.n_parts, table)
-        self.n_parts += 1
-        return rows
-
-    def answer(self, rows: list[Row], verdict: str, draft_iou: float | None = None) -> None:
-        """The same verdict about each of the rows."""
-        append_reviews(self.output, [self._review(row, verdict, draft_iou) for row in rows])
-
-    def _row(self, number: int, values: dict[str, Any]) -> Row:
-        uri = f"/bucket/{number:04d}.jpg"
-        row = Row(
-            image_uri=uri, image_etag="e", image_bytes=1, image_width=1, image_height=1,
-            mask_uri=f"{uri}.png", mask_sha256=f"sha {number}", decision="accepted",
-            reason="confident",
-            confidence=0.9,
-            discriminator_score=1.0, class_fractions=None, class_confidences=None, audit=True,
-            inclusion_probability=0.02, model_id=self.policy.model_id, policy_id=self.policy.policy_id,
-            run_id="r", shard=self.n_parts, labeled_at=NOON + timedelta(seconds=number), error=None,
-        )  # fmt: skip
-        return replace(row, **values)
-
-    def _review(self, row: Row, verdict: str, draft_iou: float | None) -> Review:
-        self.n_reviews += 1
-        final = None if verdict in ("rejected", "skipped") else row.mask_uri
-        return Review(
-            review_id=str(self.n_reviews), image_uri=row.image_uri, image_etag=row.image_etag,
-            item_id=item_id(row.image_uri, row.image_etag, row.model_id, str(row.mask_sha256)),
-            model_id=row.model_id, draft_mask_sha256=str(row.mask_sha256), verdict=verdict,
-            final_mask_uri=final, final_mask_sha256=final, draft_iou=draft_iou, overlap_pixels=0,
-            audit=row.audit, inclusion_probability=0.02, reviewer=None, minutes=None, origin="test",
-            reviewed_at=NOON + timedelta(days=1, seconds=self.n_reviews),
-        )  # fmt: skip
-
-
-def calibrated(target: BadFraction | MeanLoss, created_at: str = "2026-11-22T00:00:00+00:00") -> Policy:
-    return make_policy(np.linspace(0, 1, 200), np.ones(200), "m", target, 0.9, "f" * 64, created_at)
+from segpipe.confidence.policy import BadFraction, MeanLoss
 
 
 @pytest.fixture
-def audited(tmp_path: Any) -> Callable[..., AuditedOutput]:
+def audited(tmp_path: Path) -> Callable[..., AuditedOutput]:
     """(target, created_at) -> OUTPUT with the policy kept in it; default: IoU 0.7, at most 10% bad."""
 
     def make(target: BadFraction | MeanLoss | None = None, **values: str) -> AuditedOutput:
-        output = storage.normalise(tmp_path / "out")
-        policy = calibrated(target or BadFraction(0.7, 0.1), **values)
-        keep_policy(output, policy.policy_id, to_json(policy))
-        return AuditedOutput(output, policy)
+        return audited_output(storage.normalise(tmp_path / "out"), target, **values)
 
     return make
