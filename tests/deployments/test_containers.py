@@ -263,8 +263,11 @@ def resolved(text: str, values: dict[str, str]) -> str:
 
 @pytest.fixture
 def running() -> Iterator[ExitStack]:
+    # A suite started in the background ignores SIGINT; a worker that does so too hangs on SIGTERM.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with ExitStack() as stack:
         yield stack
+    signal.signal(signal.SIGINT, before)
 
 
 def start(
