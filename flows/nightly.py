@@ -5,7 +5,6 @@ Its name is `label` too, so that its deployment is label/nightly beside label/on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from prefect import State, flow, get_run_logger, runtime
@@ -53,16 +52,16 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
     return [result for _, result in results if isinstance(result, dict)]
 
 
-def _audit(source: Source) -> Iterator[Problem]:
-    """Promises that the audits have newly shown broken, which suspends them before anything is labelled."""
+def _audit(source: Source) -> list[Problem]:
+    """Promises that the audits have newly shown broken; they are suspended before anything is labelled."""
     try:
         with library_log(), without_secrets():
-            for audit in suspend_broken(source.output, audit_output(source.output)):
-                yield Problem(source.output, in_words(audit))
+            broken = suspend_broken(source.output, audit_output(source.output))
     except NotFoundError:  # nothing has been labelled there yet
-        return
+        return []
     except SegpipeError as error:
-        yield Problem(source.output, f"its audits cannot be read: {error}")
+        return [Problem(source.output, f"its audits cannot be read: {error}")]
+    return [Problem(source.output, in_words(audit)) for audit in broken]
 
 
 def _what_failed(failed: list[str], n_sources: int, broken: list[Problem]) -> str:
