@@ -6,18 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from prefect.settings import (
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_SERVER_ANALYTICS_ENABLED,
     temporary_settings,
 )
 from prefect.testing.utilities import prefect_test_harness
-from random_model import write_random_model
-
-from segpipe import storage
-from segpipe.confidence.policy import BadFraction, make_policy, to_json
-from segpipe.models.labeler import load_model
+from random_model import write_random_model, write_trusting_policy
 
 
 @pytest.fixture(scope="session")
@@ -41,17 +36,4 @@ def tiny_model(tmp_path: Path) -> str:
 @pytest.fixture
 def trusting_model(tiny_model: str) -> str:
     """The same model with a policy that accepts every mask."""
-    model_id = load_model(tiny_model, "cpu").model_id
-    scores = torch.linspace(-100, 100, 200).tolist()
-    policy = make_policy(
-        scores,
-        [1.0] * 200,
-        model_id,
-        BadFraction(0.5, 0.1),
-        0.9,
-        "f" * 64,
-        "2026-01-01T00:00:00+00:00",
-        candidate_thresholds=[-90.0],
-    )
-    storage.put(storage.join(tiny_model, "policy.json"), to_json(policy).encode())
-    return tiny_model
+    return write_trusting_policy(tiny_model)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from segpipe import storage
+from segpipe.confidence.policy import BadFraction, make_policy, to_json
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -12,6 +14,7 @@ from segpipe.models.bundle import (
     model_digest,
     save_bundle,
 )
+from segpipe.models.labeler import load_model
 
 SPEC = ModelSpec(
     architecture="unet",
@@ -39,4 +42,20 @@ def write_random_model(folder: str, classes: tuple[str, ...] = SPEC.classes) -> 
         created_at="2026-01-01T00:00:00+00:00",
     )
     save_bundle(folder, card, generator, discriminator)
+    return folder
+
+
+def write_trusting_policy(folder: str) -> str:
+    """Give the model a policy that accepts every mask; gives the folder back."""
+    policy = make_policy(
+        torch.linspace(-100, 100, 200).tolist(),
+        [1.0] * 200,
+        load_model(folder, "cpu").model_id,
+        BadFraction(0.5, 0.1),
+        0.9,
+        "f" * 64,
+        "2026-01-01T00:00:00+00:00",
+        candidate_thresholds=[-90.0],
+    )
+    storage.put(storage.join(folder, "policy.json"), to_json(policy).encode())
     return folder

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from random_model import write_random_model
+from random_model import write_random_model, write_trusting_policy
 
 import segpipe
-from segpipe import storage
-from segpipe.confidence.policy import BadFraction, make_policy, to_json
 from segpipe.config import PromoteSettings
 from segpipe.datasets import open_dataset
 from segpipe.errors import DatasetError, ModelError
@@ -21,31 +18,17 @@ from segpipe.models.line import promotions
 from segpipe.training.promotion import compare_paired, go_back, promote
 
 
-def with_policy(model: str) -> str:
-    """The model, with a policy that accepts something."""
-    policy = make_policy(
-        torch.linspace(-100, 100, 200).tolist(),
-        [1.0] * 200,
-        segpipe.load_model(model, "cpu").model_id,
-        BadFraction(0.5, 0.1),
-        0.9,
-        "f" * 64,
-        "2026-01-01T00:00:00+00:00",
-        candidate_thresholds=[-90.0],
-    )
-    storage.put(storage.join(model, "policy.json"), to_json(policy).encode())
-    return model
-
-
 @pytest.fixture
 def good(trained_model: str, tmp_path: Path) -> str:
-    return with_policy(str(shutil.copytree(trained_model, tmp_path / "good")))
+    return write_trusting_policy(str(shutil.copytree(trained_model, tmp_path / "good")))
 
 
 @pytest.fixture
 def poor(streets: str, tmp_path: Path) -> str:
     """Random weights for the classes of `streets`."""
-    return with_policy(write_random_model(str(tmp_path / "poor"), classes=open_dataset(streets).classes))
+    return write_trusting_policy(
+        write_random_model(str(tmp_path / "poor"), classes=open_dataset(streets).classes)
+    )
 
 
 @pytest.fixture
