@@ -43,8 +43,10 @@ def is_there(run_id: UUID) -> bool:
 def table(state: State) -> list[dict[str, Any]]:
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]))
     with get_client(sync_client=True) as client:
-        (artifact,) = client.read_artifacts(artifact_filter=wanted)
-    return json.loads(artifact.data)
+        artifacts = client.read_artifacts(artifact_filter=wanted)
+    # Prefect's client sends once more what a busy server stored and did not answer in time.
+    (data,) = {artifact.data for artifact in artifacts}
+    return json.loads(data)
 
 
 def abandoned_claims(output: Path) -> None:
