@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-server test-corpus test-faults test-e2e up down status lint format typecheck constraints clean
+.PHONY: help setup demo test test-server test-corpus test-faults test-e2e test-studio up down status lint format typecheck constraints clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ test-faults: $(STAMP)  ## Kill and starve labelling processes on an S3 server: s
 test-e2e: $(STAMP)  ## Operate the whole stack: new buckets, killed worker, server and S3 server: some 8 minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m e2e
 
+# Its many pins would fight with ours.
+.venv-studio/installed.stamp: tests/studio/requirements.txt
+	$(PYTHON) -m venv .venv-studio
+	.venv-studio/bin/pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-studio: $(STAMP) .venv-studio/installed.stamp  ## Send masks to a real Label Studio and bring decisions back
+	$(TEST_ENV) $(BIN)/python -m pytest -m studio
+
 # Settings, on the command line or in the environment: PORT, S3=moto, S3_PORT, STACK (folder), DATABASE,
 # SEGPIPE_SOURCES, SEGPIPE_TIMEZONE, SEGPIPE_WEBHOOK_URL. make hands both on to the program.
 up: $(STAMP)  ## Start the local stack: Prefect server, worker, deployments, alarms (S3=moto: an S3 server too)
@@ -69,5 +78,5 @@ constraints:  ## Write the installed set to constraints.txt
 	@mv constraints.new constraints.txt
 
 clean:  ## Remove the environment, caches and the demo's output
-	rm -rf $(VENV) demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-studio demo-out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,6 +31,7 @@ from segpipe.config import (
     EvaluateSettings,
     LabelSettings,
     PromoteSettings,
+    PushSettings,
     QueueSettings,
     TrainSettings,
 )
@@ -623,6 +624,58 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
 @cli.group()
 def review() -> None:
     """What people are to look at."""
+
+
+_label_studio = click.option(
+    "--label-studio",
+    "server",
+    required=True,
+    help="Address of Label Studio, for example http://127.0.0.1:8080.",
+)
+
+
+def _label_studio_token() -> str:
+    return os.environ.get("LABEL_STUDIO_API_KEY", "")
+
+
+@review.command("push")
+@click.argument("output")
+@_label_studio
+@options_of(PushSettings)
+@options_of(QueueSettings)
+@_as_json
+@_debug
+def review_push(output: str, server: str, as_json: bool, **values: object) -> None:
+    """Send the masks under OUTPUT that people should look at to Label Studio, as drafts.
+
+    The token comes from LABEL_STUDIO_API_KEY. What is in the project already is not sent again.
+    """
+    settings = build(PushSettings, {name: values[name] for name in PushSettings.model_fields})
+    chosen = build(QueueSettings, {name: values[name] for name in QueueSettings.model_fields})
+    from segpipe.review.label_studio import open_label_studio
+    from segpipe.review.push import push
+
+    with open_label_studio(server, _label_studio_token()) as label_studio:
+        _print_result(asdict(push(output, settings, chosen, label_studio)), as_json)
+
+
+@review.command("pull")
+@click.argument("output")
+@_label_studio
+@click.option("--project", required=True, help="Name of the Label Studio project.")
+@_as_json
+@_debug
+def review_pull(output: str, server: str, project: str, as_json: bool) -> None:
+    """Bring people's decisions from Label Studio into the reviews of OUTPUT.
+
+    The token comes from LABEL_STUDIO_API_KEY. What was brought before is not brought again; a decision that
+    was changed since replaces the earlier one.
+    """
+    from segpipe.review.label_studio import open_label_studio
+    from segpipe.review.pull import pull
+
+    with open_label_studio(server, _label_studio_token()) as label_studio:
+        _print_result(asdict(pull(output, project, label_studio)), as_json)
 
 
 @review.command("list")

@@ -272,6 +272,27 @@ class QueueSettings(_Settings):
     )
 
 
+class PushSettings(_Settings):
+    """Where masks go to be looked at, and what people see of them."""
+
+    project: str = Field(
+        min_length=3,
+        max_length=50,
+        description="Name of the Label Studio project; made when it is not there.",
+    )
+    storage: Literal["presigned", "s3"] = Field(
+        "presigned",
+        description="How a browser gets images in S3: presigned, the default, by short-lived links to the "
+        "bucket; s3, through Label Studio, where browsers do not reach the bucket.",
+    )
+    link_minutes: int = Field(
+        60, ge=1, le=10080, description="Minutes that a link to an image lives; 60 outlasts one mask."
+    )
+    hide_scores: bool = Field(
+        False, description="Send no confidence, so that nobody can guess which masks are audits."
+    )
+
+
 class CompactSettings(_Settings):
     """When `segpipe compact` copies manifest parts together, and how large the copies get."""
 

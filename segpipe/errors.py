@@ -53,3 +53,7 @@ class PolicyError(SegpipeError):
 
 class RunError(SegpipeError):
     """A labelling or training run cannot start, go on or resume."""
+
+
+class ReviewError(SegpipeError):
+    """The annotation tool refused or failed, or what it sent is no decision about a mask of ours."""

@@ -99,6 +99,11 @@ def append_reviews(output: str, reviews: Iterable[Review]) -> list[Review]:
         return new
 
 
+def known_review_ids(output: str) -> set[str]:
+    """The names of all decisions that the log of OUTPUT has."""
+    return _known_ids(output, _parts(output))
+
+
 def open_reviews(output: str) -> ds.Dataset:
     """All decisions of OUTPUT as a lazy Arrow dataset of REVIEW_SCHEMA, also when there are none yet."""
     return _open(output, _parts(output))

@@ -40,6 +40,8 @@ class QueueItem:
     item_id: str
     image_uri: str
     mask_uri: str
+    mask_sha256: str
+    model_id: str
     confidence: float | None
     is_audit: bool
 
@@ -115,4 +117,12 @@ def _items(output: str, sql: str) -> list[QueueItem]:
 
 def _item(row: dict[str, Any]) -> QueueItem:
     name = item_id(row["image_uri"], row["image_etag"], row["model_id"], row["mask_sha256"])
-    return QueueItem(name, row["image_uri"], row["mask_uri"], row["confidence"], row["audit"])
+    return QueueItem(
+        name,
+        row["image_uri"],
+        row["mask_uri"],
+        row["mask_sha256"],
+        row["model_id"],
+        row["confidence"],
+        row["audit"],
+    )

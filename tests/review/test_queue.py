@@ -108,7 +108,9 @@ def test_a_decision_takes_a_mask_off_the_queue(output: str) -> None:
 
 def test_the_places_of_audits_say_nothing() -> None:
     def items(kind: str, n: int, seed: int) -> list[QueueItem]:
-        return [QueueItem(f"{kind}{seed}-{number}", "", "", None, kind == "audit") for number in range(n)]
+        return [
+            QueueItem(f"{kind}{seed}-{number}", "", "", "", "", None, kind == "audit") for number in range(n)
+        ]
 
     first = [0] * 10
     for seed in range(2000):

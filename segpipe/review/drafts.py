@@ -1,0 +1,69 @@
+"""Masks as drafts for people: one Label Studio task per queue item."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from segpipe import storage
+from segpipe.errors import ImageError, ReviewError
+from segpipe.images import decode_mask
+from segpipe.review.brush import encode_brush
+from segpipe.review.label_config import BRUSH, IMAGE
+from segpipe.review.queue import QueueItem
+
+ITEM_ID = "segpipe_item_id"
+_SHOWN_FROM = ("s3://", "https://", "http://")
+
+
+def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> dict[str, Any]:
+    """The task for one item, with its mask as the draft; the audit flag is not in it.
+
+    Raises ReviewError where Label Studio would take it and show nonsense: another mask than the manifest's,
+    classes that the project lacks, an image that a browser cannot fetch; StorageError.
+    """
+    if not item.image_uri.startswith(_SHOWN_FROM):
+        raise ReviewError(
+            f"{item.image_uri} cannot be shown in a browser: Label Studio needs images in S3 or on the web"
+        )
+    mask = read_mask(item.mask_uri, item.mask_sha256)
+    if mask.max() >= len(classes):
+        raise ReviewError(
+            f"{item.mask_uri} holds class {mask.max()} of {len(classes)}: label the image again"
+        )
+    score = {"score": item.confidence} if with_score and item.confidence is not None else {}
+    draft = {"model_version": item.model_id, "result": list(_regions(mask, classes))} | score
+    return {"data": {"image": item.image_uri, ITEM_ID: item.item_id}, "predictions": [draft]}
+
+
+def read_mask(uri: str, sha256: str) -> np.ndarray:
+    """The mask (HxW uint8) that a manifest row means. Raises ReviewError when it is another, StorageError."""
+    content = storage.read_bytes(uri)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ReviewError(f"{uri} is not the mask of the manifest: it was changed; restore it")
+    try:
+        return decode_mask(content)
+    except ImageError as error:
+        raise ReviewError(f"{uri} cannot be read: {error}; restore it") from error
+
+
+def _regions(mask: np.ndarray, classes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    height, width = mask.shape
+    for index in np.unique(mask).tolist():
+        yield {
+            "id": f"class-{index}",
+            "type": "brushlabels",
+            "from_name": BRUSH,
+            "to_name": IMAGE,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "value": {
+                "format": "rle",
+                "rle": encode_brush(mask == index),
+                "brushlabels": [classes[index]],
+            },
+        }

@@ -1,0 +1,124 @@
+"""Masks to people: what waits for a decision becomes tasks of a Label Studio project, each once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from segpipe.config import PushSettings, QueueSettings
+from segpipe.errors import ReviewError
+from segpipe.manifests.store import classes_of
+from segpipe.progress import track
+from segpipe.review.drafts import ITEM_ID, draft_task
+from segpipe.review.label_config import label_config, require_labels
+from segpipe.review.label_studio import LabelStudio, Project
+from segpipe.review.queue import make_queue
+
+logger = logging.getLogger(__name__)
+
+TASKS_PER_REQUEST = 25  # four regions of two megapixels are 260 kB; the server takes 250 MB
+
+
+@dataclass(frozen=True)
+class PushSummary:
+    """What the project had, got and what still waits for a place in it; project_url is for people."""
+
+    project_url: str
+    pushed: int
+    already_there: int
+    duplicates_removed: int
+    waiting: int
+
+
+def push(output: str, settings: PushSettings, chosen: QueueSettings, server: LabelStudio) -> PushSummary:
+    """Make what the queue of OUTPUT gives into tasks of the project, those that are there left alone.
+
+    All drafts are made, and so checked, before the first is sent. A push that was killed is finished by the
+    next one. Raises ReviewError, StorageError, NotFoundError.
+    """
+    queue = make_queue(output, chosen)
+    classes = classes_of(output)
+    project = _project(server, settings.project, classes)
+    removed = _remove_duplicates(server, project)
+    there = {task["data"].get(ITEM_ID) for task in server.tasks(project)}
+    new = [item for item in queue.items if item.item_id not in there]
+    with track(len(new), "drafts", "masks") as done:
+        tasks = []
+        for item in new:
+            tasks.append(draft_task(item, classes, with_score=not settings.hide_scores))
+            done.advance()
+    _connect_buckets(server, project, (item.image_uri for item in new), settings)
+    for start in range(0, len(tasks), TASKS_PER_REQUEST):
+        server.add_tasks(project, tasks[start : start + TASKS_PER_REQUEST])
+    removed += _remove_duplicates(server, project)
+    return PushSummary(
+        f"{server.server}/projects/{project.id}/data",
+        len(new),
+        len(queue.items) - len(new),
+        removed,
+        queue.waiting - len(queue.items),
+    )
+
+
+def _project(server: LabelStudio, title: str, classes: Sequence[str]) -> Project:
+    project = server.find_project(title) or server.create_project(title, label_config(classes))
+    require_labels(project.label_config, classes, title)
+    return project
+
+
+def _remove_duplicates(server: LabelStudio, project: Project) -> int:
+    """Of tasks for one item (two pushes at once make several) leave those with answers, or the first."""
+    duplicates = list(spare_tasks(server.tasks(project)))
+    for task_id in duplicates:
+        server.remove_task(task_id)
+    if duplicates:
+        logger.warning("removed %d tasks that another push had also made", len(duplicates))
+    return len(duplicates)
+
+
+def spare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
+    """The unanswered tasks whose item has an answered or an earlier one."""
+    by_item: dict[str, list[dict[str, Any]]] = {}
+    for task in tasks:
+        if name := task["data"].get(ITEM_ID):
+            by_item.setdefault(name, []).append(task)
+    for same in by_item.values():
+        kept = [task for task in same if is_answered(task)] or [min(same, key=lambda task: task["id"])]
+        yield from (task["id"] for task in same if task not in kept)
+
+
+def is_answered(task: dict[str, Any]) -> bool:
+    """Whether anybody has submitted or skipped it."""
+    return bool(task.get("total_annotations") or task.get("cancelled_annotations"))
+
+
+def _connect_buckets(
+    server: LabelStudio, project: Project, image_uris: Iterable[str], settings: PushSettings
+) -> None:
+    needed = {urlsplit(uri).netloc for uri in image_uris if uri.startswith("s3://")}
+    connected = {storage["bucket"] for storage in server.storages(project)} if needed else set()
+    for bucket in sorted(needed - connected):
+        fields = bucket_fields(bucket, settings, os.environ)
+        try:
+            server.connect_bucket(project, fields)
+        except ReviewError as error:
+            raise ReviewError(
+                f"{error}; give Label Studio itself access to s3://{bucket} (AWS_* in its environment)"
+            ) from error
+
+
+def bucket_fields(bucket: str, settings: PushSettings, environment: Mapping[str, str]) -> dict[str, Any]:
+    """How Label Studio reaches the bucket: by its own credentials, never by ours."""
+    endpoint = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL")
+    fields = {
+        "title": bucket,
+        "bucket": bucket,
+        "presign": settings.storage == "presigned",
+        "presign_ttl": settings.link_minutes,
+        "use_blob_urls": True,
+    }
+    return fields | ({"s3_endpoint": endpoint} if endpoint else {})

@@ -1,0 +1,94 @@
+"""What annotations mean, where a reviewer's regions overlap, and which tasks are spare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from segpipe.errors import ReviewError
+from segpipe.review.brush import encode_brush
+from segpipe.review.decisions import drawing, minutes_spent, refusal, review_id
+from segpipe.review.label_config import label_config, require_labels
+from segpipe.review.push import spare_tasks
+
+CLASSES = ("road", 'car "<&>"')
+
+
+def region(rows: slice, label: str, **changes: Any) -> dict[str, Any]:
+    drawn = np.zeros((4, 3), bool)
+    drawn[rows] = True
+    value = {"format": "rle", "rle": encode_brush(drawn), "brushlabels": [label]}
+    return {"from_name": "mask", "original_height": 4, "original_width": 3, "value": value} | changes
+
+
+def annotation(*regions: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {"id": 5, "updated_at": "2026-11-24T12:00:00Z", "result": list(regions)} | changes
+
+
+def test_of_two_classes_over_a_pixel_the_last_wins_and_the_pixels_are_counted() -> None:
+    drawn = drawing(annotation(region(slice(0, 3), "road"), region(slice(2, 3), CLASSES[1])), CLASSES, (4, 3))
+    assert drawn.mask.tolist() == [[0] * 3, [0] * 3, [1] * 3, [255] * 3]
+    assert drawn.overlap_pixels == 3
+
+
+def test_two_regions_of_one_class_do_not_overlap() -> None:
+    twice = annotation(region(slice(0, 3), "road"), region(slice(1, 4), "road"))
+    assert drawing(twice, CLASSES, (4, 3)).overlap_pixels == 0
+
+
+def test_what_is_neither_skipped_nor_refused_nor_empty_is_a_mask() -> None:
+    reject = {"from_name": "verdict", "value": {"choices": ["reject"]}}
+    drawn = region(slice(0, 4), "road")
+    assert refusal(annotation(drawn)) is None
+    assert refusal(annotation(drawn, was_cancelled=True)) == "skipped"
+    assert refusal(annotation(drawn, reject)) == "rejected"
+    assert refusal(annotation()) == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (region(slice(0, 1), "tree"), r"has the labels \['tree'\]: it needs one of road, car"),
+        (region(slice(0, 1), "road", original_width=4), "an image of 4x4 pixels, the draft 4x3"),
+        (region(slice(0, 1), "road", value={"rle": [1, 2], "brushlabels": ["road"]}), "cannot be read"),
+    ],
+)
+def test_a_region_that_means_nothing_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ReviewError, match=message):
+        drawing(annotation(wrong), CLASSES, (4, 3))
+
+
+def test_a_changed_annotation_is_another_decision() -> None:
+    first = review_id("http://studio/tasks/1/annotations/5", annotation())
+    later = review_id("http://studio/tasks/1/annotations/5", annotation(updated_at="2026-11-24T12:00:01Z"))
+    assert first == review_id("http://studio/tasks/1/annotations/5", annotation(lead_time=9))
+    assert len({first, later, review_id("http://studio/tasks/1/annotations/6", annotation())}) == 3
+
+
+def test_lead_time_is_in_seconds() -> None:
+    assert minutes_spent(annotation(lead_time=90)) == 1.5
+    assert minutes_spent(annotation()) is None
+
+
+def test_an_interface_takes_its_own_classes_and_no_others() -> None:
+    require_labels(label_config(CLASSES), CLASSES, "streets")
+    with pytest.raises(ReviewError, match="'streets' has other labels than the masks' classes road"):
+        require_labels(label_config(CLASSES), ("road",), "streets")
+    with pytest.raises(ReviewError, match="other labels"):
+        require_labels("<View/>", CLASSES, "streets")
+
+
+def test_of_tasks_for_one_item_the_answered_stay_or_the_first() -> None:
+    def task(number: int, item: str | None, annotations: int = 0, skipped: int = 0) -> dict[str, Any]:
+        data = {} if item is None else {"segpipe_item_id": item}
+        return {
+            "id": number, "data": data, "total_annotations": annotations, "cancelled_annotations": skipped
+        }  # fmt: skip
+
+    tasks = [
+        task(1, "a"), task(2, "a"), task(3, "b"), task(4, "b", annotations=1), task(5, "b", skipped=1),
+        task(6, None), task(7, None),
+    ]  # fmt: skip
+    assert sorted(spare_tasks(tasks)) == [2, 3]

@@ -1,0 +1,348 @@
+"""Masks go to a real Label Studio as drafts, people decide, and their decisions come back exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from studio_server import TOKEN, Studio, running_studio
+
+from segpipe import storage
+from segpipe.config import PushSettings, QueueSettings
+from segpipe.errors import ReviewError
+from segpipe.images import class_palette, decode_mask, encode_mask
+from segpipe.manifests.query import query
+from segpipe.manifests.schema import Row, rows_table
+from segpipe.manifests.store import commit_part
+from segpipe.review.brush import encode_brush
+from segpipe.review.label_studio import open_label_studio
+from segpipe.review.pull import PullSummary, pull
+from segpipe.review.push import PushSummary, push
+
+pytestmark = pytest.mark.studio
+
+CLASSES = ("road", "car", "sky & <cloud>")
+HEIGHT, WIDTH = 48, 64
+NOTHING = {
+    "accepted": 0, "corrected": 0, "rejected": 0, "skipped": 0, "known": 0, "foreign": 0, "refused": 0,
+    "overlap_pixels": 0,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def studio(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    with running_studio(tmp_path_factory.mktemp("studio")) as server:
+        yield server
+
+
+@dataclass(frozen=True)
+class Night:
+    """An OUTPUT on S3 whose masks wait for people; masks by image URI."""
+
+    output: str
+    project: str
+    masks: dict[str, np.ndarray]
+
+    def push(self, studio: Studio, **chosen: Any) -> PushSummary:
+        with open_label_studio(studio.url, TOKEN) as server:
+            return push(self.output, PushSettings(project=self.project), QueueSettings(**chosen), server)
+
+    def pull(self, studio: Studio) -> dict[str, int]:
+        with open_label_studio(studio.url, TOKEN) as server:
+            return vars(pull(self.output, self.project, server))
+
+    def final_masks(self) -> dict[str, np.ndarray]:
+        """Of the view `accepted`, each checked against its digest."""
+        found = {}
+        for row in query(self.output, "SELECT * FROM accepted").to_pylist():
+            content = storage.read_bytes(row["mask_uri"])
+            assert hashlib.sha256(content).hexdigest() == row["mask_sha256"]
+            found[row["image_uri"]] = decode_mask(content)
+        return found
+
+    def decisions(self) -> list[dict[str, Any]]:
+        """Every row of the log, read without segpipe's views."""
+        parts = [
+            one for one in storage.list_objects(f"{self.output}/reviews") if one.key.endswith(".parquet")
+        ]
+        tables = [storage.read_bytes(f"{self.output}/reviews/{part.key}") for part in parts]
+        return [row for table in tables for row in pq.read_table(io.BytesIO(table)).to_pylist()]
+
+
+@pytest.fixture
+def night(s3_bucket: str, make_row: Callable[..., Row]) -> Callable[..., Night]:
+    """(number of masks) -> a night's output, every fifth mask accepted and drawn for the audit."""
+
+    def make(count: int) -> Night:
+        random = np.random.default_rng(7)
+        output, masks, rows = f"s3://{s3_bucket}/labels", {}, []
+        for number in range(count):
+            uri = f"s3://{s3_bucket}/raw/it's {number:03d}.png"
+            masks[uri] = _mask(random)
+            picture = io.BytesIO()
+            Image.fromarray(np.repeat(masks[uri][..., None] * np.uint8(80), 3, axis=2)).save(picture, "PNG")
+            storage.put(uri, picture.getvalue())
+            content = encode_mask(masks[uri], class_palette(len(CLASSES)))
+            mask_uri = f"{output}/masks/m/{number:03d}.png"
+            storage.put(mask_uri, content)
+            audit = number % 5 == 0
+            rows.append(
+                make_row(
+                    image_uri=uri, image_etag=storage.etag(uri), mask_uri=mask_uri, audit=audit,
+                    mask_sha256=hashlib.sha256(content).hexdigest(), confidence=number / 100,
+                    decision="accepted" if audit else "review", inclusion_probability=0.02 if audit else 1.0,
+                )
+            )  # fmt: skip
+        assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table(rows, CLASSES))
+        return Night(output, f"night {s3_bucket}"[:50], masks)
+
+    return make
+
+
+def _mask(random: np.random.Generator) -> np.ndarray:
+    mask = np.full((HEIGHT, WIDTH), 2, np.uint8)
+    mask[HEIGHT // 2 :] = 0
+    top, left = random.integers(0, HEIGHT - 12), random.integers(0, WIDTH - 20)
+    mask[top : top + 12, left : left + 20] = 1
+    mask[top + 4, left + 5] = 0  # a hole of one pixel
+    mask[random.integers(0, HEIGHT), random.integers(0, WIDTH)] = 1
+    return mask
+
+
+def region(drawn: np.ndarray, label: str) -> dict[str, Any]:
+    value = {"format": "rle", "rle": encode_brush(drawn), "brushlabels": [label]}
+    return {
+        "type": "brushlabels", "from_name": "mask", "to_name": "image", "original_width": WIDTH,
+        "original_height": HEIGHT, "image_rotation": 0, "value": value, "origin": "prediction-changed",
+    }  # fmt: skip
+
+
+def one_more_car(result: list[dict[str, Any]], rows: slice) -> list[dict[str, Any]]:
+    """As if a person painted a car over the top left corner and left what lies below."""
+    drawn = np.zeros((HEIGHT, WIDTH), bool)
+    drawn[rows, :10] = True
+    return [*deepcopy(result), region(drawn, "car")]
+
+
+REJECT = [{"type": "choices", "from_name": "verdict", "to_name": "image", "value": {"choices": ["reject"]}}]
+
+
+def test_sixty_masks_there_and_back(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(60)
+    pushed = made.push(studio)
+    assert (pushed.pushed, pushed.already_there, pushed.duplicates_removed, pushed.waiting) == (60, 0, 0, 0)
+    assert made.push(studio).pushed == 0, "running it again adds nothing"
+
+    tasks = studio.tasks(made.project)
+    assert sorted(task["data"]["image"] for task in tasks) == sorted(made.masks)
+    assert set(tasks[0]["data"]) == {"image", "segpipe_item_id"}, "nothing tells an audit"
+    untouched, edited, refused, passed_over = tasks[:20], tasks[20:35], tasks[35:45], tasks[45:50]
+    for task in untouched:
+        draft = studio.draft(task)
+        studio.submit(task, draft["result"], parent_prediction=draft["id"])
+    for task in edited:
+        draft = studio.draft(task)
+        studio.submit(task, one_more_car(draft["result"], slice(0, 6)), parent_prediction=draft["id"])
+    for task in refused:
+        studio.submit(task, REJECT)
+    for task in passed_over:
+        studio.submit(task, [], was_cancelled=True)
+
+    first = made.pull(studio)
+    assert {name: first[name] for name in ("accepted", "corrected", "rejected", "skipped")} == {
+        "accepted": 20, "corrected": 15, "rejected": 10, "skipped": 5
+    }  # fmt: skip
+    assert (first["known"], first["foreign"], first["refused"]) == (0, 0, 0)
+    again = made.pull(studio)
+    assert again == NOTHING | {"known": 50}
+
+    final = made.final_masks()
+    for image in (task["data"]["image"] for task in untouched):
+        assert np.array_equal(final[image], made.masks[image])
+    for image in (task["data"]["image"] for task in edited):
+        expected = made.masks[image].copy()
+        expected[:6, :10] = 1
+        assert np.array_equal(final[image], expected)
+    assert not {task["data"]["image"] for task in refused} & set(final)
+    decisions = made.decisions()
+    assert len(decisions) == 50
+    assert {one["reviewer"] for one in decisions} == {"reviewer@example.com"}
+    assert {one["minutes"] for one in decisions} == {0.5}
+    changed = [one for one in decisions if one["verdict"] == "corrected"]
+    assert all(one["overlap_pixels"] > 0 and 0 < one["draft_iou"] < 1 for one in changed)
+    (left,) = query(made.output, "SELECT count(*) AS n FROM review_queue").to_pylist()
+    assert left["n"] == 10
+
+
+def test_a_decision_that_is_changed_later_holds(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(2)
+    made.push(studio)
+    task, _ = studio.tasks(made.project)
+    draft = studio.draft(task)
+    annotation = studio.submit(task, draft["result"], parent_prediction=draft["id"])
+    assert made.pull(studio) == NOTHING | {"accepted": 1}
+
+    changed = one_more_car(draft["result"], slice(0, 3))
+    studio.call("PATCH", f"/api/annotations/{annotation['id']}/", {"result": changed})
+    assert made.pull(studio)["corrected"] == 1
+    assert (made.final_masks()[task["data"]["image"]][:3, :10] == 1).all()
+
+    studio.call("PATCH", f"/api/annotations/{annotation['id']}/", {"result": REJECT})
+    assert made.pull(studio)["rejected"] == 1
+    assert task["data"]["image"] not in made.final_masks()
+    assert len(made.decisions()) == 3, "each decision stays in the log"
+
+
+def test_killed_in_the_middle_nothing_is_doubled_or_lost(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(60)
+    for enough in (1, 30):
+        _killed(studio, made, "push", lambda enough=enough: _count(studio, made) >= enough)
+    made.push(studio)
+    tasks = studio.tasks(made.project)
+    assert sorted(task["data"]["image"] for task in tasks) == sorted(made.masks)
+
+    for task in tasks:
+        studio.submit(task, one_more_car(studio.draft(task)["result"], slice(0, 6)))
+    for enough in (1, 20, 45):
+        _killed(studio, made, "pull", lambda enough=enough: len(_drawn(made)) >= enough)
+    made.pull(studio)
+    decisions = made.decisions()
+    assert sorted(one["image_uri"] for one in decisions) == sorted(made.masks)
+    assert {one["final_mask_uri"] for one in decisions} == _drawn(made)
+
+
+def _killed(studio: Studio, made: Night, verb: str, far_enough: Callable[[], bool]) -> None:
+    """Run the command and kill it once it is far enough, or let it end."""
+    command = [
+        sys.executable, "-m", "segpipe", "review", verb, made.output, "--label-studio", studio.url,
+        "--project", made.project,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env=os.environ | {"LABEL_STUDIO_API_KEY": TOKEN})
+    while process.poll() is None and not far_enough():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+
+
+def _count(studio: Studio, made: Night) -> int:
+    found = [one for one in studio.call("GET", "/api/projects/")["results"] if one["title"] == made.project]
+    return found[0]["task_number"] if found else 0
+
+
+def _drawn(made: Night) -> set[str]:
+    return {
+        f"{made.output}/reviews/masks/{one.key}"
+        for one in storage.list_objects(f"{made.output}/reviews/masks")
+    }
+
+
+def test_two_pushes_at_once_leave_one_task_each(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(3)
+    made.push(studio)
+    tasks = studio.tasks(made.project)
+    path = f"/api/projects/{studio.project_id(made.project)}/import"
+    studio.call("POST", path, [{"data": task["data"]} for task in tasks])
+    assert len(studio.tasks(made.project)) == 6
+    assert made.push(studio).duplicates_removed == 3
+    assert [task["id"] for task in studio.tasks(made.project)] == [task["id"] for task in tasks]
+
+
+def test_a_broken_annotation_is_refused_and_the_others_come(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(2)
+    made.push(studio)
+    broken, good = studio.tasks(made.project)
+    garbage = region(np.ones((HEIGHT, WIDTH), bool), "car")
+    garbage["value"]["rle"] = [1, 2, 3]
+    studio.submit(broken, [garbage])
+    studio.submit(good, studio.draft(good)["result"])
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "refused": 1}
+
+
+def test_what_is_not_of_this_output_is_left_alone(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(1)
+    made.push(studio)
+    path = f"/api/projects/{studio.project_id(made.project)}/import"
+    studio.call("POST", path, [{"data": {"image": "s3://elsewhere/a.png", "segpipe_item_id": "x"}}])
+    for task in studio.tasks(made.project):
+        studio.submit(task, REJECT)
+    assert made.pull(studio) == NOTHING | {"rejected": 1, "foreign": 1}
+
+
+def test_a_bad_draft_stops_the_push_before_anything_is_sent(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(3)
+    storage.put(f"{made.output}/masks/m/002.png", b"other bytes")
+    with pytest.raises(ReviewError, match="002.png is not the mask of the manifest"):
+        made.push(studio)
+    assert studio.tasks(made.project) == []
+
+
+def test_the_server_fetches_the_image_from_the_bucket(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(1)
+    made.push(studio)
+    (task,) = studio.tasks(made.project)
+    shown = studio.call("GET", f"/api/tasks/{task['id']}/", resolve_uri="true")["data"]["image"]
+    assert shown != task["data"]["image"], "the browser is not given s3://"
+
+
+def test_a_wrong_token_or_address_is_one_line(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(1)
+    wrong = "f" * 40
+    with open_label_studio(studio.url, wrong) as server, pytest.raises(ReviewError) as refused:
+        pull(made.output, made.project, server)
+    assert "refuses the token (401)" in str(refused.value)
+    assert wrong not in str(refused.value)
+    with (
+        open_label_studio("http://127.0.0.1:9", TOKEN) as server,
+        pytest.raises(ReviewError, match="does not answer: "),
+    ):
+        pull(made.output, made.project, server)
+
+
+def test_a_personal_access_token_works_too(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(1)
+    personal = studio.call("POST", "/api/token/", {})["token"]
+    settings = PushSettings(project=made.project)
+    with open_label_studio(studio.url, personal) as server:
+        assert push(made.output, settings, QueueSettings(), server).pushed == 1
+        assert isinstance(pull(made.output, made.project, server), PullSummary)
+
+
+def test_masks_are_packed_as_the_tools_own_library_does(tmp_path: Path) -> None:
+    program = Path(os.environ.get("SEGPIPE_TEST_LABEL_STUDIO", ".venv-studio/bin/label-studio"))
+    mask = np.random.default_rng(0).random((37, 53)) > 0.7
+    np.save(tmp_path / "mask.npy", mask)
+    script = """
+import json, sys, numpy as np
+from label_studio_sdk.converter.brush import decode_rle, mask2rle
+mask = np.load(sys.argv[1])
+ours = json.load(sys.stdin)
+assert np.array_equal(decode_rle(ours).reshape(*mask.shape, 4)[..., 3] > 0, mask)
+print(json.dumps(list(map(int, mask2rle(mask.astype(np.uint8) * 255)))))
+"""
+    done = subprocess.run(
+        [program.with_name("python"), "-c", script, tmp_path / "mask.npy"],
+        input=str(encode_brush(mask)), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ours, theirs = encode_brush(mask), json.loads(done.stdout)
+    assert theirs[: len(ours)] == ours
+    assert set(theirs[len(ours) :]) <= {0}, "padding"
