@@ -81,6 +81,7 @@ class Stack:
         return processes.environment_without("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY") | {
             **self.exports,
             "SEGPIPE_TIMEZONE": self.timezone,
+            "SEGPIPE_LABEL_STUDIO": os.environ.get("SEGPIPE_LABEL_STUDIO", ""),
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_PROFILES_PATH": str(self.folder / "prefect" / "profiles.toml"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

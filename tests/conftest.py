@@ -76,6 +76,25 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.wait(timeout=10)
 
 
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """An ephemeral Prefect server; flows run without the heartbeat thread, which costs a second each."""
+    from prefect.settings import (
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        PREFECT_SERVER_ANALYTICS_ENABLED,
+        temporary_settings,
+    )
+    from prefect.testing.utilities import prefect_test_harness
+
+    with (
+        temporary_settings(
+            {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None, PREFECT_SERVER_ANALYTICS_ENABLED: False}
+        ),
+        prefect_test_harness(server_startup_timeout=120),
+    ):
+        yield
+
+
 @pytest.fixture
 def s3_bucket(s3_server: str) -> str:
     """Name of a fresh, empty bucket on `s3_server`."""

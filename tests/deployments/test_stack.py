@@ -120,6 +120,7 @@ def test_each_deployment_has_its_place_and_limit(stack: LocalStack) -> None:
         "manual": "compute",
         "buckets": "default",
         "weekly": "default",
+        "sync": "default",
     }
     limits = {name: deployment["global_concurrency_limit"] for name, deployment in found.items()}
     assert all(limits[name]["limit"] == 1 for name in queues)
