@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from studio_night import HEIGHT, WIDTH, Night, one_more_car, region
+from PIL import Image
+from studio_night import CLASSES, HEIGHT, WIDTH, Night, one_more_car, region
 from studio_server import TOKEN, Studio
 
-from segpipe import storage
+from segpipe import load_model, storage
+from segpipe.cli import run
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.manifests.query import query
@@ -80,6 +83,25 @@ def test_sixty_masks_there_and_back(studio: Studio, night: Callable[..., Night])
     assert all(one["overlap_pixels"] > 0 and 0 < one["draft_iou"] < 1 for one in changed)
     (left,) = query(made.output, "SELECT count(*) AS n FROM review_queue").to_pylist()
     assert left["n"] == 10
+
+
+def test_an_export_of_what_people_decided_trains_a_model(
+    studio: Studio, night: Callable[..., Night], tmp_path: Path
+) -> None:
+    made = night(8)
+    made.push(studio)
+    for task in studio.tasks(made.project):
+        studio.submit(task, one_more_car(studio.draft(task)["result"], slice(0, 6)))
+    assert made.pull(studio)["corrected"] == 8
+
+    root = tmp_path / "streets"
+    assert run(["export", made.output, str(root), "--format", "indexed-png"]) == 0
+    shutil.copytree(root / "train", root / "val")
+    for mask in (root / "train" / "masks").rglob("*.png"):
+        assert (np.asarray(Image.open(mask))[:6, :10] == 1).all(), "what was drawn, not the draft"
+    options = ["--epochs", "1", "--batch-size", "4", "--image-size", "32x48", "--device", "cpu"]
+    assert run(["train", "--data", str(root), "--model", str(tmp_path / "model"), *options]) == 0
+    assert load_model(str(tmp_path / "model"), device="cpu").classes == CLASSES
 
 
 def test_a_decision_that_is_changed_later_holds(studio: Studio, night: Callable[..., Night]) -> None:
