@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import NoReturn
 
 GRACE_SECONDS = 5.0
+_AGAIN_SECONDS = 0.05
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -32,9 +34,10 @@ def stop_on_signals(at_the_end: Callable[[int], object]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    end = _Ending(at_the_end)
+    end = _Ending(at_the_end, sys.unraisablehook)
     # A shell lets its background jobs ignore SIGINT, and that is to stay so.
     before = {number: signal.getsignal(number) for number in _SIGNALS}
+    sys.unraisablehook = end.on_unraisable
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, end.on_signal)
@@ -42,30 +45,54 @@ def stop_on_signals(at_the_end: Callable[[int], object]) -> Iterator[None]:
         yield
     finally:
         end.cancel()
+        sys.unraisablehook = end.report
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 class _Ending:
-    def __init__(self, at_the_end: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        at_the_end: Callable[[int], object],
+        report: Callable[[sys.UnraisableHookArgs], object],
+    ) -> None:
+        self.report = report
         self._at_the_end = at_the_end
         self._timer: threading.Timer | None = None
+        self._again: threading.Timer | None = None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         stop = StoppedError(number)
+        if self._again is not None:
+            self._again = None
+            raise stop
         if self._timer is not None:
             self._end_now(stop.status)
-        self._timer = threading.Timer(GRACE_SECONDS, self._end_now, [stop.status])
-        self._timer.daemon = True
-        self._timer.start()
+        self._timer = _timer(GRACE_SECONDS, self._end_now, stop.status)
         raise stop
 
+    def on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
+        """Send the signal again whose StoppedError a destructor or weakref callback could not pass on."""
+        if not isinstance(lost.exc_value, StoppedError):
+            self.report(lost)
+            return
+        number = lost.exc_value.status - 128
+        self._again = _timer(_AGAIN_SECONDS, signal.pthread_kill, threading.main_thread().ident, number)
+
     def cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._again):
+            if timer is not None:
+                timer.cancel()
 
     def _end_now(self, status: int) -> NoReturn:
         try:
             self._at_the_end(status)
         finally:
             os._exit(status)
+
+
+def _timer(seconds: float, act: Callable[..., object], *values: object) -> threading.Timer:
+    timer = threading.Timer(seconds, act, values)
+    timer.daemon = True
+    timer.start()
+    return timer

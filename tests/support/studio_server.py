@@ -59,7 +59,8 @@ class Studio:
 @contextmanager
 def running_studio(folder: Path) -> Iterator[Studio]:
     """Start the server that make test-studio has installed, with the S3 credentials of this process."""
-    program = Path(os.environ.get("SEGPIPE_TEST_LABEL_STUDIO", ".venv-studio/bin/label-studio"))
+    installed = os.environ.get("SEGPIPE_TEST_LABEL_STUDIO", ".venv-studio/bin/label-studio")
+    program = Path(installed).absolute()  # the server is started in another folder
     if not program.exists():
         pytest.fail(f"{program} is not there: run make test-studio")
     port = _free_port()
