@@ -36,6 +36,16 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
+def peak_bytes(process: int) -> int:
+    """Most resident memory of a process so far; 0 once it has ended.
+
+    VmHWM of proc(5); not ru_maxrss, which a process inherits from the one that starts it.
+    """
+    status = Path(f"/proc/{process}/status").read_text()
+    peaks = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")]
+    return peaks[0] if peaks else 0
+
+
 def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

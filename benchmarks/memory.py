@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from machine import write_results
+from machine import peak_bytes, write_results
 from PIL import Image
 
 from segpipe.models.bundle import (
@@ -89,7 +89,6 @@ def _fill(folder: Path, count: int) -> None:
 
 
 def _peak_mebibytes(folder: Path, count: int) -> float:
-    """The child's own peak: wait4 reports that of the process it waits for (getrusage(2): kilobytes)."""
     command = [
         "label",
         f"{folder}/in-{count}",
@@ -101,18 +100,11 @@ def _peak_mebibytes(folder: Path, count: int) -> float:
     process = subprocess.Popen([sys.executable, "-m", "segpipe", *command], stdout=subprocess.DEVNULL)
     peak = 0.0
     while process.poll() is None:
-        peak = max(peak, _peak_so_far(process.pid))
+        peak = max(peak, peak_bytes(process.pid) / 2**20)
         time.sleep(0.05)
     if process.returncode != 0:
         raise click.ClickException(f"segpipe label of {count} images failed")
     return peak
-
-
-def _peak_so_far(process: int) -> float:
-    """In MiB; 0 once it has ended. Not ru_maxrss, which a process inherits from the one that starts it."""
-    status = Path(f"/proc/{process}/status").read_text()
-    peaks = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")]
-    return peaks[0] / 1024 if peaks else 0.0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import shutil
 import subprocess
 import sys
@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from machine import write_results
+from machine import peak_bytes, write_results
 
 from segpipe.config import CompactSettings, LabelSettings
 from segpipe.manifests.batches import large_batches
@@ -148,7 +148,7 @@ def _measure(step: str, folder: Path) -> Measured:
     started, cpu = time.perf_counter(), time.process_time()
     images, files = _plan(folder) if step == "plan" else _compact(folder)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes(os.getpid())
     ratios = (seconds / LIMIT_SECONDS, peak / LIMIT_BYTES)
     return Measured(step, n_objects, files, seconds, cpu, peak, images, *ratios)
 
