@@ -52,6 +52,7 @@ logger = logging.getLogger(__name__)
 LogFormat = Literal["text", "json"]
 
 BROKEN_PROMISE = 3
+_ABANDONED = "work under way did not end in time and was abandoned"
 
 
 @dataclass
@@ -74,13 +75,15 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit status and has said on stderr what went wrong, if anything did."""
     invocation = _Invocation()
     try:
-        with _quiet_warnings():
+        with _quiet_warnings(), stop_on_signals(partial(_complain, f"stopped ({_ABANDONED})")):
             return cli.main(list(arguments), "segpipe", standalone_mode=False, obj=invocation) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
         return _complain("stopped", 130)
+    except StoppedError as stop:
+        return _complain("stopped", stop.status)
     except _ResumableError as stop:
         return _complain(_stopped(stop.remedy), stop.status)
     except Exception as error:
@@ -125,9 +128,8 @@ class _ResumableError(Exception):
 
 @contextmanager
 def _resumable(remedy: str) -> Iterator[None]:
-    abandoned = f"{_stopped(remedy)} (work under way did not end in time and was abandoned)"
     try:
-        with stop_on_signals(partial(_complain, abandoned)):
+        with stop_on_signals(partial(_complain, f"{_stopped(remedy)} ({_ABANDONED})")):
             yield
     except StoppedError as stop:
         raise _ResumableError(remedy, stop.status) from None
@@ -179,7 +181,9 @@ _debug = click.option(
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _model = click.option("--model", required=True, help="Model bundle: a folder at any fsspec URL.")
-_limit = click.option("--limit", type=click.IntRange(min=1), help="Label at most this many images.")
+_limit = click.option(
+    "--limit", type=click.IntRange(min=1, max=2**31 - 1), help="Label at most this many images."
+)
 
 
 def _print_result(result: Mapping[str, Any], as_json: bool) -> None:

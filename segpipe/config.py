@@ -62,8 +62,11 @@ Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
 _DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."
 
 
+A_DAY = 86_400.0  # seconds; a longer wait is a typing error
+
+
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StorageSettings(_Settings):
@@ -75,6 +78,7 @@ class StorageSettings(_Settings):
     answer_seconds: float = Field(
         20.0,
         gt=0,
+        le=A_DAY,
         description="Seconds a silent S3 server is waited for before the request is sent again; 20 outlasts "
         "a busy server, and less finds out sooner.",
     )
@@ -251,7 +255,10 @@ class DoctorSettings(_Settings):
     model: Location | None = Field(None, description="Model bundle, or line of models, that must be whole.")
     sources: Location | None = Field(None, description="Sources file, whose patterns must find something.")
     seconds: float = Field(
-        30.0, gt=0, description="Seconds after which a check counts as failed; 30 outlast a slow storage."
+        30.0,
+        gt=0,
+        le=A_DAY,
+        description="Seconds after which a check counts as failed; 30 outlast a slow storage.",
     )
 
 
@@ -266,7 +273,7 @@ class QueueSettings(_Settings):
     class_name: str | None = Field(
         None, description="Only masks that show this class, those first where much of it is doubtful."
     )
-    limit: int = Field(100, ge=1, description="At most so many masks; 100 is a morning's work.")
+    limit: int = Field(100, ge=1, le=1_000_000, description="At most so many masks; 100 is a morning's work.")
     minutes: float | None = Field(
         None, gt=0, description="At most as many masks as take so long, by the median of the reviews so far."
     )
@@ -318,6 +325,7 @@ class LabelSettings(_Settings):
     shard_images: int = Field(
         256,
         ge=1,
+        le=1_000_000,
         title="Images per shard",
         description="Images per shard, the unit of progress and of what a kill can cost; "
         "256 keeps parts few and a lost shard cheap. The first, drawn at random, is tested for drift: the "
@@ -346,6 +354,7 @@ class LabelSettings(_Settings):
     decode_seconds: float = Field(
         60.0,
         gt=0,
+        le=A_DAY,
         title="Time to decode an image, seconds",
         description="An image that is not decoded after so many seconds fails as unreadable, so that a "
         "malicious one cannot stop a night's work; 60 leaves a busy machine time for the largest.",
@@ -365,6 +374,7 @@ class LabelSettings(_Settings):
     claim_seconds: float = Field(
         60.0,
         gt=0,
+        le=A_DAY,
         title="Claim, seconds",
         description="Seconds until the claim of a killed run expires and another may label into the same "
         "OUTPUT; a live run renews it, 60 outlasts a slow storage request.",

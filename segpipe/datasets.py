@@ -169,7 +169,7 @@ def _split_uris(dataset: Dataset, split: str) -> dict[str, str]:
         uris = {}
     if not uris:
         present = ", ".join(list_splits(dataset)) or "none"
-        raise DatasetError(f"{dataset.root} has no split {split!r}; it has: {present}")
+        raise DatasetError(f"{dataset.root} has no split {split!r}; it has: {present}; name one of them")
     return uris
 
 

@@ -28,8 +28,10 @@ class StoppedError(BaseException):
 def stop_on_signals(at_the_end: Callable[[int], object]) -> Iterator[None]:
     """Within it SIGTERM and SIGINT raise StoppedError, so that the work unwinds and ends what is under way.
 
-    Where that takes more than 5 s, say in a request that hangs, or at a second signal, the process ends on
-    the spot: at_the_end is called with the exit status first. Outside the main thread nothing changes.
+    Whatever the work raises once it was asked to stop counts as that: libraries in C turn the exception that
+    passes them into errors of their own. Where unwinding takes more than 5 s, say in a request that hangs, or
+    at a second signal, the process ends on the spot: at_the_end is called with the exit status first. Outside
+    the main thread nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -43,6 +45,10 @@ def stop_on_signals(at_the_end: Callable[[int], object]) -> Iterator[None]:
             signal.signal(number, end.on_signal)
     try:
         yield
+    except BaseException as error:
+        if end.stop is None or error is end.stop:
+            raise
+        raise end.stop from error
     finally:
         end.cancel()
         sys.unraisablehook = end.report
@@ -57,26 +63,26 @@ class _Ending:
         report: Callable[[sys.UnraisableHookArgs], object],
     ) -> None:
         self.report = report
+        self.stop: StoppedError | None = None
         self._at_the_end = at_the_end
         self._timer: threading.Timer | None = None
         self._again: threading.Timer | None = None
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        stop = StoppedError(number)
-        if self._again is not None:
-            self._again = None
-            raise stop
-        if self._timer is not None:
-            self._end_now(stop.status)
-        self._timer = _timer(GRACE_SECONDS, self._end_now, stop.status)
-        raise stop
+        if self.stop is None:
+            self.stop = StoppedError(number)
+            self._timer = _timer(GRACE_SECONDS, self._end_now, self.stop.status)
+        elif self._again is None:
+            self._end_now(StoppedError(number).status)
+        self._again = None
+        raise self.stop
 
     def on_unraisable(self, lost: sys.UnraisableHookArgs) -> None:
         """Send the signal again whose StoppedError a destructor or weakref callback could not pass on."""
-        if not isinstance(lost.exc_value, StoppedError):
+        if self.stop is None or lost.exc_value is not self.stop:
             self.report(lost)
             return
-        number = lost.exc_value.status - 128
+        number = self.stop.status - 128
         self._again = _timer(_AGAIN_SECONDS, signal.pthread_kill, threading.main_thread().ident, number)
 
     def cancel(self) -> None:

@@ -49,6 +49,12 @@ ROW_DEFAULTS: dict[str, Any] = {
 }
 
 
+@pytest.fixture
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Full precision also on a processor with bfloat16, for figures that are compared to the last digits."""
+    monkeypatch.setattr("segpipe.models.device.has_bfloat16", lambda device: False)
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real S3 server; the AWS_* environment points at it.

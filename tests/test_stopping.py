@@ -7,6 +7,8 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 
+import duckdb
+import pyarrow as pa
 import pytest
 
 from segpipe.stopping import StoppedError, stop_on_signals
@@ -41,7 +43,20 @@ def signal_while_an_object_is_destroyed(number: signal.Signals) -> None:
     threading.Event().wait(2)
 
 
-@pytest.mark.parametrize("work", [signal_in_plain_work, signal_while_an_object_is_destroyed])
+def signal_while_duckdb_reads(number: signal.Signals) -> None:
+    """DuckDB makes an error of its own of what a stream raises."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        signal.raise_signal(number)
+        yield pa.record_batch({"a": [1]})
+
+    stream = pa.RecordBatchReader.from_batches(pa.schema({"a": pa.int64()}), batches())  # noqa: F841
+    duckdb.connect().execute("SELECT * FROM stream")
+
+
+@pytest.mark.parametrize(
+    "work", [signal_in_plain_work, signal_while_an_object_is_destroyed, signal_while_duckdb_reads]
+)
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_unwinds_the_work(
     number: signal.Signals, status: int, work: Callable[[signal.Signals], None]
@@ -59,6 +74,11 @@ def test_a_signal_unwinds_the_work(
         stopped()
     assert unwound == ["in order"]
     assert stop.value.status == status
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="a reason"), stop_on_signals(no_end):
+        raise ValueError("a reason")
 
 
 def test_afterwards_signals_and_unraisable_errors_are_handled_as_before(

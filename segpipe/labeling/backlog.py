@@ -109,7 +109,7 @@ def _run_on(
     parameters: dict[str, str] | None = None,
 ) -> int:
     """Run SQL over the batches as the relation `stream`; returns their rows. Raises what they raise."""
-    n_rows, raised = 0, []
+    n_rows, raised = 0, list[BaseException]()
 
     def watched() -> Iterator[pa.RecordBatch]:
         nonlocal n_rows
@@ -117,14 +117,16 @@ def _run_on(
             for batch in batches:
                 n_rows += batch.num_rows
                 yield batch
-        except Exception as error:  # DuckDB would pass on the text only
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # DuckDB would pass on the text only, of a signal too
             raised.append(error)
             raise
 
     try:
         connection.register("stream", pa.RecordBatchReader.from_batches(schema, watched()))
         connection.execute(sql, parameters)
-    except duckdb.Error:
+    except (duckdb.Error, RuntimeError):
         if raised:
             raise raised[0] from None
         raise

@@ -19,7 +19,10 @@ from segpipe.labeling.inventory_list import OBJECT_SCHEMA, read_list
 HIDDEN = "hidden"
 MASKS = "masks of another OUTPUT"
 CONFIDENCE_MAPS = "confidence maps of another OUTPUT"
-_OWN_IMAGE = re.compile(r"(?:^|/)(masks|confidence_maps)/[0-9a-f]{12}/.+\.png$", re.DOTALL)
+_OWN_IMAGE = re.compile(
+    r"(?:^|/)(?:(masks|confidence_maps)/[0-9a-f]{12}/.+|reviews/(masks)/[0-9a-f]{32}/[0-9a-f]{32})\.png$",
+    re.DOTALL,
+)
 # Files that lie next to images and say by their name that they are none. Any other object is planned: what it
 # holds is found out when it is decoded, so that an image under a wrong name is labelled all the same.
 SIDECAR_EXTENSIONS = frozenset(
@@ -124,7 +127,7 @@ def _left_aside(key: str) -> str | None:
     if any(component.startswith(".") and component not in (".", "..") for component in components):
         return HIDDEN
     if own := _OWN_IMAGE.search(key):
-        return MASKS if own[1] == "masks" else CONFIDENCE_MAPS
+        return CONFIDENCE_MAPS if own[1] == "confidence_maps" else MASKS
     extension = PurePosixPath(components[-1]).suffix.lower()
     return extension if extension in SIDECAR_EXTENSIONS else None
 

@@ -19,6 +19,7 @@ _PLAIN = r"^(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*$"  # 
 _STEM_CHARACTERS = 100
 _DIGITS = (8, 16, 64)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_VERSION = "?versionId="  # s3fs reads what follows as the version of an object
 
 # A key "a.png" and a key "a.png/b.png" cannot both be files on a local disk.
 PNG_FOLDERS = """
@@ -46,6 +47,7 @@ def natural_key(image_key: str) -> str | None:
     safe = (
         not any(component in ("", ".", "..") for component in components)
         and not _CONTROL.search(image_key)
+        and _VERSION not in image_key
         and all(len(component.encode()) <= MAX_COMPONENT_BYTES for component in components)
         and len(image_key.encode()) <= MAX_KEY_BYTES
     )

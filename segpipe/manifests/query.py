@@ -105,10 +105,18 @@ def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 def _require_output(output: str) -> None:
-    if next(storage.list_objects(output), None) is None:
+    """A run that has begun has left its plan, one that has finished a shard a part of the manifest."""
+    if not any(_holds_objects(storage.join(output, folder)) for folder in ("runs", "manifests")):
         raise NotFoundError(
-            f"there is nothing under {storage.redact(output)}: give the OUTPUT of a labelling run"
+            f"nothing was labelled under {storage.redact(output)}: give the OUTPUT of a labelling run"
         )
+
+
+def _holds_objects(folder: str) -> bool:
+    try:
+        return next(storage.list_objects(folder), None) is not None
+    except NotFoundError:
+        return False
 
 
 def _require_reading(statements: list[duckdb.Statement]) -> None:

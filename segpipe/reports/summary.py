@@ -155,7 +155,8 @@ def _next(summary: RunSummary, model: str) -> Iterator[list[str]]:
 
     if summary.reasons.get("no_policy"):
         promise_options = ["--min-iou", "0.7", "--max-bad-fraction", "0.1", "--confidence", "0.9"]
-        yield ["segpipe", "calibrate", "--model", model, "--data", "ROOT", "--split", "val", *promise_options]
+        measured_on = ["--model", model, "--data", "ROOT", "--split", "calibration"]
+        yield ["segpipe", "calibrate", *measured_on, *promise_options]
     if summary.failed:
         yield query("SELECT image_uri, reason, error FROM failures")
     if summary.review:

@@ -97,6 +97,7 @@ def test_output_and_source_must_differ(tmp_path) -> None:
 
 def test_masks_and_maps_of_another_output_inside_source_are_left_aside_and_counted(tmp_path: Path) -> None:
     own = [f"labels/{folder}/0123456789ab/a.jpg.png" for folder in ("masks", "confidence_maps")]
+    own.append(f"labels/reviews/masks/{'0123456789abcdef' * 2}/{'fedcba9876543210' * 2}.png")
     for key in ("a.jpg", *own, "masks/scan.png", "confidence_maps/scan.png"):
         storage.put(f"{tmp_path}/{key}", b"x")
     found = take_inventory(str(tmp_path), str(tmp_path / "other"))
@@ -105,4 +106,4 @@ def test_masks_and_maps_of_another_output_inside_source_are_left_aside_and_count
         "confidence_maps/scan.png",
         "masks/scan.png",
     ]
-    assert found.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 1}
+    assert found.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 2}

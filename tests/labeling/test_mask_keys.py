@@ -82,6 +82,7 @@ def test_an_ordinary_key_keeps_its_own_name(key: str) -> None:
         "ü" * 101,
         "a/" * 400 + "b",
         "a\tb",
+        "a?versionId=b.jpg",
     ],
 )
 def test_an_unsafe_key_gets_a_name_made_of_its_identity(key: str) -> None:

@@ -71,6 +71,7 @@ def make_game(loss: str = "bce", pixel: float = 0.0, adversarial: float = 1.0, h
     return Game(gan_loss(loss), pixel, adversarial, hard, torch.ones(3), 255)
 
 
+@pytest.mark.usefixtures("float32")
 def test_the_published_step_moves_every_weight_as_plain_pytorch_does() -> None:
     players = make_players("plain", 1)
     generator, discriminator = published_stack(3, 1), published_stack(4, 1)

@@ -109,6 +109,7 @@ def test_the_adversarial_score_is_the_game_discriminators_on_what_it_played_with
     assert measured.scores["adversarial"][0] == pytest.approx(realness.mean().item(), abs=2e-2)
 
 
+@pytest.mark.usefixtures("float32")
 @pytest.mark.parametrize(
     ("architecture", "classes"),
     [("unet", ("a", "b", "c")), ("plain", ("a", "b")), ("plain", ("a", "b", "c"))],
