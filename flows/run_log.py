@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,7 @@ from segpipe.progress import Advance, track
 from segpipe.storage import redact
 
 PROGRESS_SECONDS = 5.0
+LAST_PROGRESS_SECONDS = 10.0
 PROGRESS_KEY = "label-progress"
 
 
@@ -64,26 +67,39 @@ def without_secrets() -> Iterator[None]:
 
 @dataclass
 class _OnPageAndTerminal:
-    """Advances the bar at once and the artifact, which costs a request, every few seconds."""
+    """Advances the bar at once and the artifact every few seconds, in a thread of its own.
+
+    A server that is away keeps a request waiting for a minute, and the work must not wait for it.
+    """
 
     bar: Advance
     artifact: UUID
     total: int
+    thread: ThreadPoolExecutor
     done: int = 0
     shown_at: float = field(default_factory=time.monotonic)
+    showing: Future[None] | None = None
 
     def advance(self, count: int = 1, note: str = "") -> None:
         self.bar.advance(count, note)
         self.done += count
-        if self.done >= self.total or time.monotonic() - self.shown_at >= PROGRESS_SECONDS:
-            self.shown_at = time.monotonic()
-            self._show_on_page()
+        idle = self.showing is None or self.showing.done()
+        if idle and time.monotonic() - self.shown_at >= PROGRESS_SECONDS:
+            self.show()
 
-    def _show_on_page(self) -> None:
-        try:
-            update_progress_artifact(self.artifact, 100 * self.done / self.total)
-        except httpx.HTTPError as error:  # a server that is away must not stop the labelling
-            get_run_logger().warning("the progress is not on the run's page: %s", redact(str(error)))
+    def show(self) -> Future[None]:
+        self.shown_at = time.monotonic()
+        share = 100 * self.done / self.total if self.total else 100.0
+        context = contextvars.copy_context()
+        self.showing = self.thread.submit(context.run, _show_on_page, self.artifact, share)
+        return self.showing
+
+
+def _show_on_page(artifact: UUID, percent: float) -> None:
+    try:
+        update_progress_artifact(artifact, percent)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("the progress is not on the run's page: %s", redact(str(error)))
 
 
 @contextmanager
@@ -91,5 +107,11 @@ def progress_artifact(total: int, description: str) -> Iterator[Advance]:
     """Follow work of a known size on the run's page, and on stderr as everywhere."""
     text = f"{description}: {total} images"
     artifact: Any = create_progress_artifact(0.0 if total else 100.0, key=PROGRESS_KEY, description=text)
-    with track(total, description) as bar:
-        yield _OnPageAndTerminal(bar, artifact, total)
+    thread = ThreadPoolExecutor(1)
+    try:
+        with track(total, description) as bar:
+            shown = _OnPageAndTerminal(bar, artifact, total, thread)
+            yield shown
+            wait([shown.show()], LAST_PROGRESS_SECONDS)
+    finally:
+        thread.shutdown(wait=False, cancel_futures=True)
