@@ -34,6 +34,8 @@ START_SECONDS = 180.0  # 15 s as a rule, much more where other work keeps the ma
 STOP_SECONDS = 20.0
 PROGRAMS = ("worker", "server", "s3")  # in the order in which they are to stop
 ADDRESSES = "addresses.json"
+# What no program inherits; make puts what stands on its command line into the last three.
+SECRETS = ("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
 EMPTY_SOURCES = """\
 # What is labelled every night, and watched for new buckets. docs/operations.md says what goes in here.
 """
@@ -78,7 +80,7 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of all programs; the two secrets are for those that need them."""
-        return processes.environment_without("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY") | {
+        return processes.environment_without(*SECRETS) | {
             **self.exports,
             "SEGPIPE_TIMEZONE": self.timezone,
             "SEGPIPE_LABEL_STUDIO": os.environ.get("SEGPIPE_LABEL_STUDIO", ""),
