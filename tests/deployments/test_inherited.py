@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = """
 show:
-	@{python} -c 'from deployments import processes, stack; print(processes.environment_without(*stack.SECRETS))'
+	@{python} -c 'from deployments import processes as p, stack; print(p.environment_without(*stack.SECRETS))'
 """
 
 

@@ -230,7 +230,7 @@ def test_a_second_stack_on_the_same_port_is_refused_in_one_line(stack: LocalStac
 
 
 def test_a_stack_that_runs_keeps_its_port(stack: LocalStack) -> None:
-    done = stack.command("up", "--port", str(free_port()))
+    done = LocalStack(stack.folder, stack.environment | {"PORT": str(free_port())}, stack.api).command("up")
     assert done.returncode == 1
     assert "make down" in done.stderr
 
