@@ -169,11 +169,12 @@ def test_an_event_without_a_model_starts_nothing_and_calls_the_webhook(
     stack: LocalStack, webhook: Receiver
 ) -> None:
     before = len(stack.runs_of("on-bucket"))
-    stack.emit("two", {"source": "s3://raw-two", "output": "s3://out", "settings": {}})
+    stack.emit("two", {"source": "s3://raw-two", "output": "s3://out"})
     alarm = wait_for(
         lambda: webhook.call(lambda call: call["event"] == "prefect.automation.action.failed"), "the alarm"
     )
     assert "segpipe label on-bucket" in alarm["message"]
+    assert "'model'" in alarm["message"]
     assert alarm["flow_run"] is None
     assert len(stack.runs_of("on-bucket")) == before
 
