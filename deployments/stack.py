@@ -49,7 +49,7 @@ MOTO_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Stack:
-    """What `make up` was asked for; `database` is a SQLAlchemy URL, None if not given, else with a password."""
+    """What `make up` was asked for; `database` is a SQLAlchemy URL with a password, None if not given."""
 
     folder: Path
     port: int
