@@ -7,6 +7,7 @@ next `make up`, which starts what is missing and applies the deployments again.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -36,6 +38,8 @@ DEFAULT_FOLDER = Path("stack")
 PROGRAMS = ("worker", "server", "s3")  # in the order in which they are to stop
 # What no program inherits; make puts what stands on its command line into the last three.
 SECRETS = ("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
+ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception)\w*: ")
+LINES_OF_A_FAILURE = 100
 EMPTY_SOURCES = """\
 # What is labelled every night, and watched for new buckets. docs/operations.md says what goes in here.
 """
@@ -131,7 +135,7 @@ def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
     _make_sources(stack)
     if stack.with_s3:
         _start_and_wait(stack.folder, s3(stack), f"{stack.s3_url}/moto-api/", "S3_PORT", say)
-    _start_and_wait(stack.folder, server(stack), f"{stack.ui_url}/api/health", "PORT", say)
+    _start_server(stack, say)
     say(f"register  {_register(stack)}")
     _deploy(stack)
     say("deploy    all of deployments/prefect.yaml")
@@ -146,6 +150,16 @@ def bring_down(folder: Path, say: Callable[[str], None]) -> None:
     for name in PROGRAMS:
         stopped = folder.is_dir() and processes.stop(folder, name, STOP_SECONDS)
         say(f"{name:<9} {'stopped' if stopped else 'was not running'}")
+
+
+def _start_server(stack: Stack, say: Callable[[str], None]) -> None:
+    try:
+        _start_and_wait(stack.folder, server(stack), f"{stack.ui_url}/api/health", "PORT", say)
+    except RunError as error:
+        if not stack.database:
+            raise
+        said = str(error).replace(urlsplit(stack.database).password or stack.database, "***")
+        raise RunError(f"{said}; is DATABASE right, and does its server run?") from None
 
 
 def _start_and_wait(
@@ -273,16 +287,18 @@ def _wait_until(reached: Callable[[], bool], folder: Path, name: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not reached():
         if processes.pid_of(folder, name) is None:
-            raise RunError(f"the {name} stopped while it started: {_last_line(folder, name)}")
+            raise RunError(f"the {name} stopped while it started: {_said_last(folder, name)}")
         if time.monotonic() > deadline:
-            raise RunError(f"the {name} gave no answer in {START_SECONDS:.0f} s: {_last_line(folder, name)}")
+            raise RunError(f"the {name} gave no answer in {START_SECONDS:.0f} s: {_said_last(folder, name)}")
         time.sleep(0.3)
 
 
-def _last_line(folder: Path, name: str) -> str:
+def _said_last(folder: Path, name: str) -> str:
     log = log_file(folder, name)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"see {log}; its last line: {redact(lines[-1].strip()) if lines else '(empty)'}"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # A traceback's last line says why; those after it only that something went wrong.
+    reasons = [line for line in lines[-LINES_OF_A_FAILURE:] if ERROR_LINE.match(line)]
+    return f"see {log}; it says: {redact((reasons or lines or ['nothing'])[-1])}"
 
 
 def _python(*arguments: str) -> tuple[str, ...]:
