@@ -52,7 +52,7 @@ test-studio: $(STAMP) .venv-studio/installed.stamp  ## Send masks to a real Labe
 	$(TEST_ENV) $(BIN)/python -m pytest -m studio
 
 # Settings, on the command line or in the environment: PORT, S3=moto, S3_PORT, STACK (folder), DATABASE,
-# SEGPIPE_SOURCES, SEGPIPE_TIMEZONE, SEGPIPE_WEBHOOK_URL. make hands both on to the program.
+# SEGPIPE_SOURCES, SEGPIPE_TIMEZONE, SEGPIPE_LABEL_STUDIO, SEGPIPE_WEBHOOK_URL, SILENT_SECONDS. make hands both on.
 up: $(STAMP)  ## Start the local stack: Prefect server, worker, deployments, alarms (S3=moto: an S3 server too)
 	@$(BIN)/python -m deployments.stack up
 

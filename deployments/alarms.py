@@ -16,7 +16,7 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.types import SecretDict
 
-from segpipe.errors import RunError
+from deployments.settings import check_webhook
 
 WEBHOOK_VARIABLE = "SEGPIPE_WEBHOOK_URL"
 BLOCK = "segpipe-alarms"
@@ -59,8 +59,7 @@ _EVENT_BODY = """{
 
 def register_alarms(client: SyncPrefectClient, webhook_url: str, ui_url: str) -> None:
     """Make the webhook block and the automations that call it, or bring them up to date."""
-    if not webhook_url.startswith(("http://", "https://")):
-        raise RunError(f"{WEBHOOK_VARIABLE} is no http:// or https:// address: correct or unset it")
+    check_webhook(webhook_url)
     headers = SecretDict({"Content-Type": "application/json"})
     block = Webhook(url=webhook_url, headers=headers).save(BLOCK, overwrite=True)
     assert isinstance(block, UUID)  # called where no event loop runs

@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 
 from deployments.alarms import SILENT_SECONDS, WEBHOOK_VARIABLE, register_alarms, register_crash_detection
 from deployments.pool import make_pool
+from deployments.settings import LEAST_SILENT_SECONDS
 from segpipe.errors import SegpipeError
 from segpipe.storage import redact
 
@@ -25,7 +26,7 @@ from segpipe.storage import redact
     "--silent-seconds",
     default=SILENT_SECONDS,
     show_default=True,
-    type=click.IntRange(min=10),
+    type=click.IntRange(min=LEAST_SILENT_SECONDS),
     help="Seconds without a heartbeat after which a run counts as crashed.",
 )
 def main(ui_url: str | None, silent_seconds: int) -> None:

@@ -6,21 +6,23 @@ next `make up`, which starts what is missing and applies the deployments again.
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 import httpx
 
-from deployments import processes
+from deployments import processes, settings
 from deployments.processes import Program, log_file
 from segpipe.errors import RunError, SegpipeError
 from segpipe.storage import redact
@@ -32,8 +34,12 @@ QUERY_SECONDS = 3  # 10 by default: how long a run waits at most until the worke
 HEARTBEAT_SECONDS = 30
 START_SECONDS = 180.0  # 15 s as a rule, much more where other work keeps the machine busy
 STOP_SECONDS = 20.0
+DEFAULT_FOLDER = Path("stack")
 PROGRAMS = ("worker", "server", "s3")  # in the order in which they are to stop
-ADDRESSES = "addresses.json"
+# What no program inherits; make puts what stands on its command line into the last three.
+SECRETS = ("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
+ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception)\w*: ")
+LINES_OF_A_FAILURE = 100
 EMPTY_SOURCES = """\
 # What is labelled every night, and watched for new buckets. docs/operations.md says what goes in here.
 """
@@ -47,7 +53,7 @@ MOTO_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Stack:
-    """What `make up` was asked for; `database` is a SQLAlchemy URL, with a password as a rule."""
+    """What `make up` was asked for; `database` is a SQLAlchemy URL with a password, None if not given."""
 
     folder: Path
     port: int
@@ -55,8 +61,10 @@ class Stack:
     with_s3: bool
     sources: str
     timezone: str
+    label_studio: str
     silent_seconds: int
-    database: str = field(repr=False)
+    settings: Mapping[str, str]
+    database: str | None = field(repr=False)
     webhook_url: str = field(repr=False)
 
     @property
@@ -78,10 +86,10 @@ class Stack:
     @property
     def environment(self) -> dict[str, str]:
         """The environment of all programs; the two secrets are for those that need them."""
-        return processes.environment_without("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY") | {
+        return processes.environment_without(*SECRETS) | {
             **self.exports,
             "SEGPIPE_TIMEZONE": self.timezone,
-            "SEGPIPE_LABEL_STUDIO": os.environ.get("SEGPIPE_LABEL_STUDIO", ""),
+            "SEGPIPE_LABEL_STUDIO": self.label_studio,
             "PREFECT_HOME": str(self.folder / "prefect"),
             "PREFECT_PROFILES_PATH": str(self.folder / "prefect" / "profiles.toml"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -123,12 +131,13 @@ def s3(stack: Stack) -> Program:
 
 def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
     """Start what is missing, apply deployments and alarms; RunError when a port is taken or a start fails."""
-    stack.folder.mkdir(parents=True, exist_ok=True)
-    _refuse_other_addresses(stack)
+    _refuse_changes(stack)
+    _make_folder(stack.folder)
+    settings.remember(stack.folder, stack.settings, stack.database)
     _make_sources(stack)
     if stack.with_s3:
         _start_and_wait(stack.folder, s3(stack), f"{stack.s3_url}/moto-api/", "S3_PORT", say)
-    _start_and_wait(stack.folder, server(stack), f"{stack.ui_url}/api/health", "PORT", say)
+    _start_server(stack, say)
     say(f"register  {_register(stack)}")
     _deploy(stack)
     say("deploy    all of deployments/prefect.yaml")
@@ -143,7 +152,16 @@ def bring_down(folder: Path, say: Callable[[str], None]) -> None:
     for name in PROGRAMS:
         stopped = folder.is_dir() and processes.stop(folder, name, STOP_SECONDS)
         say(f"{name:<9} {'stopped' if stopped else 'was not running'}")
-    (folder / ADDRESSES).unlink(missing_ok=True)
+
+
+def _start_server(stack: Stack, say: Callable[[str], None]) -> None:
+    try:
+        _start_and_wait(stack.folder, server(stack), f"{stack.ui_url}/api/health", "PORT", say)
+    except RunError as error:
+        if not stack.database:
+            raise
+        said = str(error).replace(urlsplit(stack.database).password or stack.database, "***")
+        raise RunError(f"{said}; is DATABASE right, and does its server run?") from None
 
 
 def _start_and_wait(
@@ -173,15 +191,51 @@ def _refuse_taken_port(url: str, variable: str) -> None:
             ) from None
 
 
-def _refuse_other_addresses(stack: Stack) -> None:
-    """A stack that runs keeps its ports: to start a second set of programs beside it would be no help."""
-    addresses = {"PORT": stack.port, "S3_PORT": stack.s3_port if stack.with_s3 else None}
-    file = stack.folder / ADDRESSES
-    running = any(processes.pid_of(stack.folder, name) for name in PROGRAMS)
-    if running and file.exists() and (used := json.loads(file.read_text())) != addresses:
-        shown = " ".join(f"{name}={port}" for name, port in used.items() if port)
-        raise RunError(f"the stack in {stack.folder} runs with {shown}: run make down first, or keep these")
-    file.write_text(json.dumps(addresses))
+def _make_folder(folder: Path) -> None:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"STACK={folder} cannot be made or written to ({error.strerror}): name another folder"
+        ) from None
+
+
+def _refuse_changes(stack: Stack) -> None:
+    """A stack that runs keeps its ports and its database: a second set beside it would be no help."""
+    before = settings.recall(stack.folder)
+    running = [name for name in PROGRAMS if before and processes.pid_of(stack.folder, name)]
+    if running and _addresses(before) != _addresses(stack.settings):
+        shown = " ".join(f"{name}={value}" for name, value in _addresses(before).items() if value)
+        raise RunError(
+            f"the stack in {stack.folder} runs with {shown}: keep these, or run "
+            f"{_make_down(stack.folder)} first"
+        )
+    _refuse_other_database(stack, before.get(settings.DATABASE_DIGEST, ""), "server" in running)
+
+
+def _addresses(chosen: Mapping[str, str]) -> dict[str, str]:
+    return {name: chosen[name] for name in ("PORT", "S3", "S3_PORT") if chosen["S3"] or name == "PORT"}
+
+
+def _refuse_other_database(stack: Stack, before: str, runs: bool) -> None:
+    """Never to take SQLite, or another database, without a word for the one that holds the runs."""
+    given = stack.database is not None
+    if given and runs and settings.digest(stack.folder, stack.database or "") != before:
+        raise RunError(
+            f"the server of {stack.folder} runs with another DATABASE: keep it, or run "
+            f"{_make_down(stack.folder)} first"
+        )
+    if before and not given and not runs:
+        raise RunError(
+            f"the stack in {stack.folder} was started with a DATABASE, which is not kept: give it again, or "
+            "DATABASE= for SQLite"
+        )
+
+
+def _make_down(folder: Path) -> str:
+    """What stops the stack, as typed."""
+    where = "" if folder == DEFAULT_FOLDER.resolve() else f" STACK={shlex.quote(str(folder))}"
+    return f"make down{where}"
 
 
 def _make_sources(stack: Stack) -> None:
@@ -235,16 +289,18 @@ def _wait_until(reached: Callable[[], bool], folder: Path, name: str) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not reached():
         if processes.pid_of(folder, name) is None:
-            raise RunError(f"the {name} stopped while it started: {_last_line(folder, name)}")
+            raise RunError(f"the {name} stopped while it started: {_said_last(folder, name)}")
         if time.monotonic() > deadline:
-            raise RunError(f"the {name} gave no answer in {START_SECONDS:.0f} s: {_last_line(folder, name)}")
+            raise RunError(f"the {name} gave no answer in {START_SECONDS:.0f} s: {_said_last(folder, name)}")
         time.sleep(0.3)
 
 
-def _last_line(folder: Path, name: str) -> str:
+def _said_last(folder: Path, name: str) -> str:
     log = log_file(folder, name)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"see {log}; its last line: {redact(lines[-1].strip()) if lines else '(empty)'}"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    # A traceback's last line says why; those after it only that something went wrong.
+    reasons = [line for line in lines[-LINES_OF_A_FAILURE:] if ERROR_LINE.match(line)]
+    return f"see {log}; it says: {redact((reasons or lines or ['nothing'])[-1])}"
 
 
 def _python(*arguments: str) -> tuple[str, ...]:
@@ -262,14 +318,33 @@ Sources  {stack.sources}
 In a shell of yours:
 {exports}
   prefect deployment run label/on-bucket -p source=IMAGES -p output=LABELS -p model=MODEL
-Stop with: make down"""
+Stop with: {_make_down(stack.folder)}"""
+
+
+def _asked_for(folder: Path) -> Stack:
+    chosen = settings.choose(folder, os.environ)
+    webhook_url = os.environ.get("SEGPIPE_WEBHOOK_URL", "")
+    settings.check_webhook(webhook_url)
+    return Stack(
+        folder=folder,
+        port=int(chosen["PORT"]),
+        s3_port=int(chosen["S3_PORT"]),
+        with_s3=chosen["S3"] == "moto",
+        sources=chosen["SEGPIPE_SOURCES"] or str(_own_sources(folder)),
+        timezone=chosen["SEGPIPE_TIMEZONE"],
+        label_studio=chosen["SEGPIPE_LABEL_STUDIO"],
+        silent_seconds=int(chosen["SILENT_SECONDS"]),
+        settings=chosen,
+        database=os.environ.get("DATABASE"),
+        webhook_url=webhook_url,
+    )
 
 
 folder_option = click.option(
     "--folder",
     envvar="STACK",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("stack"),
+    type=click.Path(path_type=Path),
+    default=DEFAULT_FOLDER,
     show_default=True,
     help="Where logs, the SQLite database and process ids are kept.",
 )
@@ -282,30 +357,10 @@ def main() -> None:
 
 @main.command()
 @folder_option
-@click.option("--port", envvar="PORT", default=4200, show_default=True, help="Port of the Prefect server.")
-@click.option(
-    "--s3", "s3_kind", envvar="S3", type=click.Choice(["", "moto"]), help="Also start an S3 server."
-)
-@click.option("--s3-port", envvar="S3_PORT", default=5555, show_default=True, help="Port of the S3 server.")
-@click.option("--timezone", envvar="SEGPIPE_TIMEZONE", default="UTC", help="Of the schedules.")
-@click.option("--silent-seconds", envvar="SILENT_SECONDS", default=300, help="Until a silent run is crashed.")
-def up(
-    folder: Path, port: int, s3_kind: str | None, s3_port: int, timezone: str, silent_seconds: int
-) -> None:
-    """Start what does not run yet, and apply deployments and alarms."""
-    folder = folder.expanduser().resolve()
-    stack = Stack(
-        folder=folder,
-        port=port,
-        s3_port=s3_port,
-        with_s3=s3_kind == "moto",
-        sources=os.environ.get("SEGPIPE_SOURCES") or str(_own_sources(folder)),
-        timezone=timezone or "UTC",
-        silent_seconds=silent_seconds,
-        database=os.environ.get("DATABASE", ""),
-        webhook_url=os.environ.get("SEGPIPE_WEBHOOK_URL", ""),
-    )
+def up(folder: Path) -> None:
+    """Start what does not run yet, and apply deployments and alarms; the settings are in the environment."""
     try:
+        stack = _asked_for(folder.expanduser().resolve())
         bring_up(stack, click.echo)
     except SegpipeError as error:
         raise click.ClickException(redact(str(error))) from None

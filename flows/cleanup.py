@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
@@ -97,7 +97,12 @@ def table_row(cleaned: CleanedOutput) -> dict[str, Any]:
     }
 
 
-@flow(name="cleanup")
+def run_name() -> str:
+    """For example: clean up all outputs 2026-03-01."""
+    return f"clean up all outputs {runtime.flow_run.scheduled_start_time:%Y-%m-%d}"
+
+
+@flow(name="cleanup", flow_run_name=run_name)
 def cleanup(
     sources: str | None = None,
     outputs: list[str] | None = None,
@@ -144,7 +149,6 @@ def _all_outputs(sources: str | None, outputs: list[str]) -> list[str]:
 
 
 def _outputs_of(sources: str) -> list[str]:
-
     found, problems = find_sources(read_sources(sources))
     for problem in problems:
         get_run_logger().warning("not cleaned: %s: %s", redact(problem.where), redact(problem.message))

@@ -12,6 +12,7 @@ from prefect.artifacts import create_table_artifact
 from prefect.states import Failed
 
 from flows.label import label
+from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.labeling.sources import Problem, Source, find_sources, read_sources
@@ -39,13 +40,14 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
     """
     try:
         with library_log(), without_secrets():
-            found, problems = find_sources(read_sources(sources))
+            file = read_sources(sources)
+            found, problems = find_sources(file)
     except SegpipeError as error:
         return Failed(message=redact(str(error)))
     broken = [problem for source in found for problem in _audit(source)]
     results = [(source, _label(source)) for source in found]
-    _publish(results, [*problems, *broken])
-    failed = [problem.where for problem in problems]
+    _publish(results, [*problems, *broken], warn_of_none(sources, file))
+    failed = [f"{problem.where}: {problem.message}" for problem in problems]
     failed += [source.url for source, result in results if isinstance(result, State)]
     if failed or broken:
         return Failed(message=_what_failed(failed, len(results) + len(problems), broken))
@@ -65,7 +67,7 @@ def _audit(source: Source) -> list[Problem]:
 
 
 def _what_failed(failed: list[str], n_sources: int, broken: list[Problem]) -> str:
-    said = [f"{len(failed)} of {n_sources} failed: {', '.join(failed)}"] if failed else []
+    said = [f"{len(failed)} of {n_sources} failed: {'; '.join(failed)}"] if failed else []
     return redact("; ".join([*said, *(f"{problem.where}: {problem.message}" for problem in broken)]))
 
 
@@ -76,10 +78,12 @@ def _label(source: Source) -> dict[str, Any] | State:
     return state.result() if state.is_completed() else state
 
 
-def _publish(results: list[tuple[Source, dict[str, Any] | State]], problems: list[Problem]) -> None:
+def _publish(
+    results: list[tuple[Source, dict[str, Any] | State]], problems: list[Problem], more: list[dict[str, Any]]
+) -> None:
     rows = [_row(source, result) for source, result in results]
     rows += [{"source": redact(problem.where), "state": redact(problem.message)} for problem in problems]
-    create_table_artifact(rows, key="label-sources", description="What became of each source")
+    create_table_artifact(rows + more, key="label-sources", description="What became of each source")
 
 
 def _row(source: Source, result: dict[str, Any] | State) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from prefect import State, flow, get_run_logger, task
+from prefect import State, flow, get_run_logger, runtime, task
 from prefect.artifacts import create_table_artifact
 from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
@@ -78,7 +78,12 @@ def token() -> str:
     return str(block.get())
 
 
-@flow(name="review", flow_run_name="review")
+def run_name() -> str:
+    """For example: review all outputs 2026-03-01 14:30."""
+    return f"review all outputs {runtime.flow_run.scheduled_start_time:%Y-%m-%d %H:%M}"
+
+
+@flow(name="review", flow_run_name=run_name)
 def sync(
     label_studio: str = "",
     sources: str | None = None,
@@ -99,8 +104,12 @@ def sync(
         The sums of what was pulled and pushed.
     """
     if not label_studio:
+        get_run_logger().info(
+            "nothing to do: label_studio is empty; set SEGPIPE_LABEL_STUDIO and deploy again"
+        )
         return {"outputs": 0}
     try:
+        token()  # without one no output can be exchanged: said once
         with library_log(), without_secrets():
             chosen = _outputs(sources, outputs or [])
     except SegpipeError as error:

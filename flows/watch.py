@@ -14,6 +14,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.states import Failed
 
 from flows.events import has_arrived, send_discovered
+from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import RunError, SegpipeError
 from segpipe.labeling.announcements import announce_new, message_id
@@ -42,7 +43,7 @@ def watch(sources: str) -> dict[str, Any] | State:
             announced += _announce_notified(client, file, problems)
     except (SegpipeError, httpx.HTTPError) as error:
         return Failed(message=redact(" ".join(str(error).split())))
-    _publish(found, announced, problems)
+    _publish(found, announced, problems, warn_of_none(sources, file))
     if problems:
         return Failed(message=_what_failed(problems))
     return {"found": [source.url for source in found], "announced": [source.url for source in announced]}
@@ -88,13 +89,17 @@ def _by_source(file: SourcesFile, notifications: list[Notification]) -> dict[Sou
     return ids
 
 
-def _publish(found: list[Source], announced: list[Source], problems: list[Problem]) -> None:
+def _publish(
+    found: list[Source], announced: list[Source], problems: list[Problem], more: list[dict[str, Any]]
+) -> None:
     rows = [
         {"source": redact(source.url), "state": "announced" if source in announced else "known"}
         for source in found
     ]
     rows += [{"source": redact(problem.where), "state": redact(problem.message)} for problem in problems]
-    create_table_artifact(rows, key="watch-sources", description="What the patterns match, and what failed")
+    create_table_artifact(
+        rows + more, key="watch-sources", description="What the patterns match, and what failed"
+    )
 
 
 def _what_failed(problems: list[Problem]) -> str:

@@ -20,7 +20,7 @@ class NotFoundError(StorageError):
 
 
 class AddressError(StorageError):
-    """A URL that no storage can be asked for, now or later."""
+    """A URL that no storage can be asked for, however often: it is none, or of no scheme known here."""
 
 
 class AlreadyExistsError(StorageError):

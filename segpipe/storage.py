@@ -487,10 +487,10 @@ def _filesystem(url: str, **options: Any) -> Any:
     try:
         kind = fsspec.get_filesystem_class(scheme)
     except ImportError as error:
-        raise failure(StorageError, f"{scheme}:// needs another package: {error}") from None
+        raise failure(AddressError, f"{scheme}:// needs another package: {error}") from None
     except ValueError:
         known = "a local path, s3://, gs://, abfs://, memory:// or another fsspec scheme"
-        raise failure(StorageError, f"{url}: unknown scheme '{scheme}'; use {known}") from None
+        raise failure(AddressError, f"{url}: unknown scheme '{scheme}'; use {known}") from None
     with explained(url):
         # Only the host or bucket is parsed: a key may hold '?' and '#'.
         return kind(**kind._get_kwargs_from_urls(f"{scheme}://{path.partition('/')[0]}"), **options)

@@ -29,6 +29,8 @@ def _checks(settings: DoctorSettings) -> list[Check]:
         ("source", partial(places.check_source, settings.source)),
         ("output", partial(places.check_output, settings.output)),
         ("sources file", partial(places.check_sources_file, settings.sources)),
+        ("their models", partial(places.check_their_models, settings.sources)),
+        ("their outputs", partial(places.check_their_outputs, settings.sources)),
         ("model", partial(places.check_model, settings.model)),
         ("policy", partial(places.check_policy, settings.model)),
         ("prefect server", server.check_server),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from segpipe import storage
 from segpipe.doctor.findings import Finding
-from segpipe.errors import AlreadyExistsError, SegpipeError, StorageError
-from segpipe.labeling.sources import find_sources, read_sources
+from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.labeling.sources import find_sources, read_sources, sources_of
 
 
 def check_source(source: str | None) -> Finding:
@@ -70,16 +71,67 @@ def _try_output(probe: str) -> Finding:
 
 
 def check_sources_file(sources: str | None) -> Finding:
-    """Every entry can be used and matches something."""
+    """Every entry can be used and matches something that can be listed."""
     if sources is None:
         return Finding("sources file", "skip", "not given", "--sources URL")
-    found, problems = find_sources(read_sources(sources))
-    if problems:
-        said = "; ".join(f"{problem.where}: {problem.message}" for problem in problems)
-        return Finding("sources file", "FAIL", storage.redact(said), "correct the entry; the others work")
+    file = read_sources(sources)
+    found, problems = find_sources(file)
+    faults = [f"{problem.where}: {problem.message}" for problem in problems]
+    faults += [fault for source in found if (fault := _fault(partial(_require_images, source.url)))]
+    if faults:
+        return _failed("sources file", faults, "correct the entry; the others work")
+    if idle := [entry.pattern for entry in file.entries if not any(sources_of(entry, file))]:
+        said = storage.redact(f"nothing matches {', '.join(idle)}")
+        return Finding("sources file", "warn", said, "is the bucket's name right?")
     if not found:
-        return Finding("sources file", "warn", "no pattern matches anything", "is the bucket's name right?")
+        return Finding("sources file", "warn", "it names no source", "write each below [[source]]")
     return Finding("sources file", "ok", f"{len(found)} sources")
+
+
+def check_their_models(sources: str | None) -> Finding:
+    """The models of all sources found are whole."""
+    if sources is None:
+        return Finding("their models", "skip", "no sources file given")
+    from segpipe.models.labeler import load_model
+
+    models = sorted({source.model for source in find_sources(read_sources(sources))[0]})
+    faults = [fault for model in models if (fault := _fault(partial(load_model, model, "cpu")))]
+    if faults:
+        return _failed("their models", faults, "correct model in the sources file, or train it")
+    return Finding("their models", "ok", f"{len(models)} models")
+
+
+def check_their_outputs(sources: str | None) -> Finding:
+    """The outputs of all sources found can be asked for; there or not yet there."""
+    if sources is None:
+        return Finding("their outputs", "skip", "no sources file given")
+    outputs = sorted({source.output for source in find_sources(read_sources(sources))[0]})
+    faults = [fault for output in outputs if (fault := _fault(partial(_ask_for, output)))]
+    if faults:
+        return _failed("their outputs", faults, "correct output in the sources file")
+    return Finding("their outputs", "ok", f"{len(outputs)} outputs; --output URL tries to write")
+
+
+def _failed(check: str, faults: list[str], remedy: str) -> Finding:
+    return Finding(check, "FAIL", storage.redact("; ".join(faults)), remedy)
+
+
+def _fault(look: Callable[[], object]) -> str | None:
+    try:
+        look()
+    except SegpipeError as error:
+        return str(error)
+    return None
+
+
+def _require_images(url: str) -> None:
+    if next(storage.list_objects(url), None) is None:
+        raise RunError(f"{url} is empty")
+
+
+def _ask_for(output: str) -> None:
+    with suppress(NotFoundError):  # the first run makes it
+        next(storage.list_objects(output), None)
 
 
 def check_model(model: str | None) -> Finding:

@@ -16,7 +16,7 @@ from segpipe.errors import RunError
 from segpipe.storage import redact
 
 POOL = "segpipe"
-DEPLOYMENTS = frozenset({"nightly", "on-bucket", "buckets", "weekly", "manual"})
+DEPLOYMENTS = frozenset({"nightly", "on-bucket", "buckets", "weekly", "manual", "sync"})
 ANSWER_SECONDS = 10.0
 WORST_SKEW_SECONDS = 15.0  # a quarter of a claim's lease, which is told by the clocks of two machines
 _NO_SERVER = ("PREFECT_API_URL is not set", "make up starts a server; export what it prints")

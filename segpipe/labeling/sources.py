@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -108,9 +108,18 @@ def read_sources(url: str) -> SourcesFile:
     tables, defaults = content.get("source", []), content.get("defaults", {})
     if not isinstance(tables, list) or not isinstance(defaults, dict):
         raise RunError(f"{url}: write each source below [[source]], and the defaults below [defaults]")
+    _check_defaults(url, defaults)
     entries, problems = _read_entries(tables, defaults)
     places = {name: _place(url, name, content.get(name)) for name in ("state", "queue")}
     return SourcesFile(entries, problems, **places)
+
+
+def _check_defaults(url: str, defaults: dict[str, Any]) -> None:
+    known = SourceEntry.model_fields
+    if unknown := defaults.keys() - known:
+        raise RunError(f"{url}: unknown '{min(unknown)}' in [defaults]; use {', '.join(known)}")
+    if not isinstance(defaults.get("settings", {}), dict):
+        raise RunError(f"{url}: settings in [defaults] is to be a table, for example {{ shard_images = 64 }}")
 
 
 def _place(url: str, name: str, value: Any) -> str | None:
@@ -135,15 +144,18 @@ def _read_entries(
 
 def _with_defaults(table: Any, defaults: dict[str, Any]) -> dict[str, Any]:
     own = table if isinstance(table, dict) else {"pattern": table}
-    settings = [place["settings"] for place in (defaults, own) if isinstance(place.get("settings"), dict)]
-    merged = {name: value for one in settings for name, value in one.items()}
-    return defaults | own | ({"settings": merged} if merged else {})
+    values = defaults | own
+    if isinstance(own.get("settings"), dict):
+        values["settings"] = defaults.get("settings", {}) | own["settings"]
+    return values
 
 
 def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return f"not a table of settings ({error})"
-    first = error.errors(include_url=False, include_context=False)[0]
+    found = error.errors(include_url=False, include_context=False)
+    # An unknown name is a typing error as a rule, and the reason why another one is missing.
+    first = min(found, key=lambda one: one["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"])
     return f"{field}: {first['msg'].removeprefix('Value error, ')}"
 
@@ -151,30 +163,44 @@ def _reason(error: Exception) -> str:
 def find_sources(file: SourcesFile) -> tuple[list[Source], list[Problem]]:
     """What the patterns match now, each URL and OUTPUT once, and what went wrong.
 
-    A match is left out when it is empty, or when an OUTPUT or the state lies in it: masks are no images.
+    What a wildcard matches is left out when it is empty, or when an OUTPUT or the state lies in it or around
+    it: masks are no images.
     """
     sources: dict[str, Source] = {}
     problems = list(file.problems)
-    own_places = [*(entry.output for entry in file.entries), *([file.state] if file.state else [])]
     for entry in file.entries:
         try:
-            for source in _sources_of(entry, own_places):
+            for source in sources_of(entry, file):
                 sources.setdefault(source.digest, source)
         except SegpipeError as error:
             problems.append(Problem(entry.pattern, str(error)))
     return list(sources.values()), problems
 
 
-def _sources_of(entry: SourceEntry, own_places: Iterable[str]) -> Iterator[Source]:
+def sources_of(entry: SourceEntry, file: SourcesFile) -> Iterator[Source]:
+    """What the pattern of one of the file's entries matches now.
+
+    Raises NotFoundError, StorageError, and RunError for a folder that lies in an OUTPUT or the state.
+    """
     for url, name in expand(entry.pattern):
-        output = storage.normalise(entry.output.replace("{name}", name))
-        if _WILDCARD.search(entry.pattern):
-            if _is_own(url, own_places):
-                logger.info("%s is left aside: masks, or the state, are in it", storage.redact(url))
-                continue
-            if _is_empty(url):
-                continue
-        yield Source(storage.normalise(url), output, storage.normalise(entry.model), entry.settings)
+        if not _WILDCARD.search(entry.pattern):
+            _refuse_own(url, file)
+        elif _is_own(url, file):
+            logger.info("%s is left aside: masks, or the state, are in it", storage.redact(url))
+            continue
+        elif _is_empty(url):
+            continue
+        yield _source(entry, url, name)
+
+
+def _source(entry: SourceEntry, url: str, name: str) -> Source:
+    output = storage.normalise(entry.output.replace("{name}", name))
+    return Source(storage.normalise(url), output, storage.normalise(entry.model), entry.settings)
+
+
+def _refuse_own(url: str, file: SourcesFile) -> None:
+    if _lies_in_own(url, file):
+        raise RunError("it lies in an output or in the state: masks are no images, name a folder outside")
 
 
 def expand(pattern: str) -> list[tuple[str, str]]:
@@ -201,9 +227,21 @@ def _matching(place: str, name: str, part: str) -> Iterator[tuple[str, str]]:
             yield f"{place}{folder}/", f"{name}/{folder}".strip("/") if is_wild else name
 
 
-def _is_own(url: str, own_places: Iterable[str]) -> bool:
+def _own_places(file: SourcesFile) -> list[list[str]]:
+    """The parts of each URL that segpipe writes to."""
+    places = [*(entry.output for entry in file.entries), *([file.state] if file.state else [])]
+    return [place.rstrip("/").split("/") for place in places]
+
+
+def _is_own(url: str, file: SourcesFile) -> bool:
     """Whether the URL holds, or lies in, a place that segpipe writes to."""
-    return any(_overlap(url.split("/"), place.rstrip("/").split("/")) for place in own_places)
+    parts = url.split("/")
+    return any(_overlap(parts, place) for place in _own_places(file))
+
+
+def _lies_in_own(url: str, file: SourcesFile) -> bool:
+    parts = url.split("/")
+    return any(len(parts) >= len(place) and _overlap(parts, place) for place in _own_places(file))
 
 
 def _overlap(parts: list[str], others: list[str]) -> bool:
@@ -217,12 +255,16 @@ def _is_empty(url: str) -> bool:
 
 def holder_of(uri: str, file: SourcesFile) -> Source | None:
     """The source that an object belongs to, by the first pattern that matches; None when it is none's."""
-    own_places = [entry.output for entry in file.entries]
+    if _lies_in_own(uri, file):
+        return None
     for entry in file.entries:
-        if (found := _enclosing(uri, entry.pattern)) and not _is_own(found[0], own_places):
-            output = storage.normalise(entry.output.replace("{name}", found[1]))
-            return Source(found[0], output, storage.normalise(entry.model), entry.settings)
+        if (found := _enclosing(uri, entry.pattern)) and not _is_left_aside(found[0], entry, file):
+            return _source(entry, *found)
     return None
+
+
+def _is_left_aside(url: str, entry: SourceEntry, file: SourcesFile) -> bool:
+    return bool(_WILDCARD.search(entry.pattern)) and _is_own(url, file)
 
 
 def _enclosing(uri: str, pattern: str) -> tuple[str, str] | None:

@@ -170,11 +170,12 @@ def test_an_event_without_a_model_starts_nothing_and_calls_the_webhook(
     stack: LocalStack, webhook: Receiver
 ) -> None:
     before = len(stack.runs_of("on-bucket"))
-    stack.emit("two", {"source": "s3://raw-two", "output": "s3://out", "settings": {}})
+    stack.emit("two", {"source": "s3://raw-two", "output": "s3://out"})
     alarm = wait_for(
         lambda: webhook.call(lambda call: call["event"] == "prefect.automation.action.failed"), "the alarm"
     )
     assert "segpipe label on-bucket" in alarm["message"]
+    assert "'model'" in alarm["message"]
     assert alarm["flow_run"] is None
     assert len(stack.runs_of("on-bucket")) == before
 
@@ -230,8 +231,22 @@ def test_a_second_stack_on_the_same_port_is_refused_in_one_line(stack: LocalStac
     assert stack.command("status").returncode == 0
 
 
+def test_a_database_that_does_not_answer_is_named_with_the_reason(tmp_path: Path) -> None:
+    database = f"postgresql+asyncpg://prefect:{SECRET}@127.0.0.1:{free_port()}/prefect"
+    environment = {name: value for name, value in os.environ.items() if name not in ("PREFECT_API_URL", "S3")}
+    other = LocalStack(tmp_path, environment | {"PORT": str(free_port()), "DATABASE": database}, "")
+    try:
+        done = other.command("up")
+    finally:
+        other.command("down")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "ConnectionRefusedError" in done.stderr
+    assert "is DATABASE right" in done.stderr
+    assert SECRET not in done.stderr
+
+
 def test_a_stack_that_runs_keeps_its_port(stack: LocalStack) -> None:
-    done = stack.command("up", "--port", str(free_port()))
+    done = LocalStack(stack.folder, stack.environment | {"PORT": str(free_port())}, stack.api).command("up")
     assert done.returncode == 1
     assert "make down" in done.stderr
 

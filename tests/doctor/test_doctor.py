@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from random_model import write_random_model
 from s3_proxy import Exchange, S3Proxy
 
@@ -23,6 +24,7 @@ from segpipe.config import DoctorSettings
 from segpipe.doctor import machine
 from segpipe.doctor.examination import examine
 from segpipe.doctor.findings import Finding
+from segpipe.doctor.server import DEPLOYMENTS
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,38 @@ def test_each_failure_is_one_line_and_hides_no_other(tmp_path: Path, s3_server: 
     assert "absent-bucket does not exist" in found["source"].found
     assert "its files were changed" in found["model"].found
     assert all("\n" not in finding.line() for finding in found.values())
+
+
+def test_every_deployment_that_make_up_applies_is_looked_for() -> None:
+    applied = Path(__file__).resolve().parents[2] / "deployments" / "prefect.yaml"
+    assert {one["name"] for one in yaml.safe_load(applied.read_text())["deployments"]} == DEPLOYMENTS
+
+
+def source(pattern: str, output: str, model: str) -> str:
+    return f"[[source]]\npattern = '{pattern}'\noutput = '{output}'\nmodel = '{model}'\n"
+
+
+def test_what_the_sources_file_names_is_looked_at(tmp_path: Path, s3_server: str) -> None:
+    model = write_random_model(str(tmp_path / "model"))
+    (tmp_path / "raw" / "a").mkdir(parents=True)
+    (tmp_path / "raw" / "a" / "1.png").write_bytes(b"image")
+    file, raw = tmp_path / "sources.toml", f"{tmp_path}/raw/*"
+
+    file.write_text(source(raw, str(tmp_path / "labels"), model))
+    found = findings(sources=str(file))
+    assert statuses(found, "sources file", "their models", "their outputs") == ["ok"] * 3
+
+    file.write_text(source(raw, "/labels", model) + source(f"{tmp_path}/raw/x*", "/labels-2", model))
+    found = findings(sources=str(file))
+    assert found["sources file"].status == "warn"
+    assert f"{tmp_path}/raw/x*" in found["sources file"].found
+
+    file.write_text(source(raw, "foo://x", "/no/model") + source("s3://absent-bucket/raw", "/labels", model))
+    found = findings(sources=str(file))
+    assert statuses(found, "sources file", "their models", "their outputs") == ["FAIL"] * 3
+    assert "absent-bucket does not exist" in found["sources file"].found
+    assert "/no/model" in found["their models"].found
+    assert "unknown scheme 'foo'" in found["their outputs"].found
 
 
 def test_a_storage_that_overwrites_is_found_out(

@@ -82,6 +82,9 @@ def test_the_flow_keeps_runs_for_as_many_days_as_it_is_told() -> None:
     run = finished_run()
     state = cleanup(keep_flow_runs_days=1, return_state=True)
     assert state.is_completed()
+    with get_client(sync_client=True) as client:
+        own = client.read_flow_run(state.state_details.flow_run_id)
+    assert own.name == f"clean up all outputs {own.expected_start_time:%Y-%m-%d}"
     assert is_there(run)
     assert table(state) == [{"output": "Prefect server", "flow runs": 0}]
 

@@ -178,6 +178,16 @@ def test_a_missing_bucket_fails_the_run_at_once_with_one_line(
     assert "Retry" not in caplog.text
 
 
+def test_an_output_of_an_unknown_scheme_fails_the_run_at_once(
+    bucket: str, tiny_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        state = label(bucket, "foo://labels", tiny_model, settings=SETTINGS, return_state=True)
+    assert state.is_failed()
+    assert "unknown scheme 'foo'" in state.message
+    assert "Retry" not in caplog.text
+
+
 def test_storage_that_stays_broken_is_tried_four_times_and_ends_without_a_traceback(
     bucket: str,
     tiny_model: str,

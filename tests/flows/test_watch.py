@@ -122,9 +122,17 @@ def test_a_watch_killed_after_sending_does_not_send_again(sources: str, tmp_path
     assert [len(events) for events in events_about(sources).values()] == [1, 1]
 
 
-def test_a_sources_file_without_sources_announces_nothing(tmp_path: Path) -> None:
+def test_a_sources_file_without_sources_is_no_failure_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "sources.toml").write_text("# nothing yet\n")
-    assert watch(str(tmp_path / "sources.toml")) == {"found": [], "announced": []}
+    for flow, key in ((watch, "watch-sources"), (label_sources, "label-sources")):
+        caplog.clear()
+        state = flow(str(tmp_path / "sources.toml"), return_state=True)
+        assert state.is_completed()
+        (row,) = artifact(state, key)
+        assert row["state"].startswith("names no source")
+        assert "sources.toml names no source" in caplog.text
 
 
 def test_a_bad_entry_stops_no_other_and_is_named(tmp_path: Path, sources: str, tiny_model: str) -> None:
@@ -172,7 +180,7 @@ def test_a_night_labels_every_source_and_says_which_failed(
     more = '---[[source]]\npattern = "/absent"\noutput = "/x"\nmodel = "/m"\n[[source]]\npattern = "b"'
     state = label_sources(write_sources(tmp_path, tiny_model, more), return_state=True)
     assert state.is_failed()
-    assert str(state.message).startswith("2 of 4 failed: b, /absent")
+    assert str(state.message).startswith("2 of 4 failed: b: output: Field required; /absent")
     for name in ("a", "b"):
         assert len(pd.read_parquet(tmp_path / "labels" / name / "manifests")) == 1
     table = artifact(state, "label-sources")

@@ -81,6 +81,8 @@ def test_an_entry_takes_the_defaults_and_its_own_settings_over_them(tmp_path: Pa
         ('pattern = "a"\noutput = "b"\nmodel = "m"\nlimit = 3', "a", "limit: Extra inputs"),
         ('pattern = "a"\noutput = "b"\nmodel = "m"\nsettings = {batch = 1}', "a", "settings.batch: Extra"),
         ('output = "b"\nmodel = "m"', "source 1", "pattern: Field required"),
+        ('pattern = "a"\noutput = "b"\nmodle = "m"', "a", "modle: Extra inputs"),
+        ('pattern = "a"\noutput = "b"\nmodel = "m"\nsettings = "fast"', "a", "settings: Input should be"),
     ],
 )
 def test_an_entry_at_fault_is_named_and_stops_no_other(
@@ -101,6 +103,8 @@ def test_an_entry_at_fault_is_named_and_stops_no_other(
         ("[source]\npattern = 'a'", r"below \[\[source\]\]"),
         ("state = 3", "state is to be a URL"),
         ("state = ", "no TOML file"),
+        ("[defaults]\nmodle = 'm'", r"unknown 'modle' in \[defaults\]"),
+        ("[defaults]\nsettings = 'fast'", r"settings in \[defaults\] is to be a table"),
     ],
 )
 def test_a_file_that_is_none_is_refused(tmp_path: Path, text: str, reason: str) -> None:
@@ -157,6 +161,30 @@ def test_outputs_the_state_and_empty_folders_are_no_sources(storage_root: str) -
     assert urls(file) == [(f"{storage_root}/a", f"{storage_root}/labels/a")]
 
 
+@pytest.mark.parametrize("inside", ["labels/a", "state", "state/found"])
+def test_a_folder_named_outright_that_lies_in_an_output_or_the_state_is_a_problem(
+    storage_root: str, inside: str
+) -> None:
+    put_images(storage_root, "a/1.jpg", "labels/a/masks/1.png", "state/found/x.json")
+    entries = (
+        entry(f"{storage_root}/a", f"{storage_root}/labels/{{name}}"),
+        entry(f"{storage_root}/{inside}", "/elsewhere"),
+    )
+    found, (problem,) = find_sources(SourcesFile(entries, (), f"{storage_root}/state", None))
+    assert [source.url for source in found] == [f"{storage_root}/a"]
+    assert problem.where == f"{storage_root}/{inside}"
+    assert "lies in an output or in the state" in problem.message
+
+
+def test_a_folder_named_outright_may_hold_its_output(storage_root: str) -> None:
+    file = SourcesFile((entry(storage_root, f"{storage_root}/labels"),), (), None, None)
+    assert urls(file) == [(storage_root, f"{storage_root}/labels")]
+    holder = holder_of(f"{storage_root}/day/1.jpg", file)
+    assert holder is not None
+    assert holder.url == storage_root
+    assert holder_of(f"{storage_root}/labels/masks/1.png", file) is None
+
+
 def test_outputs_next_to_their_sources_are_never_labelled_again(storage_root: str) -> None:
     put_images(storage_root, "a/1.jpg", "labels-a/masks/1.png")
     file = SourcesFile((entry(f"{storage_root}/*", f"{storage_root}/labels-{{name}}"),), (), None, None)
@@ -185,12 +213,13 @@ def test_a_source_that_two_patterns_match_is_labelled_once(tmp_path: Path) -> No
         ("s3://lake/raw/day/1.jpg", "s3://lake/raw/day"),
         ("s3://lake/raw/1.jpg", None),  # lies in no folder that the pattern matches
         ("s3://lake/labels/raw-1/masks/1.png", None),
+        ("s3://raw-state/found/1.json", None),
         ("s3://other/1.jpg", None),
     ],
 )
 def test_an_object_belongs_to_the_source_that_holds_it(uri: str, source: str | None) -> None:
     entries = (entry("s3://raw-*", "s3://lake/labels/{name}"), entry("s3://lake/raw/*/", "s3://lake/labels"))
-    holder = holder_of(uri, SourcesFile(entries, (), None, None))
+    holder = holder_of(uri, SourcesFile(entries, (), "s3://raw-state", None))
     assert (holder.url if holder else None) == source
 
 
