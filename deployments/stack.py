@@ -104,7 +104,7 @@ def server(stack: Stack) -> Program:
         "PREFECT_UI_URL": stack.ui_url,
         # cleanup/weekly deletes flow runs; their logs and artifacts, and events, the server drops by itself.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,orphans",
-        # In memory, as by default, what waits for an earlier event is lost with the server, and with it alarms.
+        # By default what waits for an earlier event is lost with the server, and alarms with it.
         "PREFECT_SERVER_EVENTS_CAUSAL_ORDERING": "prefect.server.events.ordering.db",
     }
     if stack.database:
