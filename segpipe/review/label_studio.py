@@ -75,21 +75,22 @@ class LabelStudio:
         return _project(self._call("POST", "/api/projects/", json=fields | {"show_collab_predictions": True}))
 
     def tasks(self, project: Project) -> Iterator[dict[str, Any]]:
-        """All tasks by number, without what was drawn: id, data, total_annotations, cancelled_annotations."""
+        """All tasks by number, without what was drawn: id, data, how many annotations, skips and drafts."""
         return self._pages(
             "/api/tasks/",
             {"project": project.id, "fields": "task_only", "ordering": "id"},
             "tasks",
         )
 
-    def add_tasks(self, project: Project, tasks: Sequence[dict[str, Any]]) -> None:
-        """Import tasks, all or none."""
+    def add_tasks(self, project: Project, tasks: Sequence[dict[str, Any]]) -> bool:
+        """Import tasks, all or none; False: a busy server has stored them without their drafts."""
         path = f"/api/projects/{project.id}/import"
         added = self._call("POST", path, params={"return_task_ids": "true"}, json=list(tasks))
         if len(added.get("task_ids", ())) != len(tasks):
             raise ReviewError(
                 f"Label Studio took {len(added.get('task_ids', ()))} of {len(tasks)} tasks: push again"
             )
+        return bool(added.get("prediction_count") == len(tasks))
 
     def remove_task(self, task_id: int) -> None:
         """Delete a task; gone already is as good."""

@@ -11,7 +11,7 @@ from segpipe.errors import ReviewError
 from segpipe.review.brush import encode_brush
 from segpipe.review.decisions import drawing, minutes_spent, refusal, review_id
 from segpipe.review.label_config import label_config, require_labels
-from segpipe.review.push import spare_tasks
+from segpipe.review.push import bare_tasks, spare_tasks
 
 CLASSES = ("road", 'car "<&>"')
 
@@ -92,3 +92,15 @@ def test_of_tasks_for_one_item_the_answered_stay_or_the_first() -> None:
         task(6, None), task(7, None),
     ]  # fmt: skip
     assert sorted(spare_tasks(tasks)) == [2, 3]
+
+
+def test_of_our_tasks_those_that_have_neither_answer_nor_draft_are_bare() -> None:
+    def task(number: int, predictions: int, item: str | None = "a", **answers: int) -> dict[str, Any]:
+        data = {} if item is None else {"segpipe_item_id": item}
+        return {"id": number, "data": data, "total_predictions": predictions} | answers
+
+    tasks = [
+        task(1, 0), task(2, 1), task(3, 0, None), task(4, 0, total_annotations=1),
+        task(5, 0, cancelled_annotations=1), task(6, 0, "b"),
+    ]  # fmt: skip
+    assert list(bare_tasks(tasks)) == [1, 6]

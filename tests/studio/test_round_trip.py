@@ -171,10 +171,26 @@ def test_two_pushes_at_once_leave_one_task_each(studio: Studio, night: Callable[
     made.push(studio)
     tasks = studio.tasks(made.project)
     path = f"/api/projects/{studio.project_id(made.project)}/import"
-    studio.call("POST", path, [{"data": task["data"]} for task in tasks])
+    again = [{"data": task["data"], "predictions": [{"result": []}]} for task in tasks]
+    studio.call("POST", path, again)
     assert len(studio.tasks(made.project)) == 6
     assert made.push(studio).duplicates_removed == 3
     assert [task["id"] for task in studio.tasks(made.project)] == [task["id"] for task in tasks]
+
+
+def test_a_task_that_lost_its_draft_is_sent_again(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(3)
+    made.push(studio)
+    lost, answered, whole = studio.tasks(made.project)
+    for task in (lost, answered):
+        studio.call("DELETE", f"/api/predictions/{studio.draft(task)['id']}/")
+    studio.submit(answered, REJECT)
+    assert made.push(studio).pushed == 1
+    kept_answer, kept, sent = studio.tasks(made.project)
+    assert (kept_answer["id"], kept["id"]) == (answered["id"], whole["id"])
+    assert sent["data"] == lost["data"]
+    studio.submit(sent, studio.draft(sent)["result"])
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1}
 
 
 def test_a_broken_annotation_is_refused_and_the_others_come(
