@@ -54,7 +54,7 @@ def exchange(output: str, address: str, storage: str, limit: int) -> Exchanged:
 
 
 def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | None:
-    return pull(output, project, server) if server.find_project(project) else None
+    return pull(output, project, server) if server.projects(project) else None
 
 
 def project_of(output: str) -> str:

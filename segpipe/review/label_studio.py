@@ -64,15 +64,19 @@ class LabelStudio:
     def __init__(self, server: str, client: httpx.Client) -> None:
         self.server, self._client = server, client
 
-    def find_project(self, title: str) -> Project | None:
-        """The project of exactly this title, the oldest of several."""
-        found = [one for one in self._pages("/api/projects/", {}, "results") if one["title"] == title]
-        return min((_project(one) for one in found), key=lambda one: one.id, default=None)
+    def projects(self, title: str) -> list[Project]:
+        """The projects of exactly this title, the oldest first."""
+        found = self._pages("/api/projects/", {}, "results")
+        return sorted((_project(one) for one in found if one["title"] == title), key=lambda one: one.id)
 
     def create_project(self, title: str, label_config: str) -> Project:
         """A new project that shows its tasks in the order of their numbers, with the draft in the editor."""
         fields = {"title": title, "label_config": label_config, "sampling": "Sequential sampling"}
         return _project(self._call("POST", "/api/projects/", json=fields | {"show_collab_predictions": True}))
+
+    def remove_project(self, project: Project) -> None:
+        """Delete a project; gone already is as good."""
+        self._call("DELETE", f"/api/projects/{project.id}/", accepted=(404,))
 
     def tasks(self, project: Project) -> Iterator[dict[str, Any]]:
         """All tasks by number, without what was drawn: id, data, how many annotations, skips and drafts."""

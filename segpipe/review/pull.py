@@ -29,7 +29,7 @@ from segpipe.review.decisions import (
     review_id,
 )
 from segpipe.review.drafts import ITEM_ID, read_mask
-from segpipe.review.label_studio import LabelStudio
+from segpipe.review.label_studio import LabelStudio, Project
 from segpipe.review.push import is_answered
 from segpipe.training.metrics import image_iou
 
@@ -87,26 +87,33 @@ class _Answer:
 def pull(output: str, project_title: str, server: LabelStudio) -> PullSummary:
     """Append what people have decided in the project since the last pull to the reviews of OUTPUT.
 
-    A decision is its annotation as it was last changed: a later change is a later decision. Corrected masks
-    are written before their reviews. Killed at any moment, the next pull adds what is missing. Raises
-    ReviewError, StorageError, NotFoundError.
+    Where several projects have this title (two first pushes at once), all of them are read. A decision is its
+    annotation as it was last changed: a later change is a later decision. Corrected masks are written before
+    their reviews. Killed at any moment, the next pull adds what is missing. Raises ReviewError, StorageError,
+    NotFoundError.
     """
     output = storage.normalise(output)
     classes = classes_of(output)
-    project = server.find_project(project_title)
-    if project is None:
+    projects = server.projects(project_title)
+    if not projects:
         raise ReviewError(
             f"there is no project {project_title!r} on {storage.redact(server.server)}: push first"
         )
     people, counted = server.people(), Counter[str]()
+    for project in projects:
+        for tasks in _answered(server, project):
+            counted += _pull_tasks(output, list(_answers(tasks, server, people)), classes)
+    return PullSummary(**{name: counted[name] for name in PullSummary.__dataclass_fields__})
+
+
+def _answered(server: LabelStudio, project: Project) -> Iterator[list[dict[str, Any]]]:
+    """The tasks with answers, some at a time."""
     answered = [task["id"] for task in server.tasks(project) if is_answered(task)]
     with track(len(answered), "decisions", "tasks") as done:
         for start in range(0, len(answered), TASKS_PER_EXPORT):
             ids = answered[start : start + TASKS_PER_EXPORT]
-            tasks = server.annotated(project, ids)
-            counted += _pull_tasks(output, list(_answers(tasks, server, people)), classes)
+            yield server.annotated(project, ids)
             done.advance(len(ids))
-    return PullSummary(**{name: counted[name] for name in PullSummary.__dataclass_fields__})
 
 
 def _answers(

@@ -64,9 +64,18 @@ def push(output: str, settings: PushSettings, chosen: QueueSettings, server: Lab
 
 
 def _project(server: LabelStudio, title: str, classes: Sequence[str]) -> Project:
-    project = server.find_project(title) or server.create_project(title, label_config(classes))
+    project = next(iter(server.projects(title)), None) or _new_project(server, title, classes)
     require_labels(project.label_config, classes, title)
     return project
+
+
+def _new_project(server: LabelStudio, title: str, classes: Sequence[str]) -> Project:
+    """Two pushes at once make two of one title: the oldest is the project, the younger one goes again."""
+    made = server.create_project(title, label_config(classes))
+    oldest = min([made, *server.projects(title)], key=lambda one: one.id)
+    if oldest != made and not any(server.tasks(made)):
+        server.remove_project(made)
+    return oldest
 
 
 def _drafts(items: Sequence[QueueItem], classes: Sequence[str], *, with_score: bool) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from segpipe.errors import ReviewError
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
+from segpipe.review.label_config import label_config
 from segpipe.review.label_studio import open_label_studio
 from segpipe.review.push import SENDINGS, PushSummary, push
 
@@ -62,3 +63,13 @@ def test_a_server_that_always_drops_them_is_named_and_keeps_no_bare_task(output:
         with pytest.raises(ReviewError, match="without their drafts 3 times: push again"):
             pushed(made, studio)
         assert studio.tasks == {}
+
+
+def test_of_two_projects_that_two_pushes_make_at_once_the_oldest_is_taken(
+    output: Callable[..., str],
+) -> None:
+    made = output("https://raw/a.png")
+    with fake_studio() as studio:
+        studio.made_by_another = {"title": "streets", "label_config": label_config(CLASSES)}
+        assert pushed(made, studio).project_url == f"{studio.url}/projects/1/data"
+        assert [project["id"] for project in studio.projects] == [1], "ours, newer and empty, is gone"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +177,26 @@ def test_two_pushes_at_once_leave_one_task_each(studio: Studio, night: Callable[
     assert len(studio.tasks(made.project)) == 6
     assert made.push(studio).duplicates_removed == 3
     assert [task["id"] for task in studio.tasks(made.project)] == [task["id"] for task in tasks]
+
+
+def test_the_first_pushes_of_two_at_once_lose_no_decision(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(4)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: made.push(studio), range(2)))
+    tasks = studio.tasks(made.project)
+    assert sorted(task["data"]["image"] for task in tasks) == sorted(made.masks)
+
+    (first, second) = tasks[:2]
+    config = studio.call("GET", f"/api/projects/{studio.project_id(made.project)}/")["label_config"]
+    twin = studio.call("POST", "/api/projects/", {"title": made.project, "label_config": config})
+    path = f"/api/projects/{twin['id']}/import"
+    studio.call("POST", path, [{"data": second["data"]}])
+    (copy,) = studio.call("GET", "/api/tasks/", project=twin["id"], fields="task_only")["tasks"]
+    for task in (first, copy):
+        studio.submit(task, studio.draft(first)["result"] if task is first else REJECT)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1}
 
 
 def test_a_task_that_lost_its_draft_is_sent_again(studio: Studio, night: Callable[..., Night]) -> None:

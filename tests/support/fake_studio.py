@@ -12,10 +12,15 @@ from urllib.parse import urlsplit
 
 
 class FakeStudio:
-    """One server: its projects, and its tasks by number; the first `drops_drafts` imports store no draft."""
+    """One server: its projects, and its tasks by number.
+
+    The first `drops_drafts` imports store no draft. `made_by_another`: a project that another push makes just
+    before ours.
+    """
 
     def __init__(self, url: str, drops_drafts: int) -> None:
         self.url, self.drops_drafts = url, drops_drafts
+        self.made_by_another: dict[str, Any] | None = None
         self.projects: list[dict[str, Any]] = []
         self.tasks: dict[int, dict[str, Any]] = {}
         self._number = 0
@@ -25,8 +30,12 @@ class FakeStudio:
             case "GET", ["projects"]:
                 return {"results": self.projects}
             case "POST", ["projects"]:
-                self.projects.append(body | {"id": self._next()})
+                others = [] if self.made_by_another is None else [self.made_by_another | {"id": self._next()}]
+                self.projects += [*others, body | {"id": self._next()}]
                 return self.projects[-1]
+            case "DELETE", ["projects", number]:
+                self.projects = [one for one in self.projects if one["id"] != int(number)]
+                return {}
             case "GET", ["tasks"]:
                 return {"tasks": list(self.tasks.values())}
             case "DELETE", ["tasks", number]:
