@@ -60,7 +60,7 @@ def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | Non
 def project_of(output: str) -> str:
     """The name of the output's project: the end of its URL, and a digest that tells it from others."""
     digest = hashlib.sha256(output.encode()).hexdigest()[:8]
-    return f"{redact(output)[-38:]} {digest}"
+    return f"{redact(output)[-38:].strip()} {digest}"
 
 
 def token() -> str:

@@ -31,6 +31,7 @@ from segpipe.config import (
     EvaluateSettings,
     LabelSettings,
     PromoteSettings,
+    PullSettings,
     PushSettings,
     QueueSettings,
     TrainSettings,
@@ -666,20 +667,21 @@ def review_push(output: str, server: str, as_json: bool, **values: object) -> No
 @review.command("pull")
 @click.argument("output")
 @_label_studio
-@click.option("--project", required=True, help="Name of the Label Studio project.")
+@options_of(PullSettings)
 @_as_json
 @_debug
-def review_pull(output: str, server: str, project: str, as_json: bool) -> None:
+def review_pull(output: str, server: str, as_json: bool, **values: object) -> None:
     """Bring people's decisions from Label Studio into the reviews of OUTPUT.
 
     The token comes from LABEL_STUDIO_API_KEY. What was brought before is not brought again; a decision that
     was changed since replaces the earlier one.
     """
+    settings = build(PullSettings, values)
     from segpipe.review.label_studio import open_label_studio
     from segpipe.review.pull import pull
 
     with open_label_studio(server, _label_studio_token()) as label_studio:
-        _print_result(asdict(pull(output, project, label_studio)), as_json)
+        _print_result(asdict(pull(output, settings.project, label_studio)), as_json)
 
 
 @review.command("list")

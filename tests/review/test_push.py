@@ -12,6 +12,7 @@ import pytest
 from fake_studio import FakeStudio, fake_studio
 
 from segpipe import storage
+from segpipe.cli import run
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.images import class_palette, encode_mask
@@ -73,3 +74,21 @@ def test_of_two_projects_that_two_pushes_make_at_once_the_oldest_is_taken(
         studio.made_by_another = {"title": "streets", "label_config": label_config(CLASSES)}
         assert pushed(made, studio).project_url == f"{studio.url}/projects/1/data"
         assert [project["id"] for project in studio.projects] == [1], "ours, newer and empty, is gone"
+
+
+@pytest.mark.parametrize("title", ["  streets ", "streets"])
+def test_blanks_around_a_name_are_not_part_of_it(output: Callable[..., str], title: str) -> None:
+    made = output("https://raw/a.png")
+    with fake_studio() as studio, open_label_studio(studio.url, "token") as server:
+        for _ in range(2):
+            push(made, PushSettings(project=title), QueueSettings(), server)
+        assert [project["title"] for project in studio.projects] == ["streets"]
+
+
+@pytest.mark.parametrize("verb", ["push", "pull"])
+@pytest.mark.parametrize("title", ["", "   ", " ab "])
+def test_a_name_that_is_none_is_wrong_usage(
+    verb: str, title: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["review", verb, "/nowhere", "--label-studio", "http://127.0.0.1:9", "--project", title]) == 2
+    assert "--project" in capsys.readouterr().err

@@ -30,6 +30,7 @@ class FakeStudio:
             case "GET", ["projects"]:
                 return {"results": self.projects}
             case "POST", ["projects"]:
+                body = body | {"title": body["title"].strip()}
                 others = [] if self.made_by_another is None else [self.made_by_another | {"id": self._next()}]
                 self.projects += [*others, body | {"id": self._next()}]
                 return self.projects[-1]
