@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import storage
-from segpipe.errors import ImageError, ReviewError
+from segpipe.errors import ImageError, NotFoundError, ReviewError
 from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
@@ -40,8 +40,11 @@ def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> 
 
 
 def read_mask(uri: str, sha256: str) -> np.ndarray:
-    """The mask (HxW uint8) that a manifest row means. Raises ReviewError when it is another, StorageError."""
-    content = storage.read_bytes(uri)
+    """The mask (HxW uint8) of a manifest row. Raises ReviewError (it is another or gone), StorageError."""
+    try:
+        content = storage.read_bytes(uri)
+    except NotFoundError as error:
+        raise ReviewError(f"{uri} is not there any more: restore it, or label the image again") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ReviewError(f"{uri} is not the mask of the manifest: it was changed; restore it")
     try:

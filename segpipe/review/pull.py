@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -176,6 +175,8 @@ def _review(output: str, answer: _Answer, row: dict[str, Any], classes: Sequence
         return Review(verdict=verdict, **_NO_MASK, **_shared(answer, row))
     draft = read_mask(row["mask_uri"], row["mask_sha256"])
     drawn = drawing(answer.annotation, classes, (draft.shape[0], draft.shape[1]))
+    if drawn.is_empty:
+        return Review(verdict="rejected", **_NO_MASK, **_shared(answer, row))
     if np.array_equal(drawn.mask, draft):
         return Review(
             verdict="accepted", final_mask_uri=row["mask_uri"], final_mask_sha256=row["mask_sha256"],
@@ -189,13 +190,11 @@ def _corrected(
 ) -> Review:
     content = encode_mask(drawn.mask, class_palette(n_classes))
     uri = storage.join(output, f"{MASKS}/{answer.item}/{answer.review_id}.png")
-    iou = image_iou(drawn.mask, draft, n_classes, IGNORED)
-    if math.isnan(iou):
-        raise ReviewError("it leaves every pixel open: reject the mask instead")
     storage.put(uri, content)  # the same bytes again after a pull that was killed before it wrote the review
     return Review(
         verdict="corrected", final_mask_uri=uri, final_mask_sha256=hashlib.sha256(content).hexdigest(),
-        draft_iou=iou, overlap_pixels=drawn.overlap_pixels, **_shared(answer, row),
+        draft_iou=image_iou(drawn.mask, draft, n_classes, IGNORED), overlap_pixels=drawn.overlap_pixels,
+        **_shared(answer, row),
     )  # fmt: skip
 
 

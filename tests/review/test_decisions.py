@@ -38,13 +38,24 @@ def test_two_regions_of_one_class_do_not_overlap() -> None:
     assert drawing(twice, CLASSES, (4, 3)).overlap_pixels == 0
 
 
-def test_what_is_neither_skipped_nor_refused_nor_empty_is_a_mask() -> None:
+def test_what_is_neither_skipped_nor_refused_is_a_mask() -> None:
     reject = {"from_name": "verdict", "value": {"choices": ["reject"]}}
     drawn = region(slice(0, 4), "road")
     assert refusal(annotation(drawn)) is None
     assert refusal(annotation(drawn, was_cancelled=True)) == "skipped"
     assert refusal(annotation(drawn, reject)) == "rejected"
-    assert refusal(annotation()) == "rejected"
+    assert refusal(annotation()) is None
+
+
+@pytest.mark.parametrize(
+    "regions", [(), (region(slice(0, 0), "road"),), (region(slice(0, 1), "road", value={}),)]
+)
+def test_a_canvas_without_a_pixel_is_empty_whatever_lay_on_it(regions: tuple[dict[str, Any], ...]) -> None:
+    assert drawing(annotation(*regions), CLASSES, (4, 3)).is_empty
+
+
+def test_a_canvas_with_one_region_is_not_empty() -> None:
+    assert not drawing(annotation(region(slice(0, 1), "road")), CLASSES, (4, 3)).is_empty
 
 
 @pytest.mark.parametrize(
@@ -53,11 +64,24 @@ def test_what_is_neither_skipped_nor_refused_nor_empty_is_a_mask() -> None:
         (region(slice(0, 1), "tree"), r"has the labels \['tree'\]: it needs one of road, car"),
         (region(slice(0, 1), "road", original_width=4), "an image of 4x4 pixels, the draft 4x3"),
         (region(slice(0, 1), "road", value={"rle": [1, 2], "brushlabels": ["road"]}), "cannot be read"),
+        (
+            {"from_name": "mask", "value": {"rle": [1]}},
+            r"its mask has an unexpected shape \(0.original_height",
+        ),
+        (region(slice(0, 1), "road", value=None), r"unexpected shape \(0.value: Input should be"),
+        (region(slice(0, 1), "road", value={"rle": "x"}), r"unexpected shape \(0.value.rle"),
+        ("a text", "unexpected shape"),
     ],
 )
 def test_a_region_that_means_nothing_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ReviewError, match=message):
         drawing(annotation(wrong), CLASSES, (4, 3))
+
+
+@pytest.mark.parametrize("result", [None, "text", [7], [{"from_name": "verdict"}]])
+def test_an_annotation_of_another_shape_is_refused(result: Any) -> None:
+    with pytest.raises(ReviewError, match="its verdict has an unexpected shape"):
+        refusal(annotation() | {"result": result})
 
 
 def test_a_changed_annotation_is_another_decision() -> None:

@@ -217,14 +217,24 @@ def test_a_task_that_lost_its_draft_is_sent_again(studio: Studio, night: Callabl
 def test_a_broken_annotation_is_refused_and_the_others_come(
     studio: Studio, night: Callable[..., Night]
 ) -> None:
-    made = night(2)
+    made = night(5)
     made.push(studio)
-    broken, good = studio.tasks(made.project)
+    broken, odd, lost, erased, good = studio.tasks(made.project)
     garbage = region(np.ones((HEIGHT, WIDTH), bool), "car")
     garbage["value"]["rle"] = [1, 2, 3]
     studio.submit(broken, [garbage])
-    studio.submit(good, studio.draft(good)["result"])
-    assert made.pull(studio) == NOTHING | {"accepted": 1, "refused": 1}
+    sizeless = region(np.ones((HEIGHT, WIDTH), bool), "car")
+    del sizeless["original_width"]
+    studio.submit(odd, [sizeless])
+    studio.submit(erased, [region(np.zeros((HEIGHT, WIDTH), bool), "car")])
+    for task in (lost, good):
+        studio.submit(task, studio.draft(task)["result"])
+    draft = f"{made.output}/masks/m/{list(made.masks).index(lost['data']['image']):03d}.png"
+    content = storage.read_bytes(draft)
+    storage.delete(draft)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1, "refused": 3}
+    storage.put(draft, content)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "known": 2, "refused": 2}, "restored, it comes"
 
 
 def test_what_is_not_of_this_output_is_left_alone(studio: Studio, night: Callable[..., Night]) -> None:
