@@ -56,9 +56,13 @@ _PARTS = TypeAdapter(list[dict[str, Any]])
 _REGIONS, _VERDICTS = TypeAdapter(list[_Region]), TypeAdapter(list[_Verdict])
 
 
-def review_id(origin: str, annotation: dict[str, Any]) -> str:
-    """The name of one decision: an annotation as it was last changed (32 hex digits)."""
-    return hashlib.sha256(f"{origin}\n{annotation['updated_at']}".encode()).hexdigest()[:32]
+def review_id(item: str, annotation: dict[str, Any]) -> str:
+    """The name of one decision about an item: an annotation as it was last changed (32 hex digits).
+
+    By whatever address the server is reached, its annotation has this name.
+    """
+    name = annotation.get("unique_id") or annotation["id"]
+    return hashlib.sha256(f"{item}\n{name}\n{annotation['updated_at']}".encode()).hexdigest()[:32]
 
 
 def decided_at(annotation: dict[str, Any]) -> datetime:

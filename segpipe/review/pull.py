@@ -80,7 +80,7 @@ class _Answer:
 
     @property
     def review_id(self) -> str:
-        return review_id(self.origin, self.annotation)
+        return review_id(self.item, self.annotation)
 
 
 def pull(output: str, project_title: str, server: LabelStudio) -> PullSummary:

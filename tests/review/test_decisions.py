@@ -85,10 +85,16 @@ def test_an_annotation_of_another_shape_is_refused(result: Any) -> None:
 
 
 def test_a_changed_annotation_is_another_decision() -> None:
-    first = review_id("http://studio/tasks/1/annotations/5", annotation())
-    later = review_id("http://studio/tasks/1/annotations/5", annotation(updated_at="2026-11-24T12:00:01Z"))
-    assert first == review_id("http://studio/tasks/1/annotations/5", annotation(lead_time=9))
-    assert len({first, later, review_id("http://studio/tasks/1/annotations/6", annotation())}) == 3
+    first = review_id("item", annotation())
+    assert first == review_id("item", annotation(lead_time=9))
+    others = {
+        review_id("item", annotation(updated_at="2026-11-24T12:00:01Z")),
+        review_id("item", annotation(id=6)),
+        review_id("item", annotation(unique_id="b5")),
+        review_id("item", annotation(unique_id="b6")),
+        review_id("another", annotation()),
+    }
+    assert len(others - {first}) == 5
 
 
 def test_lead_time_is_in_seconds() -> None:

@@ -124,6 +124,20 @@ def test_a_decision_that_is_changed_later_holds(studio: Studio, night: Callable[
     assert len(made.decisions()) == 3, "each decision stays in the log"
 
 
+def test_by_another_address_of_the_server_no_decision_comes_twice(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(1)
+    made.push(studio)
+    (task,) = studio.tasks(made.project)
+    assert studio.submit(task, studio.draft(task)["result"])["unique_id"]
+    assert made.pull(studio) == NOTHING | {"accepted": 1}
+    by_name = Studio(studio.url.replace("127.0.0.1", "localhost"))
+    assert made.pull(by_name) == NOTHING | {"known": 1}
+    (decision,) = made.decisions()
+    assert decision["origin"].startswith(f"{studio.url}/tasks/{task['id']}/annotations/")
+
+
 def test_killed_in_the_middle_nothing_is_doubled_or_lost(studio: Studio, night: Callable[..., Night]) -> None:
     made = night(60)
     for enough in (1, 30):
