@@ -130,7 +130,8 @@ def test_by_another_address_of_the_server_no_decision_comes_twice(
     made = night(1)
     made.push(studio)
     (task,) = studio.tasks(made.project)
-    assert studio.submit(task, studio.draft(task)["result"])["unique_id"]
+    studio.submit(task, studio.draft(task)["result"])
+    assert studio.tasks(made.project)[0]["annotations"][0]["unique_id"], "a name that no address is part of"
     assert made.pull(studio) == NOTHING | {"accepted": 1}
     by_name = Studio(studio.url.replace("127.0.0.1", "localhost"))
     assert made.pull(by_name) == NOTHING | {"known": 1}
