@@ -29,6 +29,7 @@ from segpipe.config import (
     CompactSettings,
     DoctorSettings,
     EvaluateSettings,
+    ExportSettings,
     LabelSettings,
     PromoteSettings,
     PullSettings,
@@ -481,7 +482,7 @@ def promote(as_json: bool, **values: object) -> None:
 @_as_json
 @_debug
 def rollback(line: str, as_json: bool) -> None:
-    """Let a LINE of models stand for the model before its present one again."""
+    """Let a LINE of models stand for the model before its present one again; repeated: one further back."""
     from segpipe.training.promotion import go_back
 
     _print_result(asdict(go_back(line)), as_json)
@@ -539,23 +540,24 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     type=click.Choice(["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]),
     help="Layout of the data set; indexed-png is what train takes.",
 )
-@click.option("--split", default="train", show_default=True, help="Name of the split.")
+@options_of(ExportSettings)
 @_as_json
 @_debug
 def export(
     output: str,
     target: str,
     layout: Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"],
-    split: str,
     as_json: bool,
+    **values: object,
 ) -> None:
     """Write the accepted masks under OUTPUT, corrected ones included, to TARGET as a data set.
 
     TARGET is an empty folder at any fsspec URL; images.csv there says which file is which image.
     """
+    settings = build(ExportSettings, values)
     from segpipe.exchange.export import export
 
-    _print_result(asdict(export(output, target, layout, split)), as_json)
+    _print_result(asdict(export(output, target, layout, settings.split)), as_json)
 
 
 @cli.command("import")

@@ -285,6 +285,18 @@ class QueueSettings(_Settings):
 ProjectName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=50)]
 
 
+def _one_folder(split: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise ValueError(f"{split!r} is no name of a folder: give letters, digits, _, - and ., as in train")
+    return split
+
+
+class ExportSettings(_Settings):
+    """What `segpipe export` calls what it writes."""
+
+    split: Annotated[str, AfterValidator(_one_folder)] = Field("train", description="Name of the split.")
+
+
 class PullSettings(_Settings):
     """Where decisions come from."""
 
