@@ -19,16 +19,21 @@ ITEM_ID = "segpipe_item_id"
 _SHOWN_FROM = ("s3://", "https://", "http://")
 
 
+def why_not_shown(image_uri: str) -> str | None:
+    """What keeps Label Studio from showing an image; None: nothing does."""
+    if not image_uri.startswith(_SHOWN_FROM):
+        return "Label Studio needs images in S3 or on the web"
+    if image_uri.startswith("s3://") and "?" in image_uri:
+        return "Label Studio cuts its key at the question mark: give the object another name"
+    return None
+
+
 def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> dict[str, Any]:
     """The task for one item, with its mask as the draft; the audit flag is not in it.
 
     Raises ReviewError where Label Studio would take it and show nonsense: another mask than the manifest's,
-    classes that the project lacks, an image that a browser cannot fetch; StorageError.
+    classes that the project lacks; StorageError.
     """
-    if not item.image_uri.startswith(_SHOWN_FROM):
-        raise ReviewError(
-            f"{item.image_uri} cannot be shown in a browser: Label Studio needs images in S3 or on the web"
-        )
     mask = read_mask(item.mask_uri, item.mask_sha256)
     if mask.max() >= len(classes):
         raise ReviewError(

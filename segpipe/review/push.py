@@ -13,10 +13,11 @@ from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.manifests.store import classes_of
 from segpipe.progress import track
-from segpipe.review.drafts import ITEM_ID, draft_task
+from segpipe.review.drafts import ITEM_ID, draft_task, why_not_shown
 from segpipe.review.label_config import label_config, require_labels
 from segpipe.review.label_studio import LabelStudio, Project
 from segpipe.review.queue import QueueItem, make_queue
+from segpipe.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +27,16 @@ TASKS_PER_REQUEST = 25  # four regions of two megapixels are 260 kB; the server 
 
 @dataclass(frozen=True)
 class PushSummary:
-    """What the project had, got and what still waits for a place in it; project_url is for people."""
+    """What the project had, got and what still waits for a place in it; project_url is for people.
+
+    left_out: Label Studio cannot show the image; each is named in the log and stays in the queue.
+    """
 
     project_url: str
     pushed: int
     already_there: int
     duplicates_removed: int
+    left_out: int
     waiting: int
 
 
@@ -48,7 +53,8 @@ def push(output: str, settings: PushSettings, chosen: QueueSettings, server: Lab
     _remove_bare(server, project)
     removed = _remove_duplicates(server, project)
     there = {task["data"].get(ITEM_ID) for task in server.tasks(project)}
-    new = [item for item in queue.items if item.item_id not in there]
+    shown = list(_shown(queue.items))
+    new = [item for item in shown if item.item_id not in there]
     tasks = _drafts(new, classes, with_score=not settings.hide_scores)
     _connect_buckets(server, project, (item.image_uri for item in new), settings)
     for start in range(0, len(tasks), TASKS_PER_REQUEST):
@@ -57,8 +63,9 @@ def push(output: str, settings: PushSettings, chosen: QueueSettings, server: Lab
     return PushSummary(
         f"{server.server}/projects/{project.id}/data",
         len(new),
-        len(queue.items) - len(new),
+        len(shown) - len(new),
         removed,
+        len(queue.items) - len(shown),
         queue.waiting - len(queue.items),
     )
 
@@ -76,6 +83,14 @@ def _new_project(server: LabelStudio, title: str, classes: Sequence[str]) -> Pro
     if oldest != made and not any(server.tasks(made)):
         server.remove_project(made)
     return oldest
+
+
+def _shown(items: Iterable[QueueItem]) -> Iterator[QueueItem]:
+    for item in items:
+        if reason := why_not_shown(item.image_uri):
+            logger.warning("%s is left out: %s", redact(item.image_uri), reason)
+        else:
+            yield item
 
 
 def _drafts(items: Sequence[QueueItem], classes: Sequence[str], *, with_score: bool) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from segpipe.cli import run
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.images import class_palette, encode_mask
+from segpipe.manifests.query import query
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.review.label_config import label_config
@@ -92,3 +93,20 @@ def test_a_name_that_is_none_is_wrong_usage(
 ) -> None:
     assert run(["review", verb, "/nowhere", "--label-studio", "http://127.0.0.1:9", "--project", title]) == 2
     assert "--project" in capsys.readouterr().err
+
+
+def test_images_that_label_studio_cannot_show_are_left_out_and_named(
+    output: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    made = output("/raw/disk.png", "s3://raw/what?.png", "https://raw/a.png?size=3", "https://raw/b.png")
+    caplog.set_level("WARNING", "segpipe")
+    with fake_studio() as studio:
+        summary = pushed(made, studio)
+        sent = {task["data"]["image"] for task in studio.tasks.values()}
+        assert pushed(made, studio).already_there == 2
+    assert sent == {"https://raw/a.png?size=3", "https://raw/b.png"}
+    assert (summary.pushed, summary.left_out, summary.waiting) == (2, 2, 0)
+    assert "/raw/disk.png is left out: Label Studio needs images in S3 or on the web" in caplog.text
+    assert "s3://raw/what?.png is left out: Label Studio cuts its key at the question mark" in caplog.text
+    (left,) = query(made, "SELECT count(*) AS n FROM review_queue").to_pylist()
+    assert left["n"] == 4
