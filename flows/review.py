@@ -54,13 +54,13 @@ def exchange(output: str, address: str, storage: str, limit: int) -> Exchanged:
 
 
 def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | None:
-    return pull(output, project, server) if server.find_project(project) else None
+    return pull(output, project, server) if server.projects(project) else None
 
 
 def project_of(output: str) -> str:
     """The name of the output's project: the end of its URL, and a digest that tells it from others."""
     digest = hashlib.sha256(output.encode()).hexdigest()[:8]
-    return f"{redact(output)[-38:]} {digest}"
+    return f"{redact(output)[-38:].strip()} {digest}"
 
 
 def token() -> str:

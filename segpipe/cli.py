@@ -29,8 +29,10 @@ from segpipe.config import (
     CompactSettings,
     DoctorSettings,
     EvaluateSettings,
+    ExportSettings,
     LabelSettings,
     PromoteSettings,
+    PullSettings,
     PushSettings,
     QueueSettings,
     TrainSettings,
@@ -480,7 +482,7 @@ def promote(as_json: bool, **values: object) -> None:
 @_as_json
 @_debug
 def rollback(line: str, as_json: bool) -> None:
-    """Let a LINE of models stand for the model before its present one again."""
+    """Let a LINE of models stand for the model before its present one again; repeated: one further back."""
     from segpipe.training.promotion import go_back
 
     _print_result(asdict(go_back(line)), as_json)
@@ -538,23 +540,24 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     type=click.Choice(["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]),
     help="Layout of the data set; indexed-png is what train takes.",
 )
-@click.option("--split", default="train", show_default=True, help="Name of the split.")
+@options_of(ExportSettings)
 @_as_json
 @_debug
 def export(
     output: str,
     target: str,
     layout: Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"],
-    split: str,
     as_json: bool,
+    **values: object,
 ) -> None:
     """Write the accepted masks under OUTPUT, corrected ones included, to TARGET as a data set.
 
     TARGET is an empty folder at any fsspec URL; images.csv there says which file is which image.
     """
+    settings = build(ExportSettings, values)
     from segpipe.exchange.export import export
 
-    _print_result(asdict(export(output, target, layout, split)), as_json)
+    _print_result(asdict(export(output, target, layout, settings.split)), as_json)
 
 
 @cli.command("import")
@@ -666,20 +669,21 @@ def review_push(output: str, server: str, as_json: bool, **values: object) -> No
 @review.command("pull")
 @click.argument("output")
 @_label_studio
-@click.option("--project", required=True, help="Name of the Label Studio project.")
+@options_of(PullSettings)
 @_as_json
 @_debug
-def review_pull(output: str, server: str, project: str, as_json: bool) -> None:
+def review_pull(output: str, server: str, as_json: bool, **values: object) -> None:
     """Bring people's decisions from Label Studio into the reviews of OUTPUT.
 
     The token comes from LABEL_STUDIO_API_KEY. What was brought before is not brought again; a decision that
     was changed since replaces the earlier one.
     """
+    settings = build(PullSettings, values)
     from segpipe.review.label_studio import open_label_studio
     from segpipe.review.pull import pull
 
     with open_label_studio(server, _label_studio_token()) as label_studio:
-        _print_result(asdict(pull(output, project, label_studio)), as_json)
+        _print_result(asdict(pull(output, settings.project, label_studio)), as_json)
 
 
 @review.command("list")

@@ -271,7 +271,9 @@ class QueueSettings(_Settings):
         "those with the largest expected share of wrong pixels.",
     )
     class_name: str | None = Field(
-        None, description="Only masks that show this class, those first where much of it is doubtful."
+        None,
+        description="Of the doubtful masks only those that show this class, first those where much of it is "
+        "doubtful; audits come whatever they show.",
     )
     limit: int = Field(100, ge=1, le=1_000_000, description="At most so many masks; 100 is a morning's work.")
     minutes: float | None = Field(
@@ -279,14 +281,32 @@ class QueueSettings(_Settings):
     )
 
 
+# Label Studio stores a title without the blanks around it.
+ProjectName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=50)]
+
+
+def _one_folder(split: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", split):
+        raise ValueError(f"{split!r} is no name of a folder: give letters, digits, _, - and ., as in train")
+    return split
+
+
+class ExportSettings(_Settings):
+    """What `segpipe export` calls what it writes."""
+
+    split: Annotated[str, AfterValidator(_one_folder)] = Field("train", description="Name of the split.")
+
+
+class PullSettings(_Settings):
+    """Where decisions come from."""
+
+    project: ProjectName = Field(description="Name of the Label Studio project.")
+
+
 class PushSettings(_Settings):
     """Where masks go to be looked at, and what people see of them."""
 
-    project: str = Field(
-        min_length=3,
-        max_length=50,
-        description="Name of the Label Studio project; made when it is not there.",
-    )
+    project: ProjectName = Field(description="Name of the Label Studio project; made when it is not there.")
     storage: Literal["presigned", "s3"] = Field(
         "presigned",
         description="How a browser gets images in S3: presigned, the default, by short-lived links to the "

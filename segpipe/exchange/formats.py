@@ -138,7 +138,9 @@ def write_yolo_seg(items: Iterable[Item], target: Target) -> None:
             for polygon in polygons(item.mask == class_index)
         ]
         target.put(f"labels/{target.split}/{item.key}.txt", "".join(f"{line}\n" for line in lines))
-    names = "".join(f"  {number}: {json.dumps(name)}\n" for number, name in enumerate(target.classes))
+    names = "".join(
+        f"  {number}: {json.dumps(name, ensure_ascii=False)}\n" for number, name in enumerate(target.classes)
+    )
     folders = f"train: images/{target.split}\nval: images/{target.split}\n"
     target.put("data.yaml", f"path: .\n{folders}names:\n{names}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from segpipe.progress import track
 
 Layout = Literal["camvid", "cityscapes", "voc", "coco"]
 IGNORED = 255
+BACKGROUND = "background"
 THREADS = 8
 
 
@@ -145,7 +147,8 @@ def _voc(source: str) -> tuple[tuple[str, ...], list[Pair]]:
 def _lists(source: str) -> list[tuple[str, str]]:
     found = _listed(storage.join(source, "ImageSets/Segmentation"))
     lists = {PurePosixPath(item.key).stem: item.uri for item in found if item.key.endswith(".txt")}
-    lists.pop("trainval", None)  # train and val again
+    if {"train", "val"} & lists.keys():
+        lists.pop("trainval", None)  # both again
     return sorted(lists.items())
 
 
@@ -154,32 +157,41 @@ def _voc_classes(source: str) -> tuple[str, ...]:
         lines = storage.read_bytes(storage.join(source, "labelmap.txt")).decode().splitlines()
     except NotFoundError:
         return known_classes.VOC
-    return tuple(line.rsplit(":", 3)[0] for line in lines if line and not line.startswith("#"))
+    return tuple(line.rsplit(":", 3)[0] for line in lines if line and not _is_comment(line))
+
+
+def _is_comment(line: str) -> bool:
+    """A class's name may begin with # too: what makes a line one of a class is its colour."""
+    return line.startswith("#") and not re.search(r":\d+,\d+,\d+:[^:]*:[^:]*$", line)
 
 
 def _coco(source: str) -> tuple[tuple[str, ...], list[Pair]]:
-    """annotations/SPLIT.json with the images in SPLIT; what no annotation covers is class 0, background, and
-    of two annotations over one pixel the later one counts."""
+    """annotations/SPLIT.json with the images in SPLIT; of two annotations over a pixel the later one counts.
+
+    What no annotation covers is the category `background`, or class 0 of that name where there is none.
+    """
     if find_spec("pycocotools") is None:
         raise DatasetError("COCO's masks need pycocotools: pip install 'segpipe[coco]'")
     pairs: list[Pair] = []
     classes: tuple[str, ...] = ()
     for item in _listed(storage.join(source, "annotations")):
         content = json.loads(storage.read_bytes(item.uri))
-        names = tuple(one["name"] for one in sorted(content["categories"], key=lambda one: one["id"]))
-        if classes and names != classes:
+        found = _coco_classes(content)
+        if classes and found != classes:
             raise DatasetError(f"{item.uri} has other categories than the files before it: import them apart")
-        classes = names
-        split = PurePosixPath(item.key).stem
-        pairs += _coco_pairs(source, split, content)
-    named_background = classes[:1] == ("background",)
-    return classes if named_background else ("background", *classes), pairs
+        classes = found
+        pairs += _coco_pairs(source, PurePosixPath(item.key).stem, content, classes)
+    return classes, pairs
 
 
-def _coco_pairs(source: str, split: str, content: dict[str, Any]) -> Iterator[Pair]:
-    ids = sorted(one["id"] for one in content["categories"])
-    first = min(content["categories"], key=lambda one: one["id"])["name"]
-    numbers = {category: number + (first != "background") for number, category in enumerate(ids)}
+def _coco_classes(content: dict[str, Any]) -> tuple[str, ...]:
+    names = tuple(one["name"] for one in sorted(content["categories"], key=lambda one: one["id"]))
+    return names if BACKGROUND in names else (BACKGROUND, *names)
+
+
+def _coco_pairs(source: str, split: str, content: dict[str, Any], classes: tuple[str, ...]) -> Iterator[Pair]:
+    numbers = {one["id"]: classes.index(one["name"]) for one in content["categories"]}
+    uncovered = classes.index(BACKGROUND)
     of_image: dict[int, list[dict[str, Any]]] = {}
     for annotation in content["annotations"]:
         of_image.setdefault(annotation["image_id"], []).append(annotation)
@@ -187,14 +199,16 @@ def _coco_pairs(source: str, split: str, content: dict[str, Any]) -> Iterator[Pa
         uri = storage.join(source, f"{split}/{image['file_name']}")
         key = str(PurePosixPath(image["file_name"]).with_suffix(""))
         drawn = of_image.get(image["id"], [])
-        yield Pair(split, key, uri, partial(_coco_mask, image, drawn, numbers))
+        yield Pair(split, key, uri, partial(_coco_mask, image, drawn, numbers, uncovered))
 
 
-def _coco_mask(image: dict[str, Any], drawn: list[dict[str, Any]], numbers: dict[int, int]) -> np.ndarray:
+def _coco_mask(
+    image: dict[str, Any], drawn: list[dict[str, Any]], numbers: dict[int, int], uncovered: int
+) -> np.ndarray:
     from pycocotools import mask as coco_masks
 
     height, width = image["height"], image["width"]
-    mask = np.zeros((height, width), np.uint8)
+    mask = np.full((height, width), uncovered, np.uint8)
     for annotation in drawn:
         shape = annotation["segmentation"]
         if isinstance(shape, list):

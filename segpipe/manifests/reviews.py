@@ -52,7 +52,7 @@ REVIEW_SCHEMA = pa.schema(
 class Review:
     """One decision about one mask, in the order of REVIEW_SCHEMA; None is null.
 
-    review_id: digest of the annotation and its last change, so that a changed one is a new decision;
+    review_id: digest of item, annotation and its last change, so that a changed one is a new decision;
     item_id: see `item_id`; final_mask: what the person wants, the draft when accepted, null when
     rejected or skipped; draft_iou: mean IoU (0 to 1) of draft and final mask; overlap_pixels: claimed
     by more than one region; audit, inclusion_probability: as in the manifest row; minutes spent; origin:

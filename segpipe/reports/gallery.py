@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from segpipe import storage
-from segpipe.errors import SegpipeError
+from segpipe.errors import RunError, SegpipeError
 from segpipe.images import decode_image, decode_mask, overlay
 from segpipe.reports.page import Picture
+from segpipe.review.drafts import read_mask
 
 SIDE_PIXELS = 320
 QUALITY = 80
@@ -59,13 +60,20 @@ def _text(row: dict[str, Any]) -> str:
 def _panes(row: dict[str, Any], palette: np.ndarray) -> tuple[Picture, ...]:
     if row["mask_uri"] is None:
         return ()
-    image = decode_image(storage.read_bytes(row["image_uri"]))
-    mask = decode_mask(storage.read_bytes(row["mask_uri"]))
+    image = decode_image(_as_labelled(row["image_uri"], row["image_etag"]))
+    mask = read_mask(row["mask_uri"], row["mask_sha256"])
     panes = [_picture("image", image), _picture("mask", overlay(image, mask, palette))]
     if row["confidence_map_uri"] is not None:
         confidence = decode_mask(storage.read_bytes(row["confidence_map_uri"]))
         panes.append(_picture("doubt", _heat(image, confidence)))
     return tuple(panes)
+
+
+def _as_labelled(image_uri: str, etag: str) -> bytes:
+    blob = storage.read(image_uri)
+    if blob.etag != etag:
+        raise RunError(f"{image_uri} was replaced since it was labelled: label it again")
+    return blob.data
 
 
 def _heat(image: np.ndarray, confidence: np.ndarray) -> np.ndarray:

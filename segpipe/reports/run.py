@@ -34,7 +34,9 @@ _SCORES = """
     WHERE run_id = '{run_id}' AND decision <> 'failed' AND discriminator_score IS NOT NULL
     USING SAMPLE reservoir({limit} ROWS) REPEATABLE (0)"""
 _ROWS = """
-    SELECT image_uri, mask_uri, decision, reason, confidence, confidence_map_uri, error FROM labels
+    SELECT image_uri, image_etag, mask_uri, mask_sha256, decision, reason, confidence, confidence_map_uri,
+        error
+    FROM labels
     WHERE run_id = '{run_id}' AND decision = '{decision}' ORDER BY {order} LIMIT {limit}"""
 # A digest of the image's name: a sample that has nothing to do with how good the mask is.
 _GALLERIES = {

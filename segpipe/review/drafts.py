@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import storage
-from segpipe.errors import ImageError, ReviewError
+from segpipe.errors import ImageError, NotFoundError, ReviewError
 from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
@@ -19,16 +19,21 @@ ITEM_ID = "segpipe_item_id"
 _SHOWN_FROM = ("s3://", "https://", "http://")
 
 
+def why_not_shown(image_uri: str) -> str | None:
+    """What keeps Label Studio from showing an image; None: nothing does."""
+    if not image_uri.startswith(_SHOWN_FROM):
+        return "Label Studio needs images in S3 or on the web"
+    if image_uri.startswith("s3://") and "?" in image_uri:
+        return "Label Studio cuts its key at the question mark: give the object another name"
+    return None
+
+
 def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> dict[str, Any]:
     """The task for one item, with its mask as the draft; the audit flag is not in it.
 
     Raises ReviewError where Label Studio would take it and show nonsense: another mask than the manifest's,
-    classes that the project lacks, an image that a browser cannot fetch; StorageError.
+    classes that the project lacks; StorageError.
     """
-    if not item.image_uri.startswith(_SHOWN_FROM):
-        raise ReviewError(
-            f"{item.image_uri} cannot be shown in a browser: Label Studio needs images in S3 or on the web"
-        )
     mask = read_mask(item.mask_uri, item.mask_sha256)
     if mask.max() >= len(classes):
         raise ReviewError(
@@ -40,8 +45,11 @@ def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> 
 
 
 def read_mask(uri: str, sha256: str) -> np.ndarray:
-    """The mask (HxW uint8) that a manifest row means. Raises ReviewError when it is another, StorageError."""
-    content = storage.read_bytes(uri)
+    """The mask (HxW uint8) of a manifest row. Raises ReviewError (it is another or gone), StorageError."""
+    try:
+        content = storage.read_bytes(uri)
+    except NotFoundError as error:
+        raise ReviewError(f"{uri} is not there any more: restore it, or label the image again") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ReviewError(f"{uri} is not the mask of the manifest: it was changed; restore it")
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from segpipe.review.decisions import (
     review_id,
 )
 from segpipe.review.drafts import ITEM_ID, read_mask
-from segpipe.review.label_studio import LabelStudio
+from segpipe.review.label_studio import LabelStudio, Project
 from segpipe.review.push import is_answered
 from segpipe.training.metrics import image_iou
 
@@ -81,32 +80,39 @@ class _Answer:
 
     @property
     def review_id(self) -> str:
-        return review_id(self.origin, self.annotation)
+        return review_id(self.item, self.annotation)
 
 
 def pull(output: str, project_title: str, server: LabelStudio) -> PullSummary:
     """Append what people have decided in the project since the last pull to the reviews of OUTPUT.
 
-    A decision is its annotation as it was last changed: a later change is a later decision. Corrected masks
-    are written before their reviews. Killed at any moment, the next pull adds what is missing. Raises
-    ReviewError, StorageError, NotFoundError.
+    Where several projects have this title (two first pushes at once), all of them are read. A decision is its
+    annotation as it was last changed: a later change is a later decision. Corrected masks are written before
+    their reviews. Killed at any moment, the next pull adds what is missing. Raises ReviewError, StorageError,
+    NotFoundError.
     """
     output = storage.normalise(output)
     classes = classes_of(output)
-    project = server.find_project(project_title)
-    if project is None:
+    projects = server.projects(project_title)
+    if not projects:
         raise ReviewError(
             f"there is no project {project_title!r} on {storage.redact(server.server)}: push first"
         )
     people, counted = server.people(), Counter[str]()
+    for project in projects:
+        for tasks in _answered(server, project):
+            counted += _pull_tasks(output, list(_answers(tasks, server, people)), classes)
+    return PullSummary(**{name: counted[name] for name in PullSummary.__dataclass_fields__})
+
+
+def _answered(server: LabelStudio, project: Project) -> Iterator[list[dict[str, Any]]]:
+    """The tasks with answers, some at a time."""
     answered = [task["id"] for task in server.tasks(project) if is_answered(task)]
     with track(len(answered), "decisions", "tasks") as done:
         for start in range(0, len(answered), TASKS_PER_EXPORT):
             ids = answered[start : start + TASKS_PER_EXPORT]
-            tasks = server.annotated(project, ids)
-            counted += _pull_tasks(output, list(_answers(tasks, server, people)), classes)
+            yield server.annotated(project, ids)
             done.advance(len(ids))
-    return PullSummary(**{name: counted[name] for name in PullSummary.__dataclass_fields__})
 
 
 def _answers(
@@ -169,6 +175,8 @@ def _review(output: str, answer: _Answer, row: dict[str, Any], classes: Sequence
         return Review(verdict=verdict, **_NO_MASK, **_shared(answer, row))
     draft = read_mask(row["mask_uri"], row["mask_sha256"])
     drawn = drawing(answer.annotation, classes, (draft.shape[0], draft.shape[1]))
+    if drawn.is_empty:
+        return Review(verdict="rejected", **_NO_MASK, **_shared(answer, row))
     if np.array_equal(drawn.mask, draft):
         return Review(
             verdict="accepted", final_mask_uri=row["mask_uri"], final_mask_sha256=row["mask_sha256"],
@@ -182,13 +190,11 @@ def _corrected(
 ) -> Review:
     content = encode_mask(drawn.mask, class_palette(n_classes))
     uri = storage.join(output, f"{MASKS}/{answer.item}/{answer.review_id}.png")
-    iou = image_iou(drawn.mask, draft, n_classes, IGNORED)
-    if math.isnan(iou):
-        raise ReviewError("it leaves every pixel open: reject the mask instead")
     storage.put(uri, content)  # the same bytes again after a pull that was killed before it wrote the review
     return Review(
         verdict="corrected", final_mask_uri=uri, final_mask_sha256=hashlib.sha256(content).hexdigest(),
-        draft_iou=iou, overlap_pixels=drawn.overlap_pixels, **_shared(answer, row),
+        draft_iou=image_iou(drawn.mask, draft, n_classes, IGNORED), overlap_pixels=drawn.overlap_pixels,
+        **_shared(answer, row),
     )  # fmt: skip
 
 

@@ -190,6 +190,20 @@ def test_an_image_that_changed_is_left_out_and_said(
     assert "all one.png is left out: it was replaced" in caplog.text
 
 
+def test_class_names_beyond_the_first_plane_of_unicode_are_yaml(
+    tmp_path: Path, make_row: Callable[..., Row]
+) -> None:
+    output = str(tmp_path / "labels")
+    row = accept(
+        tmp_path / "raw" / "a.png", png_of(np.zeros((2, 2, 3), np.uint8)), np.zeros((2, 2), np.uint8),
+        output, make_row,
+    )  # fmt: skip
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([row], ('\N{AUTOMOBILE} "it"',)))
+    export(output, str(tmp_path / "yolo"), "yolo-seg", "train")
+    description = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text())
+    assert description["names"] == {0: '\N{AUTOMOBILE} "it"'}
+
+
 def test_a_mask_that_was_changed_stops_the_export(labelled: Labelled, tmp_path: Path) -> None:
     changed = next(Path(labelled.output, "masks").rglob("*noise*"))
     changed.write_bytes(encode_mask(np.zeros((17, 13), np.uint8), class_palette(3)))
@@ -207,3 +221,14 @@ def test_a_folder_that_is_not_empty_and_an_empty_export_are_refused(
     assert "is not empty: export to a folder of its own" in capsys.readouterr().err
     assert run(["export", labelled.output, str(tmp_path / "ok"), "--format", "voc", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == len(labelled.masks)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("split", ["", "/abs", "../x", "a/b", "..", " "])
+def test_a_split_that_is_no_folder_name_is_wrong_usage(
+    layout: str, split: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "t"
+    assert run(["export", "/nowhere", str(target), "--format", layout, "--split", split]) == 2
+    assert "--split" in capsys.readouterr().err
+    assert not target.exists()

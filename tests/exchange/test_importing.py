@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
-from accepted_output import CLASSES, Labelled
+from accepted_output import CLASSES, Labelled, accept, png_of
 from PIL import Image
 
 from segpipe.cli import run
@@ -16,6 +18,8 @@ from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.exchange.export import export
 from segpipe.exchange.importing import Layout, import_dataset
+from segpipe.manifests.schema import Row, rows_table
+from segpipe.manifests.store import commit_part
 
 
 def save(path: Path, pixels: np.ndarray) -> None:
@@ -134,3 +138,37 @@ def test_what_segpipe_exports_it_imports(labelled: Labelled, tmp_path: Path, lay
         expected = labelled.mask_of(target, key)
         kept = expected != 255 if layout == "coco" else np.ones_like(expected, bool)
         assert np.array_equal(mask[kept], expected[kept])
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco", "cityscapes"])
+def test_odd_class_names_come_back(tmp_path: Path, make_row: Callable[..., Row], layout: Layout) -> None:
+    classes, mask = ("#1: road", "# 2", "background"), np.array([[0, 1, 2, 2]] * 3, np.uint8)
+    output = str(tmp_path / "labels")
+    row = accept(tmp_path / "raw" / "a.png", png_of(picture(3, 4)), mask, output, make_row)
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([row], classes))
+    export(output, str(tmp_path / "set"), layout, "train")
+    found, masks = imported(tmp_path / "set", layout)
+    assert found == classes
+    assert [one.tolist() for one in masks.values()] == [mask.tolist()]
+
+
+def test_what_no_annotation_covers_is_background_wherever_it_stands(tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    save(root / "train" / "a.jpg", picture(2, 4))
+    content = {
+        "images": [{"id": 3, "file_name": "a.jpg", "height": 2, "width": 4}],
+        "annotations": [
+            {"image_id": 3, "category_id": 7, "segmentation": {"size": [2, 4], "counts": [0, 2, 6]}}
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "background"}],
+    }
+    (root / "annotations").mkdir()
+    (root / "annotations" / "train.json").write_text(json.dumps(content))
+    classes, masks = imported(root, "coco")
+    assert classes == ("cat", "background")
+    assert masks["train/a"].tolist() == [[0, 1, 1, 1]] * 2
+
+
+def test_a_voc_export_named_trainval_comes_back(labelled: Labelled, tmp_path: Path) -> None:
+    export(labelled.output, str(tmp_path / "voc"), "voc", "trainval")
+    assert len(imported(tmp_path / "voc", "voc")[1]) == len(labelled.masks)

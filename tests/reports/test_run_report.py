@@ -12,6 +12,7 @@ import pytest
 from random_model import write_random_model
 
 from segpipe.cli import run
+from segpipe.manifests.query import query
 
 
 @pytest.fixture
@@ -71,6 +72,22 @@ def test_an_image_that_is_gone_is_said_and_hides_no_other(
     page = html.unescape(report(capsys, places[1]))
     assert "cannot be shown: " in page
     assert page.count('alt="mask of') >= 2
+
+
+def test_what_was_changed_since_is_said_in_place_of_the_picture(
+    places: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    label(places, "night-1")
+    rows = query(places[1], "SELECT image_uri, mask_uri FROM labels WHERE mask_uri IS NOT NULL").to_pylist()
+    replaced, changed = rows[:7], rows[7:]
+    for row in replaced:
+        Path(row["image_uri"]).write_bytes(Path(row["image_uri"]).read_bytes() + b" ")
+    for row in changed:
+        Path(row["mask_uri"]).write_bytes(Path(row["mask_uri"]).read_bytes() + b" ")
+    page = html.unescape(report(capsys, places[1]))
+    assert 'alt="mask of' not in page
+    assert page.count("was replaced since it was labelled") >= 5
+    assert page.count("is not the mask of the manifest") >= 5
 
 
 def test_the_newest_run_is_shown_or_the_one_that_is_named(

@@ -11,7 +11,7 @@ from segpipe.errors import ReviewError
 from segpipe.review.brush import encode_brush
 from segpipe.review.decisions import drawing, minutes_spent, refusal, review_id
 from segpipe.review.label_config import label_config, require_labels
-from segpipe.review.push import spare_tasks
+from segpipe.review.push import bare_tasks, spare_tasks
 
 CLASSES = ("road", 'car "<&>"')
 
@@ -38,13 +38,24 @@ def test_two_regions_of_one_class_do_not_overlap() -> None:
     assert drawing(twice, CLASSES, (4, 3)).overlap_pixels == 0
 
 
-def test_what_is_neither_skipped_nor_refused_nor_empty_is_a_mask() -> None:
+def test_what_is_neither_skipped_nor_refused_is_a_mask() -> None:
     reject = {"from_name": "verdict", "value": {"choices": ["reject"]}}
     drawn = region(slice(0, 4), "road")
     assert refusal(annotation(drawn)) is None
     assert refusal(annotation(drawn, was_cancelled=True)) == "skipped"
     assert refusal(annotation(drawn, reject)) == "rejected"
-    assert refusal(annotation()) == "rejected"
+    assert refusal(annotation()) is None
+
+
+@pytest.mark.parametrize(
+    "regions", [(), (region(slice(0, 0), "road"),), (region(slice(0, 1), "road", value={}),)]
+)
+def test_a_canvas_without_a_pixel_is_empty_whatever_lay_on_it(regions: tuple[dict[str, Any], ...]) -> None:
+    assert drawing(annotation(*regions), CLASSES, (4, 3)).is_empty
+
+
+def test_a_canvas_with_one_region_is_not_empty() -> None:
+    assert not drawing(annotation(region(slice(0, 1), "road")), CLASSES, (4, 3)).is_empty
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,13 @@ def test_what_is_neither_skipped_nor_refused_nor_empty_is_a_mask() -> None:
         (region(slice(0, 1), "tree"), r"has the labels \['tree'\]: it needs one of road, car"),
         (region(slice(0, 1), "road", original_width=4), "an image of 4x4 pixels, the draft 4x3"),
         (region(slice(0, 1), "road", value={"rle": [1, 2], "brushlabels": ["road"]}), "cannot be read"),
+        (
+            {"from_name": "mask", "value": {"rle": [1]}},
+            r"its mask has an unexpected shape \(0.original_height",
+        ),
+        (region(slice(0, 1), "road", value=None), r"unexpected shape \(0.value: Input should be"),
+        (region(slice(0, 1), "road", value={"rle": "x"}), r"unexpected shape \(0.value.rle"),
+        ("a text", "unexpected shape"),
     ],
 )
 def test_a_region_that_means_nothing_is_refused(wrong: dict[str, Any], message: str) -> None:
@@ -60,11 +78,23 @@ def test_a_region_that_means_nothing_is_refused(wrong: dict[str, Any], message: 
         drawing(annotation(wrong), CLASSES, (4, 3))
 
 
+@pytest.mark.parametrize("result", [None, "text", [7], [{"from_name": "verdict"}]])
+def test_an_annotation_of_another_shape_is_refused(result: Any) -> None:
+    with pytest.raises(ReviewError, match="its verdict has an unexpected shape"):
+        refusal(annotation() | {"result": result})
+
+
 def test_a_changed_annotation_is_another_decision() -> None:
-    first = review_id("http://studio/tasks/1/annotations/5", annotation())
-    later = review_id("http://studio/tasks/1/annotations/5", annotation(updated_at="2026-11-24T12:00:01Z"))
-    assert first == review_id("http://studio/tasks/1/annotations/5", annotation(lead_time=9))
-    assert len({first, later, review_id("http://studio/tasks/1/annotations/6", annotation())}) == 3
+    first = review_id("item", annotation())
+    assert first == review_id("item", annotation(lead_time=9))
+    others = {
+        review_id("item", annotation(updated_at="2026-11-24T12:00:01Z")),
+        review_id("item", annotation(id=6)),
+        review_id("item", annotation(unique_id="b5")),
+        review_id("item", annotation(unique_id="b6")),
+        review_id("another", annotation()),
+    }
+    assert len(others - {first}) == 5
 
 
 def test_lead_time_is_in_seconds() -> None:
@@ -92,3 +122,15 @@ def test_of_tasks_for_one_item_the_answered_stay_or_the_first() -> None:
         task(6, None), task(7, None),
     ]  # fmt: skip
     assert sorted(spare_tasks(tasks)) == [2, 3]
+
+
+def test_of_our_tasks_those_that_have_neither_answer_nor_draft_are_bare() -> None:
+    def task(number: int, predictions: int, item: str | None = "a", **answers: int) -> dict[str, Any]:
+        data = {} if item is None else {"segpipe_item_id": item}
+        return {"id": number, "data": data, "total_predictions": predictions} | answers
+
+    tasks = [
+        task(1, 0), task(2, 1), task(3, 0, None), task(4, 0, total_annotations=1),
+        task(5, 0, cancelled_annotations=1), task(6, 0, "b"),
+    ]  # fmt: skip
+    assert list(bare_tasks(tasks)) == [1, 6]

@@ -49,10 +49,10 @@ def test_the_score_can_be_kept_from_the_reviewer(item: QueueItem) -> None:
 
 
 def test_what_label_studio_would_take_and_show_wrong_is_refused(item: QueueItem) -> None:
-    with pytest.raises(ReviewError, match="cannot be shown in a browser: Label Studio needs images in S3"):
-        draft_task(replace(item, image_uri="/raw/a.png"), CLASSES, with_score=True)
     with pytest.raises(ReviewError, match="is not the mask of the manifest: it was changed"):
         draft_task(replace(item, mask_sha256="0" * 64), CLASSES, with_score=True)
+    with pytest.raises(ReviewError, match=r"gone\.png is not there any more: restore it"):
+        draft_task(replace(item, mask_uri=item.mask_uri.replace("mask", "gone")), CLASSES, with_score=True)
     with pytest.raises(ReviewError, match="holds class 1 of 1: label the image again"):
         draft_task(item, ("road",), with_score=True)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,21 @@ def test_a_decision_that_is_changed_later_holds(studio: Studio, night: Callable[
     assert len(made.decisions()) == 3, "each decision stays in the log"
 
 
+def test_by_another_address_of_the_server_no_decision_comes_twice(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(1)
+    made.push(studio)
+    (task,) = studio.tasks(made.project)
+    studio.submit(task, studio.draft(task)["result"])
+    assert studio.tasks(made.project)[0]["annotations"][0]["unique_id"], "a name that no address is part of"
+    assert made.pull(studio) == NOTHING | {"accepted": 1}
+    by_name = Studio(studio.url.replace("127.0.0.1", "localhost"))
+    assert made.pull(by_name) == NOTHING | {"known": 1}
+    (decision,) = made.decisions()
+    assert decision["origin"].startswith(f"{studio.url}/tasks/{task['id']}/annotations/")
+
+
 def test_killed_in_the_middle_nothing_is_doubled_or_lost(studio: Studio, night: Callable[..., Night]) -> None:
     made = night(60)
     for enough in (1, 30):
@@ -171,23 +187,69 @@ def test_two_pushes_at_once_leave_one_task_each(studio: Studio, night: Callable[
     made.push(studio)
     tasks = studio.tasks(made.project)
     path = f"/api/projects/{studio.project_id(made.project)}/import"
-    studio.call("POST", path, [{"data": task["data"]} for task in tasks])
+    again = [{"data": task["data"], "predictions": [{"result": []}]} for task in tasks]
+    studio.call("POST", path, again)
     assert len(studio.tasks(made.project)) == 6
     assert made.push(studio).duplicates_removed == 3
     assert [task["id"] for task in studio.tasks(made.project)] == [task["id"] for task in tasks]
 
 
+def test_the_first_pushes_of_two_at_once_lose_no_decision(
+    studio: Studio, night: Callable[..., Night]
+) -> None:
+    made = night(4)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: made.push(studio), range(2)))
+    tasks = studio.tasks(made.project)
+    assert sorted(task["data"]["image"] for task in tasks) == sorted(made.masks)
+
+    (first, second) = tasks[:2]
+    config = studio.call("GET", f"/api/projects/{studio.project_id(made.project)}/")["label_config"]
+    twin = studio.call("POST", "/api/projects/", {"title": made.project, "label_config": config})
+    path = f"/api/projects/{twin['id']}/import"
+    studio.call("POST", path, [{"data": second["data"]}])
+    (copy,) = studio.call("GET", "/api/tasks/", project=twin["id"], fields="task_only")["tasks"]
+    for task in (first, copy):
+        studio.submit(task, studio.draft(first)["result"] if task is first else REJECT)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1}
+
+
+def test_a_task_that_lost_its_draft_is_sent_again(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(3)
+    made.push(studio)
+    lost, answered, whole = studio.tasks(made.project)
+    for task in (lost, answered):
+        studio.call("DELETE", f"/api/predictions/{studio.draft(task)['id']}/")
+    studio.submit(answered, REJECT)
+    assert made.push(studio).pushed == 1
+    kept_answer, kept, sent = studio.tasks(made.project)
+    assert (kept_answer["id"], kept["id"]) == (answered["id"], whole["id"])
+    assert sent["data"] == lost["data"]
+    studio.submit(sent, studio.draft(sent)["result"])
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1}
+
+
 def test_a_broken_annotation_is_refused_and_the_others_come(
     studio: Studio, night: Callable[..., Night]
 ) -> None:
-    made = night(2)
+    made = night(5)
     made.push(studio)
-    broken, good = studio.tasks(made.project)
+    broken, odd, lost, erased, good = studio.tasks(made.project)
     garbage = region(np.ones((HEIGHT, WIDTH), bool), "car")
     garbage["value"]["rle"] = [1, 2, 3]
     studio.submit(broken, [garbage])
-    studio.submit(good, studio.draft(good)["result"])
-    assert made.pull(studio) == NOTHING | {"accepted": 1, "refused": 1}
+    sizeless = region(np.ones((HEIGHT, WIDTH), bool), "car")
+    del sizeless["original_width"]
+    studio.submit(odd, [sizeless])
+    studio.submit(erased, [region(np.zeros((HEIGHT, WIDTH), bool), "car")])
+    for task in (lost, good):
+        studio.submit(task, studio.draft(task)["result"])
+    draft = f"{made.output}/masks/m/{list(made.masks).index(lost['data']['image']):03d}.png"
+    content = storage.read_bytes(draft)
+    storage.delete(draft)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "rejected": 1, "refused": 3}
+    storage.put(draft, content)
+    assert made.pull(studio) == NOTHING | {"accepted": 1, "known": 2, "refused": 2}, "restored, it comes"
 
 
 def test_what_is_not_of_this_output_is_left_alone(studio: Studio, night: Callable[..., Night]) -> None:
