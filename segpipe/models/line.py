@@ -7,6 +7,7 @@ number counts. So a promotion is one object, the history is kept, and going back
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,10 @@ FOLDER = "promotions"
 
 @dataclass(frozen=True)
 class Promotion:
-    """Which model a line stands for from `promoted_at` (ISO 8601, UTC) on, and why."""
+    """Which model a line stands for from `promoted_at` (ISO 8601, UTC) on, and why.
+
+    evidence: what the comparison found; empty for a way back.
+    """
 
     model: str
     model_id: str
@@ -30,6 +34,19 @@ class Promotion:
 def promotions(line: str) -> list[Promotion]:
     """The history of a line, oldest first; empty when the URL is no line. Raises ModelError, StorageError."""
     return [_read(uri) for uri in _entries(line)]
+
+
+def standing(history: Iterable[Promotion]) -> list[Promotion]:
+    """The promotions that no way back has undone, oldest first; the last is the present one."""
+    left: list[Promotion] = []
+    for entry in history:
+        left = [*left, entry] if entry.evidence else _back_to(entry, left)
+    return left
+
+
+def _back_to(entry: Promotion, left: list[Promotion]) -> list[Promotion]:
+    places = [place for place, earlier in enumerate(left) if earlier.model_id == entry.model_id]
+    return [*left[: places[-1]], entry] if places else [*left, entry]  # a way back once could lead forward
 
 
 def promote(line: str, promotion: Promotion, n_before: int) -> None:

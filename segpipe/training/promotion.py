@@ -76,9 +76,12 @@ def promote(settings: PromoteSettings) -> PromotionResult:
 
 
 def go_back(url: str) -> line.Promotion:
-    """Let a line stand again for the model before the present one. Raises ModelError: there is none."""
+    """Let a line stand again for the model before the present one, each time one further back.
+
+    Raises ModelError: there is none.
+    """
     history = line.promotions(url)
-    earlier = [entry for entry in history if entry.model_id != history[-1].model_id]
+    earlier = [entry for entry in line.standing(history) if entry.model_id != history[-1].model_id]
     if not earlier:
         raise ModelError(f"{url} has no earlier model to go back to: promote one first")
     load_model(earlier[-1].model, "cpu")  # it must be there and whole

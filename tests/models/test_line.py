@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from threading import Barrier
 
 import pytest
 
 from segpipe import storage
 from segpipe.errors import ModelError
-from segpipe.models.line import Promotion, promote, promotions, resolve
+from segpipe.models.line import Promotion, promote, promotions, resolve, standing
 
 
 def promotion(model: str) -> Promotion:
@@ -49,3 +50,24 @@ def test_a_damaged_promotion_is_named(storage_root: str, content: bytes) -> None
     storage.put(storage.join(storage_root, "promotions/00000002.json"), content)
     with pytest.raises(ModelError, match=r"00000002\.json is no promotion"):
         resolve(storage_root)
+
+
+@pytest.mark.parametrize(
+    ("history", "left"),
+    [
+        ("A B C", "A B C"),
+        ("A B C <B", "A B"),
+        ("A B C <B <A", "A"),
+        ("A B C <B <A D", "A D"),
+        ("A B <A B", "A B"),
+        ("A B A", "A B A"),
+        ("A B A <B", "A B"),
+        ("A B <A <B", "A B"),
+    ],
+)
+def test_a_way_back_undoes_what_was_promoted_since(history: str, left: str) -> None:
+    entries = [
+        replace(promotion(name.strip("<")), evidence={} if name.startswith("<") else {"n": 3})
+        for name in history.split()
+    ]
+    assert [entry.model_id for entry in standing(entries)] == left.split()
