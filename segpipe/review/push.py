@@ -115,11 +115,8 @@ def _send(server: LabelStudio, project: Project, tasks: Sequence[dict[str, Any]]
 
 def _remove_bare(server: LabelStudio, project: Project) -> None:
     """Remove what opens with an empty canvas: submitted untouched it would be taken for a rejection."""
-    bare = list(bare_tasks(server.tasks(project)))
-    for task_id in bare:
-        server.remove_task(task_id)
-    if bare:
-        logger.warning("removed %d tasks that Label Studio had stored without their drafts", len(bare))
+    bare = bare_tasks(server.tasks(project))
+    _remove(server, bare, "that Label Studio had stored without their drafts")
 
 
 def bare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
@@ -131,12 +128,16 @@ def bare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
 
 def _remove_duplicates(server: LabelStudio, project: Project) -> int:
     """Of tasks for one item (two pushes at once make several) leave those with answers, or the first."""
-    duplicates = list(spare_tasks(server.tasks(project)))
-    for task_id in duplicates:
+    return _remove(server, spare_tasks(server.tasks(project)), "that another push had also made")
+
+
+def _remove(server: LabelStudio, task_ids: Iterable[int], which: str) -> int:
+    removed = list(task_ids)
+    for task_id in removed:
         server.remove_task(task_id)
-    if duplicates:
-        logger.warning("removed %d tasks that another push had also made", len(duplicates))
-    return len(duplicates)
+    if removed:
+        logger.warning("removed %d tasks %s", len(removed), which)
+    return len(removed)
 
 
 def spare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
