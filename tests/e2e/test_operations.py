@@ -18,6 +18,7 @@ from local_stack import SECRET, LocalStack, Receiver, free_port, receiving, wait
 from postgres import PASSWORD, find_programs, postgres
 from random_model import write_random_model
 from s3_bucket import Bucket
+from s3_proxy import Action, Request, S3Proxy, pass_on
 
 from deployments.processes import pid_of
 from deployments.stack import MOTO_ENVIRONMENT
@@ -28,6 +29,7 @@ from segpipe.scenes import write_raw_bucket
 SILENT_SECONDS = 40  # heartbeats come every 30
 OUTAGE_SECONDS = 10
 AWAY_SECONDS = 40  # less than one of the requests that Prefect's client repeats while the server is away
+IMAGES_A_SECOND = 20  # of a run that has to last, however fast the machine is
 SETTINGS = {"device": "cpu", "shard_images": 8, "batch_images": 4, "claim_seconds": 10}
 
 pytestmark = pytest.mark.e2e
@@ -41,6 +43,7 @@ class Operation:
     webhook: Receiver
     s3: Any
     s3_url: str
+    slow_s3: S3Proxy
     model: str
     sources: Path
     scenes: list[bytes]
@@ -55,14 +58,15 @@ class Operation:
             self.s3.put_object(Bucket=name, Key=key, Body=self.scenes[number % len(self.scenes)])
         return Bucket(self.s3, name, keys)
 
-    def label(self, bucket: Bucket, **settings: Any) -> str:
-        """Start label/on-bucket by hand; the flow run's id."""
+    def label(self, bucket: Bucket, s3_url: str) -> str:
+        """Start label/on-bucket by hand, with its S3 server at this address; the flow run's id."""
         return self.stack.start(
             "label/on-bucket",
+            {"AWS_ENDPOINT_URL": s3_url},
             source=bucket.source,
             output=f"s3://{bucket.name}/labels",
             model=self.model,
-            settings=SETTINGS | settings,
+            settings=SETTINGS,
         )
 
     def wait_for_parts(self, bucket: Bucket, n_parts: int, seconds: float = 180) -> None:
@@ -96,7 +100,17 @@ def operation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operation]:
         stack = LocalStack(folder / "stack", environment, f"http://127.0.0.1:{port}/api")
         cleanup.callback(stack.command, "down")
         stack.up()
-        yield Operation(stack, webhook, _client(s3_url), s3_url, model, sources, _scenes())
+        slow_s3 = S3Proxy(s3_url)
+        cleanup.callback(slow_s3.close)
+        slow_s3.decide = _paced
+        yield Operation(stack, webhook, _client(s3_url), s3_url, slow_s3, model, sources, _scenes())
+
+
+def _paced(request: Request) -> Action:
+    """The proxy asks about one request at a time."""
+    if request.matches("GET .*[.]jpg"):
+        time.sleep(1 / IMAGES_A_SECOND)
+    return pass_on
 
 
 def _sources(folder: Path, model: str) -> str:
@@ -171,7 +185,7 @@ def storage_rows(manifest: Path) -> list[dict[str, Any]]:
 
 def test_after_the_worker_was_killed_the_next_run_labels_the_rest(operation: Operation) -> None:
     stack, bucket = operation.stack, operation.bucket("killed", 400)
-    run = operation.label(bucket)
+    run = operation.label(bucket, operation.slow_s3.url)
     operation.wait_for_parts(bucket, 3)
     stack.kill("worker")
     committed = len(bucket.assert_finished_facts("labels"))
@@ -180,7 +194,7 @@ def test_after_the_worker_was_killed_the_next_run_labels_the_rest(operation: Ope
     alarm = operation.webhook.wait_for_run(run)
     assert alarm["state"] == "Crashed"
     stack.up()
-    next_run = operation.label(bucket)
+    next_run = operation.label(bucket, operation.s3_url)
     assert stack.wait_for_end(next_run)["state_name"] == "Completed"
     rows = bucket.assert_finished_facts("labels")
     assert len(rows) == len(bucket.images)
@@ -188,14 +202,16 @@ def test_after_the_worker_was_killed_the_next_run_labels_the_rest(operation: Ope
 
 
 def test_a_server_that_is_away_stops_nothing_and_loses_nothing(operation: Operation) -> None:
-    stack, bucket = operation.stack, operation.bucket("outage", 1200)
-    run = operation.label(bucket)
+    stack, bucket = operation.stack, operation.bucket("outage", 1000)
+    run = operation.label(bucket, operation.slow_s3.url)
     operation.wait_for_parts(bucket, 2)
     stack.kill("server")
-    time.sleep(OUTAGE_SECONDS)
-    operation.wait_for_parts(bucket, len(bucket.keys("labels/manifests/")) + 2, AWAY_SECONDS)
-    assert len(bucket.assert_finished_facts("labels")) < len(bucket.images)
-    stack.up()
+    try:
+        time.sleep(OUTAGE_SECONDS)
+        operation.wait_for_parts(bucket, len(bucket.keys("labels/manifests/")) + 2, AWAY_SECONDS)
+        assert len(bucket.assert_finished_facts("labels")) < len(bucket.images)
+    finally:
+        stack.up()
 
     assert stack.wait_for_end(run)["state_name"] == "Completed"
     rows = bucket.assert_finished_facts("labels")
@@ -207,7 +223,7 @@ def test_an_s3_server_that_goes_down_fails_the_run_in_one_line_and_calls_the_web
     operation: Operation,
 ) -> None:
     stack, bucket = operation.stack, operation.bucket("down", 400)
-    run = operation.label(bucket)
+    run = operation.label(bucket, operation.s3_url)
     operation.wait_for_parts(bucket, 2)
     stack.kill("s3")
 
