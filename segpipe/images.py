@@ -51,6 +51,7 @@ _JPEG_MARKER = re.compile(
     rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL
 )  # 0 is a stuffed byte, d0 to d7 restarts
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
+_JPEG_SCAN_MARKER = bytes([0xFF, _JPEG_SCAN])
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Chunks, from their type on: those without which no picture is right (a capital), and where EXIF may be.
 _PNG_NEEDED = re.compile(rb"[A-Z]|eXIf|acTL|[tiz]TXt(XML:com\.adobe\.xmp|Raw profile type (exif|xmp|APP1))\0")
@@ -213,7 +214,9 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 
 def _require_bounded_work(image: ImageFile.ImageFile, data: bytes) -> None:
     """Refuse what is small and takes minutes to decode: a scan, a tile or a run may cost a few bytes."""
-    if isinstance(image, JpegImageFile) and (scans := _jpeg_scans(data)) > MAX_JPEG_SCANS:
+    # At first sight only, which takes little time: every scan has this marker.
+    may_be_many = isinstance(image, JpegImageFile) and data.count(_JPEG_SCAN_MARKER) > MAX_JPEG_SCANS
+    if may_be_many and (scans := _jpeg_scans(data)) > MAX_JPEG_SCANS:
         raise ImageError("too_large", f"has {scans} scans, over {MAX_JPEG_SCANS} are not read; save it anew")
     if (tiles := len(image.tile)) > MAX_TIFF_TILES:
         raise ImageError("too_large", f"has {tiles} tiles, over {MAX_TIFF_TILES} are not read; save it anew")

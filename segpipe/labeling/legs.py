@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Legs:
     wait: float = 0.0
 
     def __add__(self, other: Legs) -> Legs:
-        return Legs(*(mine + its for mine, its in zip(astuple(self), astuple(other), strict=True)))
+        return Legs(**{leg: seconds + getattr(other, leg) for leg, seconds in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -12,9 +13,8 @@ from torch.nn import functional
 
 # Logits raised to full size at once on a device: 16 million floats, 64 MB, whatever the image's size.
 RAISED_AT_ONCE = 16_000_000
-# Pixels of the mask in work at once on the CPU: their indices and logits stay in the cache.
-_PIXELS_AT_ONCE = 1 << 17
-_MIXED_AT_ONCE = 1 << 14
+# Interpolated logits in work at once on the CPU: they stay in the cache.
+_VALUES_AT_ONCE = 1 << 20
 
 
 @torch.inference_mode()
@@ -43,37 +43,53 @@ def _on_device(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class _Axis:
-    """For each position along the mask its neighbours on the grid, and the share of the upper one."""
+    """For each position along the mask its lower neighbour on the grid, and the share of the upper one; for
+    each grid point the first of the positions above it, and how many there are."""
 
     lower: NDArray[np.int64]
-    upper: NDArray[np.int64]
     share: NDArray[np.float32]
+    first: NDArray[np.int64]
+    count: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Pixels:
+    """Of n cells of the grid the pixels of the mask, r rows of c: index (r,c,n) into the flat mask, and the
+    shares of the cell's lower (r,1,n) and right (1,c,n) corners; the last pixel stands for any too many."""
+
+    index: NDArray[np.int64]
+    down: NDArray[np.float32]
+    right: NDArray[np.float32]
+
+    def of(self, chosen: NDArray[np.bool_]) -> _Pixels:
+        """The pixels of the cells chosen (n,)."""
+        return _Pixels(*(part.compress(chosen, axis=-1) for part in (self.index, self.down, self.right)))
+
+
+@lru_cache(maxsize=64)  # for images that come in few sizes
 def _axis(grid: int, length: int) -> _Axis:
     """Half-pixel centres, as torch has them with align_corners=False."""
     steps = np.arange(length, dtype=np.float32) + np.float32(0.5)
     position = np.maximum(steps * np.float32(grid / length) - np.float32(0.5), 0)
     lower = np.minimum(position.astype(np.int64), grid - 1)
-    return _Axis(lower, np.minimum(lower + 1, grid - 1), (position - lower).astype(np.float32))
+    count = np.bincount(lower, minlength=grid)
+    return _Axis(lower, (position - lower).astype(np.float32), np.cumsum(count) - count, count)
 
 
 def _on_cpu(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Interpolates only where it can matter: between grid points of one class no other class can win."""
     n_classes, height, width = logits.shape
     labels = logits.argmax(axis=0).astype(np.uint8)
-    uniform = _uniform_cells(labels)
-    by_point = np.ascontiguousarray(logits.reshape(n_classes, -1).T)
+    by_point = np.moveaxis(logits, 0, -1).reshape(-1, n_classes)
     rows, columns = _axis(height, size[0]), _axis(width, size[1])
-    mask = np.empty(size, np.uint8)
-    step = max(1, _PIXELS_AT_ONCE // size[1])
-    for first in range(0, size[0], step):
-        lower = rows.lower[first : first + step]
-        mask[first : first + step] = labels[lower][:, columns.lower]
-        mixed = np.flatnonzero(~uniform[lower][:, columns.lower]) + first * size[1]
-        for start in range(0, len(mixed), _MIXED_AT_ONCE):
-            pixels = mixed[start : start + _MIXED_AT_ONCE]
-            mask.reshape(-1)[pixels] = _interpolated(by_point, width, rows, columns, pixels)
+    mask = labels.take(columns.lower, axis=1).take(rows.lower, axis=0)
+    mixed = np.flatnonzero(~_uniform_cells(labels) & (rows.count > 0)[:, None] & (columns.count > 0))
+    step = max(1, _VALUES_AT_ONCE // int(n_classes * rows.count.max() * columns.count.max()))
+    for first in range(0, len(mixed), step):
+        cells = mixed[first : first + step]
+        corners = _corners(cells, height, width)
+        pixels = _pixels(cells, rows, columns)
+        _label(mask.reshape(-1), pixels, by_point[corners], labels.reshape(-1)[corners])
     return mask
 
 
@@ -85,23 +101,52 @@ def _uniform_cells(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return (labels == right) & (labels == below) & (labels == across)
 
 
-def _interpolated(
-    by_point: NDArray[np.float32], width: int, rows: _Axis, columns: _Axis, pixels: NDArray[np.int64]
-) -> NDArray[np.uint8]:
-    """The best class of each of these pixels, numbered along the mask's rows; by_point is (h*w,K)."""
-    row, column = np.divmod(pixels, len(columns.lower))
-    left, right, across = columns.lower[column], columns.upper[column], columns.share[column][:, None]
-    above, below = rows.lower[row] * width, rows.upper[row] * width
-    upper = _between(by_point[above + left], by_point[above + right], across)
-    lower = _between(by_point[below + left], by_point[below + right], across)
-    return _between(upper, lower, rows.share[row][:, None]).argmax(axis=1).astype(np.uint8)
+def _corners(cells: NDArray[np.int64], height: int, width: int) -> NDArray[np.int64]:
+    """(4,n): the grid points upper left, upper right, lower left and lower right of these cells."""
+    row, column = np.divmod(cells, width)
+    below, right = np.minimum(row + 1, height - 1), np.minimum(column + 1, width - 1)
+    upper, lower = row * width, below * width
+    return np.stack([upper + column, upper + right, lower + column, lower + right])
 
 
-def _between(
-    one: NDArray[np.float32], other: NDArray[np.float32], share: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """one where share is 0, other where it is 1; works in place, on arrays of its own."""
-    other -= one
-    other *= share
-    other += one
-    return other
+def _pixels(cells: NDArray[np.int64], rows: _Axis, columns: _Axis) -> _Pixels:
+    row, column = np.divmod(cells, len(columns.count))
+    y, x = _positions(row, rows), _positions(column, columns)
+    index = y[:, None] * len(columns.lower) + x[None]
+    return _Pixels(index, rows.share[y][:, None], columns.share[x][None])
+
+
+def _positions(points: NDArray[np.int64], axis: _Axis) -> NDArray[np.int64]:
+    """(m,n): the positions above n grid points, of which one has m; the last is repeated for the others."""
+    steps = np.arange(axis.count[points].max())[:, None]
+    return axis.first[points] + np.minimum(steps, axis.count[points] - 1)
+
+
+def _label(
+    mask: NDArray[np.uint8], pixels: _Pixels, values: NDArray[np.float32], labels: NDArray[np.uint8]
+) -> None:
+    """Give pixels their best class, from the logits (4,n,K) and the labels (4,n) at their cells' corners."""
+    one, other = labels.min(axis=0), labels.max(axis=0)
+    by_class = np.ascontiguousarray(values.transpose(2, 0, 1))
+    of_one, of_other = _values_of(one, by_class), _values_of(other, by_class)
+    # What another class nowhere reaches at the corners it reaches nowhere between them.
+    beaten = np.all(by_class <= of_one, axis=1) | np.all(by_class <= of_other, axis=1)
+    two = np.all(beaten, axis=0)
+
+    of_two, of_more = pixels.of(two), pixels.of(~two)
+    lead = _interpolated((of_one - of_other).compress(two, axis=-1), of_two)
+    mask[of_two.index] = other[two] + (lead >= 0) * (one - other)[two]  # np.where takes ten times as long
+    raised = _interpolated(by_class.compress(~two, axis=-1).swapaxes(0, 1)[:, :, None, None], of_more)
+    mask[of_more.index] = raised.argmax(axis=0)
+
+
+def _values_of(labels: NDArray[np.uint8], by_class: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(4,n): at the corners of each cell the logits (K,4,n) of the cell's class (n,)."""
+    return np.ascontiguousarray(by_class[labels, :, np.arange(len(labels))].T)
+
+
+def _interpolated(corners: NDArray[np.float32], pixels: _Pixels) -> NDArray[np.float32]:
+    """Bilinear between the corners (4,...,n) of cells: (...,r,c,n)."""
+    upper = corners[0] + (corners[1] - corners[0]) * pixels.right
+    lower = corners[2] + (corners[3] - corners[2]) * pixels.right
+    return upper + (lower - upper) * pixels.down
