@@ -21,6 +21,7 @@ HIDDEN = 64
 POOLED_HIDDEN = 64
 # Probabilities are kept off 0 and 1, where their logits have no end.
 SMALLEST_PROBABILITY = 1e-4
+SMALLEST_FLOAT = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def _shown_logit(shown: ShownMask) -> Tensor:
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    nats = torch.special.entr(probabilities).sum(dim=1, keepdim=True)
+    # torch.special.entr takes three times as long.
+    nats = -(probabilities * probabilities.clamp(min=SMALLEST_FLOAT).log()).sum(dim=1, keepdim=True)
     return nats / math.log(probabilities.shape[1])
 
 

@@ -29,11 +29,17 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def normalise(images: Tensor, mean: tuple[float, ...], standard_deviation: tuple[float, ...]) -> Tensor:
     """(B,3,H,W) 0 to 255 -> float32 of channel mean 0 and deviation 1 over the data, channels last."""
-    scale = torch.tensor(standard_deviation, device=images.device).view(1, 3, 1, 1) * 255.0
-    shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255.0
-    return ((images.float() - shift) / scale).contiguous(memory_format=torch.channels_last)
+    # As rows of width times 3 values: torch is four times as slow where the innermost dimension is 3.
+    width = images.shape[3]
+    scale, shift = (
+        (torch.tensor(channels, device=images.device) * 255.0).repeat(width)
+        for channels in (standard_deviation, mean)
+    )
+    rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32, copy=True)
+    return rows.sub_(shift).div_(scale).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
 
 
 def shown_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The image on the grid of the masks, as the discriminator sees it; (B,3,H,W) -> (B,3,h,w)."""
-    return image if image.shape[-2:] == size else functional.adaptive_avg_pool2d(image, size)
+    # Where the size is halved bilinear is the mean of four pixels, and faster than torch's pooling.
+    return functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
