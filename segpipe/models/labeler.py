@@ -21,6 +21,7 @@ from segpipe.models.device import choose_device, is_out_of_memory, to_device
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.inference import Prediction, normalised, predict
 from segpipe.models.line import resolve
+from segpipe.models.memory import keep_freed_memory
 from segpipe.models.preprocess import resize_image
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,8 @@ class Labeler:
     @contextmanager
     def judging_threads(self) -> Iterator[ThreadPoolExecutor]:
         """Threads to call judge in: on a CPU each computes its batch alone and waits for no other core."""
+        if self.device == "cpu":
+            keep_freed_memory()
         threads = torch.get_num_threads()
         each = max(1, threads // self.batches_at_once)
         pool = ThreadPoolExecutor(self.batches_at_once, initializer=torch.set_num_threads, initargs=(each,))
@@ -151,7 +154,9 @@ class Labeler:
     def _labeled(
         self, mask: np.ndarray, score: float, by_class: np.ndarray, confidence_map: np.ndarray
     ) -> Labeled:
-        fractions = np.bincount(mask.ravel(), minlength=len(self.classes)) / mask.size
+        # np.bincount would copy the mask to 8 bytes a pixel first.
+        pixels = torch.bincount(torch.from_numpy(mask).flatten(), minlength=len(self.classes))
+        fractions = pixels.numpy() / mask.size
         # A class of a few pixels can show at full size only; it has no grid pixel of its own to be judged on.
         known = np.where(np.isnan(by_class), np.nanmean(by_class), by_class)
         return Labeled(
