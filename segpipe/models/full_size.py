@@ -18,10 +18,15 @@ _VALUES_AT_ONCE = 1 << 20
 
 
 @torch.inference_mode()
-def full_size_mask(logits: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """(K,h,w) float32 logits -> HxW uint8 class indices at size (H, W): the argmax of bilinear logits."""
+def full_size_mask(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(K,h,w) float32 logits -> HxW uint8 class indices at size (H, W): the argmax of bilinear logits.
+
+    labels (h,w) uint8: the argmax on the logits' own grid.
+    """
+    if tuple(labels.shape) == size:
+        return labels.cpu().numpy()
     if logits.device.type == "cpu":
-        return _on_cpu(logits.numpy(), size)
+        return _on_cpu(logits.numpy(), labels.numpy(), size)
     return _on_device(logits, size).cpu().numpy()
 
 
@@ -76,10 +81,11 @@ def _axis(grid: int, length: int) -> _Axis:
     return _Axis(lower, (position - lower).astype(np.float32), np.cumsum(count) - count, count)
 
 
-def _on_cpu(logits: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _on_cpu(
+    logits: NDArray[np.float32], labels: NDArray[np.uint8], size: tuple[int, int]
+) -> NDArray[np.uint8]:
     """Interpolates only where it can matter: between grid points of one class no other class can win."""
     n_classes, height, width = logits.shape
-    labels = logits.argmax(axis=0).astype(np.uint8)
     by_point = np.moveaxis(logits, 0, -1).reshape(-1, n_classes)
     rows, columns = _axis(height, size[0]), _axis(width, size[1])
     mask = labels.take(columns.lower, axis=1).take(rows.lower, axis=0)

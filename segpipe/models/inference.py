@@ -12,7 +12,7 @@ from torch import Tensor
 from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
 from segpipe.models.device import autocast, to_device
-from segpipe.models.judge import show
+from segpipe.models.judge import shown_as
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
 from segpipe.models.verdict import Verdict, give_verdict
@@ -20,9 +20,11 @@ from segpipe.models.verdict import Verdict, give_verdict
 
 @dataclass(frozen=True)
 class Prediction:
-    """logits (B,K,h,w) of the classes, float32; verdict: what the judge says about the mask they make."""
+    """logits (B,K,h,w) of the classes, float32; labels (B,h,w) uint8, the mask they make; verdict: what the
+    judge says about it."""
 
     logits: Tensor
+    labels: Tensor
     verdict: Verdict
 
 
@@ -54,9 +56,10 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
     """The generator's logits of a batch as class logits, with the verdict on the mask they make."""
     judge, logits = bundle.discriminator.judge, class_logits(generated)
     with autocast(device):
-        shown = show(logits)
+        labels = logits.argmax(dim=1)
+        shown = shown_as(labels, logits)
         judgement = judge(shown_image(batch, (logits.shape[2], logits.shape[3])), shown)
-    return Prediction(logits, give_verdict(judge, judgement, shown))
+    return Prediction(logits, labels.to(torch.uint8), give_verdict(judge, judgement, shown))
 
 
 @torch.inference_mode()

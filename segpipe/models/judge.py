@@ -115,7 +115,11 @@ class Discriminator(nn.Module):
 
 def show(logits: Tensor) -> ShownMask:
     """The mask that class logits (B,K,h,w) make, with their probabilities."""
-    labels = logits.argmax(dim=1)
+    return shown_as(logits.argmax(dim=1), logits)
+
+
+def shown_as(labels: Tensor, logits: Tensor) -> ShownMask:
+    """The mask of these labels (B,h,w), with the probabilities of class logits (B,K,h,w)."""
     return ShownMask(mask_channels(labels, logits.shape[1], ignore_index=-1), logits.softmax(dim=1))
 
 

@@ -54,10 +54,12 @@ class Labeled:
 class JudgedMask:
     """What the networks say about one image, on their own grid and device.
 
-    logits (K,h,w) float32; score (); class_confidences (K,); correctness (h,w), as in Verdict.
+    logits (K,h,w) float32; labels (h,w) uint8, their argmax; score (); class_confidences (K,); correctness
+    (h,w), as in Verdict.
     """
 
     logits: Tensor
+    labels: Tensor
     score: Tensor
     class_confidences: Tensor
     correctness: Tensor
@@ -145,7 +147,7 @@ class Labeler:
     def finish(self, judged: JudgedMask, height: int, width: int) -> Labeled:
         """The mask at the image's own size, and the numbers on it."""
         return self._labeled(
-            full_size_mask(judged.logits, (height, width)),
+            full_size_mask(judged.logits, judged.labels, (height, width)),
             float(judged.score),
             judged.class_confidences.cpu().numpy(),
             judged.correctness.cpu().numpy(),
@@ -181,6 +183,7 @@ def split_masks(prediction: Prediction) -> list[JudgedMask]:
         JudgedMask(*parts)
         for parts in zip(
             prediction.logits,
+            prediction.labels,
             verdict.score,
             verdict.class_confidences,
             verdict.correctness[:, 0],

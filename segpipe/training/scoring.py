@@ -24,7 +24,7 @@ from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generator import Generator
-from segpipe.models.judge import Judge, Judgement, ShownMask, show
+from segpipe.models.judge import Judge, Judgement, ShownMask, show, shown_as
 from segpipe.models.masks import class_logits, mask_channels
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
@@ -228,7 +228,7 @@ class Scoring:
         shown = shown_labels(sources, own, earlier, truth, logits.shape[1], draws)
         return Lesson(
             image=shown_image(image, (own.shape[1], own.shape[2])),
-            shown=ShownMask(mask_channels(shown, logits.shape[1], ignore_index=-1), logits.softmax(dim=1)),
+            shown=shown_as(shown, logits),
             labels=labels,
             real=torch.tensor([source is Source.TRUTH for source in sources], device=image.device),
         )

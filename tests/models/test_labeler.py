@@ -89,8 +89,8 @@ def test_without_a_policy_the_confidence_is_the_score_as_an_iou(labeler: Labeler
 
 def judged_mask(logits: torch.Tensor, class_confidences: list[float], score: float = 0.0) -> JudgedMask:
     """What the networks might say about one image."""
-    correctness = torch.full(logits.shape[1:], 0.5)
-    return JudgedMask(logits, torch.tensor(score), torch.tensor(class_confidences), correctness)
+    labels, correctness = logits.argmax(0).to(torch.uint8), torch.full(logits.shape[1:], 0.5)
+    return JudgedMask(logits, labels, torch.tensor(score), torch.tensor(class_confidences), correctness)
 
 
 def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_that_vanishes_none(
