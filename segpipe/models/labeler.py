@@ -156,9 +156,7 @@ class Labeler:
     def _labeled(
         self, mask: np.ndarray, score: float, by_class: np.ndarray, confidence_map: np.ndarray
     ) -> Labeled:
-        # np.bincount would copy the mask to 8 bytes a pixel first.
-        pixels = torch.bincount(torch.from_numpy(mask).flatten(), minlength=len(self.classes))
-        fractions = pixels.numpy() / mask.size
+        fractions = _class_fractions(mask, len(self.classes))
         # A class of a few pixels can show at full size only; it has no grid pixel of its own to be judged on.
         known = np.where(np.isnan(by_class), np.nanmean(by_class), by_class)
         return Labeled(
@@ -174,6 +172,14 @@ class Labeler:
         if self.policy is not None:
             return display_confidence(self.policy, score)
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
+
+
+def _class_fractions(mask: np.ndarray, n_classes: int) -> np.ndarray:
+    """(K,) shares of a mask HxW; counted by runs of equal pixels, of which there are few."""
+    pixels = mask.ravel()
+    starts = np.concatenate([[0], np.flatnonzero(pixels[1:] != pixels[:-1]) + 1])
+    lengths = np.diff(starts, append=pixels.size)
+    return np.bincount(pixels[starts], weights=lengths, minlength=n_classes) / pixels.size
 
 
 def split_masks(prediction: Prediction) -> list[JudgedMask]:
