@@ -49,8 +49,8 @@ MAX_TIFF_TILES = 100_000
 MAX_SLOW_VALUES = 10_000_000  # pixels times channels, at up to 1 microsecond each
 _SLOW_CODECS = ("bmp_rle", "ppm", "ppm_plain")  # those that Pillow wrote in Python
 _JPEG_MARKER = re.compile(
-    rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL
-)  # 0 is a stuffed byte, d0 to d7 restarts
+    rb"\xff+([^\x00\x01\xff\xd0-\xd8])", re.DOTALL
+)  # those with a length: 0 is a stuffed byte, 1 and d0 to d8 stand alone
 _JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
 _JPEG_SCAN_MARKER = bytes([0xFF, _JPEG_SCAN])
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

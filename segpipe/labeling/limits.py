@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from typing import TypeVar
 
 Result = TypeVar("Result")
@@ -36,16 +35,16 @@ class PixelBudget:
         self._free = pixels
         self._changed = threading.Condition()
 
-    @contextmanager
-    def hold(self, pixels: int) -> Iterator[None]:
-        """Hold so many pixels; who wants more than the whole budget gets the whole of it."""
+    def take(self, pixels: int) -> int:
+        """Wait for so many pixels and take them; who wants more than there are at all gets all. How many."""
         pixels = min(pixels, self._pixels)
         with self._changed:
             self._changed.wait_for(lambda: self._free >= pixels)
             self._free -= pixels
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._free += pixels
-                self._changed.notify_all()
+        return pixels
+
+    def give_back(self, pixels: int) -> None:
+        """What was taken is free for others."""
+        with self._changed:
+            self._free += pixels
+            self._changed.notify_all()

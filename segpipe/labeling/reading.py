@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
+from PIL.ImageFile import ImageFile
+
 from segpipe import storage
 from segpipe.errors import ImageError, StorageError
 from segpipe.images import DecodedImage, decode_opened, open_image
@@ -55,10 +57,20 @@ def _too_many_bytes(image: PlannedImage, limits: ReadingLimits) -> ImageError:
 def _decode(data: bytes, smallest: tuple[int, int], limits: ReadingLimits) -> DecodedImage:
     """Raises ImageError."""
     image = open_image(data, limits.max_pixels)
-    with limits.budget.hold(image.width * image.height):
-        try:
-            return within(limits.seconds, partial(decode_opened, image, smallest))
-        except TimeoutError as error:
-            raise ImageError(
-                "unreadable", f"not decoded after {limits.seconds:g} s; save it anew or raise the limit"
-            ) from error
+    pixels = limits.budget.take(image.width * image.height)
+    try:
+        return within(limits.seconds, partial(_decode_and_give_back, image, smallest, pixels, limits.budget))
+    except TimeoutError as error:
+        raise ImageError(
+            "unreadable", f"not decoded after {limits.seconds:g} s; save it anew or raise the limit"
+        ) from error
+
+
+def _decode_and_give_back(
+    image: ImageFile, smallest: tuple[int, int], pixels: int, budget: PixelBudget
+) -> DecodedImage:
+    """Where the decoding ends, since one that was given up holds its memory until then."""
+    try:
+        return decode_opened(image, smallest)
+    finally:
+        budget.give_back(pixels)

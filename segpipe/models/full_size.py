@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -71,7 +73,6 @@ class _Pixels:
         return _Pixels(*(part.compress(chosen, axis=-1) for part in (self.index, self.down, self.right)))
 
 
-@lru_cache(maxsize=64)  # for images that come in few sizes
 def _axis(grid: int, length: int) -> _Axis:
     """Half-pixel centres, as torch has them with align_corners=False."""
     steps = np.arange(length, dtype=np.float32) + np.float32(0.5)
@@ -90,13 +91,23 @@ def _on_cpu(
     rows, columns = _axis(height, size[0]), _axis(width, size[1])
     mask = labels.take(columns.lower, axis=1).take(rows.lower, axis=0)
     mixed = np.flatnonzero(~_uniform_cells(labels) & (rows.count > 0)[:, None] & (columns.count > 0))
-    step = max(1, _VALUES_AT_ONCE // int(n_classes * rows.count.max() * columns.count.max()))
-    for first in range(0, len(mixed), step):
-        cells = mixed[first : first + step]
-        corners = _corners(cells, height, width)
-        pixels = _pixels(cells, rows, columns)
-        _label(mask.reshape(-1), pixels, by_point[corners], labels.reshape(-1)[corners])
+    for down, right in _blocks(rows, columns, n_classes):
+        step = max(1, _VALUES_AT_ONCE // (n_classes * len(down) * len(right)))
+        for first in range(0, len(mixed), step):
+            cells = mixed[first : first + step]
+            corners = _corners(cells, height, width)
+            pixels = _pixels(cells, rows, columns, down, right)
+            _label(mask.reshape(-1), pixels, by_point[corners], labels.reshape(-1)[corners])
     return mask
+
+
+def _blocks(rows: _Axis, columns: _Axis, n_classes: int) -> Iterator[tuple[range, range]]:
+    """What of a cell's pixels is in work at once, downwards and to the right: all, unless they are many."""
+    tall, wide = int(rows.count.max()), int(columns.count.max())
+    height = min(tall, max(1, math.isqrt(_VALUES_AT_ONCE // n_classes)))
+    width = min(wide, max(1, _VALUES_AT_ONCE // (n_classes * height)))
+    for first_down, first_right in product(range(0, tall, height), range(0, wide, width)):
+        yield range(first_down, first_down + height), range(first_right, first_right + width)
 
 
 def _uniform_cells(labels: NDArray[np.uint8]) -> NDArray[np.bool_]:
@@ -115,17 +126,16 @@ def _corners(cells: NDArray[np.int64], height: int, width: int) -> NDArray[np.in
     return np.stack([upper + column, upper + right, lower + column, lower + right])
 
 
-def _pixels(cells: NDArray[np.int64], rows: _Axis, columns: _Axis) -> _Pixels:
+def _pixels(cells: NDArray[np.int64], rows: _Axis, columns: _Axis, down: range, right: range) -> _Pixels:
     row, column = np.divmod(cells, len(columns.count))
-    y, x = _positions(row, rows), _positions(column, columns)
+    y, x = _positions(row, rows, down), _positions(column, columns, right)
     index = y[:, None] * len(columns.lower) + x[None]
     return _Pixels(index, rows.share[y][:, None], columns.share[x][None])
 
 
-def _positions(points: NDArray[np.int64], axis: _Axis) -> NDArray[np.int64]:
-    """(m,n): the positions above n grid points, of which one has m; the last is repeated for the others."""
-    steps = np.arange(axis.count[points].max())[:, None]
-    return axis.first[points] + np.minimum(steps, axis.count[points] - 1)
+def _positions(points: NDArray[np.int64], axis: _Axis, steps: range) -> NDArray[np.int64]:
+    """(m,n): the positions so many steps above n grid points; the last stands for those that are not."""
+    return axis.first[points] + np.minimum(np.array(steps)[:, None], axis.count[points] - 1)
 
 
 def _label(

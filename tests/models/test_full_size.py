@@ -48,7 +48,7 @@ def test_a_mask_made_a_few_cells_at_a_time_is_the_mask_made_at_once(monkeypatch:
     logits = smooth_logits(1, 7, 12, 16)
     whole = full_size_mask(logits, (90, 110))
     assert np.array_equal(whole, reference(logits, (90, 110)))
-    for at_once in (1, 110, 5000):
+    for at_once in (1, 110, 1500, 5000):
         monkeypatch.setattr(full_size, "_VALUES_AT_ONCE", at_once)
         assert np.array_equal(full_size_mask(logits, (90, 110)), whole)
 

@@ -96,13 +96,21 @@ def insert_segment(jpeg: bytes, marker: int, body: bytes) -> bytes:
     return jpeg[:2] + jpeg_segment(marker, body) + jpeg[2:]
 
 
-def scan_bomb(width: int, height: int, scans: int) -> bytes:
+def scan_bomb(width: int, height: int, scans: int, after_the_first: bytes = b"") -> bytes:
     """A progressive, arithmetic-coded grey JPEG whose scans are all empty: 10 bytes each."""
     frame = struct.pack(">BHHB", 8, height, width, 1) + bytes([1, 0x11, 0])
     first = jpeg_segment(0xDA, bytes([1, 1, 0, 0, 0, 0]))
     scan = jpeg_segment(0xDA, bytes([1, 1, 0, 1, 63, 0]))
     table = jpeg_segment(0xDB, b"\0" + bytes([1] * 64))
-    return b"\xff\xd8" + table + jpeg_segment(0xCA, frame) + first + scan * (scans - 1) + b"\xff\xd9"
+    scans_on = after_the_first + scan * (scans - 1)
+    return b"\xff\xd8" + table + jpeg_segment(0xCA, frame) + first + scans_on + b"\xff\xd9"
+
+
+def false_end() -> bytes:
+    """Who takes a JPEG marker without a length (TEM) for one with it lands on an end of the image."""
+    application = bytearray(65_531)
+    application[0xFFE5 - 4 : 0xFFE5 - 2] = b"\xff\xd9"
+    return b"\xff\x01" + jpeg_segment(0xE5, bytes(application))
 
 
 def tiff(*tags: tuple[int, int, int, int], data: bytes = b"", following: int = 0) -> bytes:
@@ -256,6 +264,7 @@ def bombs() -> Iterator[Case]:
     yield Case("60000x60000.ppm", b"P6 60000 60000 255\n", (TOO_LARGE,))
     yield Case("2^31 rows.png", png(2**31 - 1, 2**31 - 1, b""), (TOO_LARGE,))
     yield Case("scan bomb.jpg", scan_bomb(4000, 4000, 20_000), (TOO_LARGE,))
+    yield Case("scan bomb behind a false end.jpg", scan_bomb(4000, 4000, 20_000, false_end()), (TOO_LARGE,))
     yield Case(
         "as many scans as allowed.jpg", scan_bomb(40, 30, 100), (DECODED,), flat(30, 40, (128,) * 3), LOSSY
     )
