@@ -15,7 +15,7 @@ from torch.nn import functional
 
 # Logits raised to full size at once on a device: 16 million floats, 64 MB, whatever the image's size.
 RAISED_AT_ONCE = 16_000_000
-# Interpolated logits in work at once on the CPU: they stay in the cache.
+# Interpolated logits in work at once on the CPU: 4 MB.
 _VALUES_AT_ONCE = 1 << 20
 
 

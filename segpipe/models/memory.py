@@ -9,13 +9,13 @@ import sys
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 _LARGEST_MMAP_THRESHOLD = 32 << 20
 _KEPT = 1 << 30
+_GROWTH = 32 << 20
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep what is freed, for the rest of the process (mallopt(3)); elsewhere nothing is done.
 
-    By default each batch gives its memory back, and the next has it faulted in page by page: up to a fifth of
-    the time of the networks.
+    By default each batch gives its memory back, and the next has it faulted in again page by page.
     """
     if sys.platform != "linux":
         return
@@ -23,4 +23,4 @@ def keep_freed_memory() -> None:
     if hasattr(libc, "gnu_get_libc_version"):
         libc.mallopt(_TRIM_THRESHOLD, _KEPT)
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        libc.mallopt(_TOP_PAD, _LARGEST_MMAP_THRESHOLD)
+        libc.mallopt(_TOP_PAD, _GROWTH)

@@ -42,4 +42,5 @@ def normalise(images: Tensor, mean: tuple[float, ...], standard_deviation: tuple
 def shown_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     """The image on the grid of the masks, as the discriminator sees it; (B,3,H,W) -> (B,3,h,w)."""
     # Where the size is halved bilinear is the mean of four pixels, and faster than torch's pooling.
-    return functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
+    same = image.shape[-2:] == size
+    return image if same else functional.interpolate(image, size=size, mode="bilinear", align_corners=False)
