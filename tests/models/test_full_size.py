@@ -44,15 +44,6 @@ def test_it_is_the_argmax_of_the_logits_at_full_size(
     assert (mask != reference(logits, size)).mean() <= 0.002
 
 
-def test_a_mask_made_a_few_cells_at_a_time_is_the_mask_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits = smooth_logits(1, 7, 12, 16)
-    whole = full_size_mask(logits, (90, 110))
-    assert np.array_equal(whole, reference(logits, (90, 110)))
-    for at_once in (1, 110, 1500, 5000):
-        monkeypatch.setattr(full_size, "_VALUES_AT_ONCE", at_once)
-        assert np.array_equal(full_size_mask(logits, (90, 110)), whole)
-
-
 def test_the_way_of_a_gpu_gives_the_same_mask_some_classes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = smooth_logits(2, 7, 12, 16)
     for at_once in (1, 90 * 110 * 2, 90 * 110 * 100):
