@@ -134,7 +134,7 @@ def _fused(network: nn.Module) -> nn.Module:
 def _run(variant: Variant, batches: list[list[np.ndarray]]) -> tuple[float, list[np.ndarray]]:
     """Images per second, and the masks."""
     labeler = variant.labeler
-    threads = ThreadPoolExecutor(1) if variant.one_by_one else labeler.judging_threads()
+    threads = ThreadPoolExecutor(1) if variant.one_by_one else labeler.compute_threads()
     with _precision(variant.bfloat16, labeler.device), threads as pool:
         list(pool.map(labeler.judge, batches[:1]))
         _wait(labeler.device)

@@ -189,7 +189,7 @@ def _networks_alone(labeler: Labeler, batches: list[list[np.ndarray]]) -> float:
     judge(batches[0])
     with ThreadPoolExecutor(1) as one:
         together = _rate(one, judge, batches)
-    with labeler.judging_threads() as each:
+    with labeler.compute_threads() as each:
         return BATCH * max(together, _rate(each, judge, batches))
 
 

@@ -383,13 +383,8 @@ class LabelSettings(_Settings):
         8,
         ge=1,
         title="Fetch threads",
-        description="Images fetched and decoded at once; 8 hides the latency of object storage.",
-    )
-    encode_threads: int = Field(
-        2,
-        ge=1,
-        title="Encode threads",
-        description="Masks compressed and uploaded at once; 2 keep up with one device and leave it cores.",
+        description="Batches that are fetched or written while others, one per core, are computed; 8 hide "
+        "the latency of object storage.",
     )
     claim_seconds: float = Field(
         60.0,

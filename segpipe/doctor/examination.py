@@ -9,7 +9,7 @@ from segpipe.config import DoctorSettings
 from segpipe.doctor import machine, places, server
 from segpipe.doctor.findings import Finding
 from segpipe.errors import SegpipeError
-from segpipe.labeling.limits import within
+from segpipe.labeling.limits import Stopwatch, each_within
 from segpipe.storage import redact
 
 Check = tuple[str, Callable[[], Finding]]
@@ -17,8 +17,8 @@ Check = tuple[str, Callable[[], Finding]]
 
 def examine(settings: DoctorSettings) -> Iterator[Finding]:
     """Each check's finding, as soon as it is there."""
-    for name, check in _checks(settings):
-        yield _run(name, check, settings.seconds)
+    for check in _checks(settings):
+        yield from each_within(settings.seconds, _run, [check], partial(_no_answer, settings.seconds))
 
 
 def _checks(settings: DoctorSettings) -> list[Check]:
@@ -41,15 +41,19 @@ def _checks(settings: DoctorSettings) -> list[Check]:
     return checks
 
 
-def _run(name: str, check: Callable[[], Finding], seconds: float) -> Finding:
+def _run(check: Check, stopwatch: Stopwatch) -> Finding:
+    name, look = check
     try:
-        return within(seconds, check)
-    except TimeoutError:
-        return Finding(
-            name, "FAIL", f"no answer in {seconds:g} s", "is the server up, and the address right?"
-        )
+        with stopwatch.running():
+            return look()
     except SegpipeError as error:
         return Finding(name, "FAIL", redact(" ".join(str(error).split())))
     except Exception as error:  # a check that breaks must not hide the others
         found = redact(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return Finding(name, "FAIL", found, "this is a fault of segpipe or of the installation")
+
+
+def _no_answer(seconds: float, check: Check) -> Finding:
+    return Finding(
+        check[0], "FAIL", f"no answer in {seconds:g} s", "is the server up, and the address right?"
+    )

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ImageLabeler(Protocol):
     """A loaded model: what labelling needs of segpipe.models.labeler.Labeler.
 
-    prepare and finish work on one image and may run in any thread; judge works on a batch, in one of the
-    batches_at_once judging_threads. What judge returns is for finish alone to know.
+    prepare and finish work on one image, judge on a batch, in compute_threads, one per core. No more than
+    batches_at_once are judged at once. What judge returns is for finish alone to know.
     """
 
     @property
@@ -36,11 +36,21 @@ class ImageLabeler(Protocol):
     @property
     def smallest_decode(self) -> tuple[int, int]: ...
     @property
+    def cores(self) -> int: ...
+    @property
     def batches_at_once(self) -> int: ...
-    def judging_threads(self) -> AbstractContextManager[ThreadPoolExecutor]: ...
+    def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]: ...
     def prepare(self, image: np.ndarray) -> np.ndarray: ...
     def judge(self, prepared: Sequence[np.ndarray]) -> Sequence[Any]: ...
     def finish(self, judged: Any, height: int, width: int) -> Labeled: ...
+
+
+@dataclass(frozen=True)
+class File:
+    """An object to be written."""
+
+    uri: str
+    data: bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +74,15 @@ class SeenImage:
 
 
 @dataclass(frozen=True)
+class FetchedImage:
+    """The bytes of an image's object."""
+
+    seen: SeenImage
+    data: bytes
+    legs: Legs
+
+
+@dataclass(frozen=True)
 class ReadImage:
     """pixels is what the labeler prepared, height and width are those of the image as displayed."""
 
@@ -82,6 +101,18 @@ class JudgedImage:
     judged: Any
     height: int
     width: int
+    legs: Legs
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """The files to be stored, and the row that is true once they are."""
+
+    seen: SeenImage
+    height: int
+    width: int
+    files: tuple[File, ...]
+    row: Row
     legs: Legs
 
 

@@ -43,15 +43,14 @@ def judge_batch(
     batch: Sequence[ReadImage | FailedImage], labeler: ImageLabeler, limit: BatchLimit
 ) -> list[JudgedImage | FailedImage]:
     """Judge what could be read; what failed before keeps its place."""
-    judged = iter(_judge([item for item in batch if isinstance(item, ReadImage)], labeler, limit))
+    read = (item for item in batch if isinstance(item, ReadImage))
+    judged = iter([result for part in in_batches(read, limit) for result in _judge(part, labeler, limit)])
     return [item if isinstance(item, FailedImage) else next(judged) for item in batch]
 
 
 def _judge(
     images: list[ReadImage], labeler: ImageLabeler, limit: BatchLimit
 ) -> list[JudgedImage | FailedImage]:
-    if not images:
-        return []
     started = perf_counter()
     try:
         answers = labeler.judge([image.pixels for image in images])

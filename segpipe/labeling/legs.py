@@ -26,21 +26,20 @@ class Legs:
 
 @dataclass(frozen=True)
 class Threads:
-    """How many threads each stage of labelling has."""
+    """How many threads move images and masks, and how many compute."""
 
-    reading: int
-    judging: int
-    writing: int
+    transferring: int
+    computing: int
 
 
 def per_thread(legs: Legs, threads: Threads) -> Legs:
-    """The seconds each leg would take a single one of its stage's threads; nobody works at waiting."""
+    """The seconds each leg would take a single one of its threads; nobody works at waiting."""
     return Legs(
-        read=legs.read / threads.reading,
-        decode=legs.decode / threads.reading,
-        infer=legs.infer / threads.judging,
-        encode=legs.encode / threads.writing,
-        write=legs.write / threads.writing,
+        read=legs.read / threads.transferring,
+        decode=legs.decode / threads.computing,
+        infer=legs.infer / threads.computing,
+        encode=legs.encode / threads.computing,
+        write=legs.write / threads.transferring,
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segpipe.labeling.audit_draw import is_drawn
-from segpipe.labeling.items import FailedImage, JudgedImage, one_line
+from segpipe.labeling.items import FailedImage, File, JudgedImage, one_line
 from segpipe.labeling.routing import route
 from segpipe.manifests.schema import Row
 from segpipe.storage import redact
@@ -41,18 +41,10 @@ class Target:
     require_claim: Callable[[], None]
 
 
-@dataclass(frozen=True)
-class File:
-    """An object to be written."""
-
-    uri: str
-    data: bytes
-
-
 def labelled_row(
     image: JudgedImage, labeled: Labeled, target: Target, mask: File, confidence_map: File | None
 ) -> Row:
-    """The row of an image whose mask is stored; raises PolicyError for another model's policy."""
+    """The row of an image once its mask is stored; raises PolicyError for another model's policy."""
     by_class = [float(value) for value in labeled.class_confidences]
     decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
     accepted = decision == "accepted"

@@ -91,18 +91,23 @@ class Labeler:
         return DECODE_MARGIN * height, DECODE_MARGIN * width
 
     @property
+    def cores(self) -> int:
+        """How many batches to compute at once, around the networks and, on a CPU, in them."""
+        return torch.get_num_threads()
+
+    @property
     def batches_at_once(self) -> int:
         """How many batches to judge at once: one on a GPU, one per core on a CPU."""
-        return torch.get_num_threads() if self.device == "cpu" else 1
+        return self.cores if self.device == "cpu" else 1
 
     @contextmanager
-    def judging_threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads to call judge in: on a CPU each computes its batch alone and waits for no other core."""
+    def compute_threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads to label in, one per core: on a CPU each computes its batch and waits for no other core."""
         if self.device == "cpu":
             keep_freed_memory()
         threads = torch.get_num_threads()
         each = max(1, threads // self.batches_at_once)
-        pool = ThreadPoolExecutor(self.batches_at_once, initializer=torch.set_num_threads, initargs=(each,))
+        pool = ThreadPoolExecutor(self.cores, initializer=torch.set_num_threads, initargs=(each,))
         try:
             with pool:
                 yield pool

@@ -1,4 +1,4 @@
-"""A mask at its image's own size on the CPU, from logits on a coarser grid: compiled, being loops over pixels."""
+"""A mask at its image's own size on the CPU, from logits on a coarser grid; compiled, a loop over pixels."""
 
 from __future__ import annotations
 

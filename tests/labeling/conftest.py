@@ -43,10 +43,11 @@ class BrightnessLabeler:
     seen: list[str] = field(default_factory=list)
 
     smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)
+    cores: int = 2
     batches_at_once: int = 2
 
-    def judging_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
-        return ThreadPoolExecutor(self.batches_at_once)
+    def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
+        return ThreadPoolExecutor(self.cores)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -78,7 +79,7 @@ def make_labeler() -> type[BrightnessLabeler]:
 @pytest.fixture
 def settings() -> LabelSettings:
     """Small shards and batches, so that a few images cross their borders."""
-    return LabelSettings(shard_images=4, batch_images=3, fetch_threads=3, encode_threads=2, claim_seconds=20)
+    return LabelSettings(shard_images=4, batch_images=3, fetch_threads=3, claim_seconds=20)
 
 
 @pytest.fixture

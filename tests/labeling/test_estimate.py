@@ -20,7 +20,7 @@ def label(storage_root: str, make_row: Callable[..., Row]) -> Callable[..., None
 
     def commit(day: int, run_id: str, shard: int, images: int, seconds: float) -> None:
         rows = [make_row(image_uri=f"/{run_id}/{shard}/{number}") for number in range(images)]
-        metadata = to_metadata(seconds, Legs(), Threads(1, 1, 1), None)
+        metadata = to_metadata(seconds, Legs(), Threads(1, 1), None)
         table = rows_table(rows, ["a", "b"], metadata)
         assert commit_part(storage_root, date(2026, 11, day), run_id, shard, table)
 

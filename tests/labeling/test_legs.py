@@ -15,15 +15,13 @@ def test_legs_add_up() -> None:
 @pytest.mark.parametrize(
     ("legs", "slowest"),
     [
-        (
-            Legs(infer=3, read=16, wait=9),
-            "infer",
-        ),  # 3 s / 1 thread > 16 s / 8 threads, and waiting is no work
-        (Legs(infer=1, read=16, encode=3), "read"),  # 16 s / 8 threads > 3 s / 2 threads
-        (Legs(infer=1, read=16, encode=5), "encode"),  # 16 s / 8 threads < 5 s / 2 threads
-        (Legs(infer=1, write=8, decode=16), "write"),
+        (Legs(infer=5, read=16, wait=9), "infer"),  # 5 s / 2 > 16 s / 8, and waiting is no work
+        (Legs(infer=1, read=16, encode=3), "read"),  # 16 s / 8 > 3 s / 2
+        (Legs(infer=1, read=16, encode=5), "encode"),
+        (Legs(infer=1, write=20, decode=4), "write"),
+        (Legs(infer=1, write=8, decode=4), "decode"),
         (Legs(), None),
     ],
 )
 def test_the_bottleneck_is_the_leg_that_kept_its_threads_busiest(legs: Legs, slowest: str | None) -> None:
-    assert bottleneck(per_thread(legs, Threads(reading=8, judging=1, writing=2))) == slowest
+    assert bottleneck(per_thread(legs, Threads(transferring=8, computing=2))) == slowest

@@ -571,9 +571,9 @@ PROCESS = """
         model_id, policy, classes = "aaaaaaaaaaaa", None, ("dark", "bright")
         batches = 0
 
-        smallest_decode, batches_at_once = (1000, 1000), 1
+        smallest_decode, cores, batches_at_once = (1000, 1000), 1, 1
 
-        def judging_threads(self):
+        def compute_threads(self):
             return ThreadPoolExecutor(1)
 
         def prepare(self, image):
