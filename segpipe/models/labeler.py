@@ -102,17 +102,16 @@ class Labeler:
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads to label in, one per core: on a CPU each computes its batch and waits for no other core."""
+        """Threads to label in, one per core: each computes its batch and waits for no other core."""
         if self.device == "cpu":
             keep_freed_memory()
-        threads = torch.get_num_threads()
-        each = max(1, threads // self.batches_at_once)
-        pool = ThreadPoolExecutor(self.cores, initializer=torch.set_num_threads, initargs=(each,))
+        cores = self.cores
+        pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
         try:
             with pool:
                 yield pool
         finally:
-            torch.set_num_threads(threads)
+            torch.set_num_threads(cores)
 
     def label(self, images: Sequence[np.ndarray]) -> list[Labeled]:
         """Masks and scores of images HxWx3 uint8, each of any size, in the same order.
