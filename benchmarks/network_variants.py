@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
+from threading import Semaphore
 from typing import Any
 
 import click
@@ -29,7 +30,7 @@ from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.models import device as devices
 from segpipe.models import inference
 from segpipe.models.bundle import Bundle
-from segpipe.models.labeler import Labeler, load_without_policy
+from segpipe.models.labeler import JudgedMask, Labeler, load_without_policy
 
 BATCH = 8
 OWN = "as segpipe does"
@@ -135,11 +136,17 @@ def _run(variant: Variant, batches: list[list[np.ndarray]]) -> tuple[float, list
     """Images per second, and the masks."""
     labeler = variant.labeler
     threads = ThreadPoolExecutor(1) if variant.one_by_one else labeler.compute_threads()
+    device = Semaphore(labeler.judged_at_once)
+
+    def judge(batch: list[np.ndarray]) -> list[JudgedMask]:
+        with device:
+            return labeler.judge(batch)
+
     with _precision(variant.bfloat16, labeler.device), threads as pool:
-        list(pool.map(labeler.judge, batches[:1]))
+        list(pool.map(judge, batches[:1]))
         _wait(labeler.device)
         started = time.perf_counter()
-        judged = list(pool.map(labeler.judge, batches))
+        judged = list(pool.map(judge, batches))
         _wait(labeler.device)
         seconds = time.perf_counter() - started
     masks = [mask.logits.argmax(dim=0).cpu().numpy() for batch in judged for mask in batch]

@@ -22,6 +22,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Semaphore
 from typing import Any
 
 import click
@@ -184,8 +185,11 @@ def _decode_alone(job: Job) -> float:
 def _networks_alone(labeler: Labeler, batches: list[list[np.ndarray]]) -> float:
     """Generator and discriminator: the better of a batch per core and each batch on all cores."""
 
+    device = Semaphore(labeler.judged_at_once)
+
     def judge(batch: list[np.ndarray]) -> float:
-        return float(labeler.judge(batch)[-1].score)
+        with device:
+            return float(labeler.judge(batch)[-1].score)
 
     judge(batches[0])
     with ThreadPoolExecutor(1) as one:

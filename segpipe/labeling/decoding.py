@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -24,11 +24,21 @@ class DecodingLimits:
 
 
 def decode_batch(
-    batch: Sequence[FetchedImage | FailedImage], labeler: ImageLabeler, limits: DecodingLimits
+    batch: Sequence[FetchedImage | FailedImage],
+    labeler: ImageLabeler,
+    limits: DecodingLimits,
+    require_wanted: Callable[[], None],
 ) -> list[ReadImage | FailedImage]:
-    """Decode and prepare what was fetched; what failed before keeps its place."""
+    """Decode and prepare what was fetched; what failed before keeps its place.
+
+    Raises what require_wanted, asked before each image, raises.
+    """
     fetched = [item for item in batch if isinstance(item, FetchedImage)]
-    decode = partial(_decode, labeler=labeler, limits=limits)
+
+    def decode(item: FetchedImage, stopwatch: Stopwatch) -> ReadImage | FailedImage:
+        require_wanted()
+        return _decode(item, stopwatch, labeler, limits)
+
     decoded = iter(each_within(limits.seconds, decode, fetched, partial(_too_late, limits=limits)))
     return [item if isinstance(item, FailedImage) else next(decoded) for item in batch]
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 class ImageLabeler(Protocol):
     """A loaded model: what labelling needs of segpipe.models.labeler.Labeler.
 
-    prepare and finish work on one image, judge on a batch, in compute_threads, one per core. No more than
-    batches_at_once are judged at once. What judge returns is for finish alone to know.
+    prepare and finish work on one image, judge on a batch, in compute_threads, of which there are
+    computed_at_once; no more than judged_at_once may judge or finish. What judge returns is for finish alone
+    to know.
     """
 
     @property
@@ -36,9 +37,9 @@ class ImageLabeler(Protocol):
     @property
     def smallest_decode(self) -> tuple[int, int]: ...
     @property
-    def cores(self) -> int: ...
+    def computed_at_once(self) -> int: ...
     @property
-    def batches_at_once(self) -> int: ...
+    def judged_at_once(self) -> int: ...
     def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]: ...
     def prepare(self, image: np.ndarray) -> np.ndarray: ...
     def judge(self, prepared: Sequence[np.ndarray]) -> Sequence[Any]: ...
@@ -101,6 +102,17 @@ class JudgedImage:
     judged: Any
     height: int
     width: int
+    legs: Legs
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """The mask at the image's own size, and the numbers on it."""
+
+    seen: SeenImage
+    height: int
+    width: int
+    labeled: Labeled
     legs: Legs
 
 

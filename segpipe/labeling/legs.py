@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,25 @@ class Legs:
 class Threads:
     """How many threads move images and masks, and how many compute."""
 
-    transferring: int
+    moving: int
     computing: int
 
 
 def per_thread(legs: Legs, threads: Threads) -> Legs:
     """The seconds each leg would take a single one of its threads; nobody works at waiting."""
     return Legs(
-        read=legs.read / threads.transferring,
+        read=legs.read / threads.moving,
         decode=legs.decode / threads.computing,
         infer=legs.infer / threads.computing,
         encode=legs.encode / threads.computing,
-        write=legs.write / threads.transferring,
+        write=legs.write / threads.moving,
     )
 
 
 def bottleneck(occupied: Legs) -> str | None:
-    """The leg that kept its threads busiest, of seconds per thread; None when there was nothing to do."""
-    name, seconds = max(asdict(occupied).items(), key=lambda leg: leg[1])
+    """The longest leg of the busier kind of threads, by seconds per thread; None when nothing was done."""
+    moving = {"read": occupied.read, "write": occupied.write}
+    computing = {"decode": occupied.decode, "infer": occupied.infer, "encode": occupied.encode}
+    busier = max(computing, moving, key=lambda legs: sum(legs.values()))
+    name, seconds = max(busier.items(), key=lambda leg: leg[1])
     return name if seconds > 0 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import monotonic
@@ -79,17 +80,18 @@ class _Attempt(Generic[Item, Result]):
 
     def __init__(self, work: Callable[[Item, Stopwatch], Result], items: Sequence[Item]) -> None:
         self._stopwatch = Stopwatch()
+        self._items = deque(items)
         self._results: list[Result] = []
         self._error: BaseException | None = None
         self._given_up = False
         self._changing = threading.Lock()
         self._ended = threading.Event()
-        threading.Thread(target=self._run, args=(work, items), daemon=True).start()
+        threading.Thread(target=self._run, args=(work,), daemon=True).start()
 
-    def _run(self, work: Callable[[Item, Stopwatch], Result], items: Sequence[Item]) -> None:
+    def _run(self, work: Callable[[Item, Stopwatch], Result]) -> None:
         try:
-            for item in items:
-                result = work(item, self._stopwatch)
+            while self._items:
+                result = work(self._items.popleft(), self._stopwatch)
                 with self._changing:
                     if self._given_up:
                         return
@@ -105,6 +107,7 @@ class _Attempt(Generic[Item, Result]):
             with self._changing:
                 self._given_up = self._stopwatch.elapsed() >= seconds
                 if self._given_up:
+                    self._items.clear()  # others do them, and the thread may hang for long
                     return self._results
         if self._error is not None:
             raise self._error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segpipe.labeling.audit_draw import is_drawn
-from segpipe.labeling.items import FailedImage, File, JudgedImage, one_line
+from segpipe.labeling.items import FailedImage, File, FinishedImage, one_line
 from segpipe.labeling.routing import route
 from segpipe.manifests.schema import Row
 from segpipe.storage import redact
@@ -20,7 +20,6 @@ from segpipe.storage import redact
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
     from segpipe.manifests.schema import RoutingReason
-    from segpipe.models.labeler import Labeled
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,9 @@ class Target:
     require_claim: Callable[[], None]
 
 
-def labelled_row(
-    image: JudgedImage, labeled: Labeled, target: Target, mask: File, confidence_map: File | None
-) -> Row:
+def labelled_row(image: FinishedImage, target: Target, mask: File, confidence_map: File | None) -> Row:
     """The row of an image once its mask is stored; raises PolicyError for another model's policy."""
+    labeled = image.labeled
     by_class = [float(value) for value in labeled.class_confidences]
     decision, reason = route(labeled.discriminator_score, by_class, target.policy, target.model_id)
     accepted = decision == "accepted"
@@ -74,7 +72,7 @@ def labelled_row(
     )
 
 
-def _is_audited(image: JudgedImage, target: Target) -> bool:
+def _is_audited(image: FinishedImage, target: Target) -> bool:
     assert target.policy is not None  # else nothing is accepted
     uri, etag, share = image.seen.planned.image_uri, image.seen.etag, target.audit_share
     return is_drawn(uri, etag, target.model_id, target.policy.policy_id, share)

@@ -164,7 +164,7 @@ def _label_pending(
     pending, drift, suspended = pending_images(plan), _committed_drift(plan, settings), False
     if labeler.policy:
         keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
-    threads = Threads(settings.fetch_threads, labeler.cores)
+    threads = Threads(labeler.computed_at_once + settings.fetch_threads, labeler.computed_at_once)
     outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
     with (
         log_ids(run_id=plan.run_id),

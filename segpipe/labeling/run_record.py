@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _HEADER = b"segpipe.plan"
 _PLAN = "plan.parquet"
-_REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "pillow", "pyarrow", "fsspec", "s3fs")
+_REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
 def freeze_plan(plan: RunPlan, settings: LabelSettings) -> None:

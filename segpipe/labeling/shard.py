@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from threading import Semaphore
+from threading import Event, Semaphore
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from segpipe.labeling.batch import BatchWork, Machine, label_batch
+from segpipe.labeling.batch import BATCH_BYTES, BatchWork, Machine, label_batch, planned_batches
 from segpipe.labeling.decoding import DecodingLimits
 from segpipe.labeling.giving_up import stop_when_too_many_fail
 from segpipe.labeling.items import ImageLabeler, Outcome, PlannedImage
-from segpipe.labeling.judging import BatchLimit, in_batches
+from segpipe.labeling.judging import BatchLimit
 from segpipe.labeling.legs import Legs
 from segpipe.labeling.limits import Budget
 from segpipe.labeling.ordered import ordered_map
@@ -27,9 +27,6 @@ from segpipe.labeling.rows import Target
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
-
-# What was fetched and waits for a core; a batch of larger images is fetched by itself.
-FETCHED_BYTES = 256_000_000
 
 
 def label_images(
@@ -43,16 +40,20 @@ def label_images(
     budget = Budget(settings.max_image_pixels)
     decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget)
     work = BatchWork(labeler, target, settings.max_image_bytes, decoding)
-    limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.batches_at_once)
-    threads = labeler.cores + settings.fetch_threads
-    with labeler.compute_threads() as cores, ThreadPoolExecutor(threads) as batches:
-        machine = Machine(cores, device, Budget(FETCHED_BYTES), limit)
+    limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.judged_at_once)
+    fetched_bytes, stopping = Budget(BATCH_BYTES * (labeler.computed_at_once + 1)), Event()
+    threads = labeler.computed_at_once + settings.fetch_threads
+    with labeler.compute_threads() as computing, ThreadPoolExecutor(threads) as batches:
+        machine = Machine(computing, device, limit, fetched_bytes, stopping)
         label = partial(label_batch, work=work, machine=machine)
-        labelled = chain.from_iterable(ordered_map(batches, label, in_batches(images, limit), 2 * threads))
+        planned = planned_batches(images, limit)
+        labelled = chain.from_iterable(ordered_map(batches, label, planned, 2 * threads))
         try:
             yield from stop_when_too_many_fail(_timed(labelled), settings.max_failure_rate)
-        finally:
-            cores.shutdown(wait=False, cancel_futures=True)  # of a run that ends early
+        finally:  # also of a run that ends early
+            stopping.set()
+            batches.shutdown(wait=False, cancel_futures=True)
+            computing.shutdown(wait=False, cancel_futures=True)
 
 
 def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:

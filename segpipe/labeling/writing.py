@@ -12,10 +12,9 @@ from segpipe.labeling.rows import Target, failed_row
 
 
 def write_image(item: EncodedImage | FailedImage, target: Target) -> Outcome:
-    """Store the files and give the row; what fails becomes a failed row. Raises what require_claim raises."""
+    """Store the files and give the row; what fails becomes a failed row. The run must hold its claim."""
     if isinstance(item, FailedImage):
         return _failed_outcome(item, target)
-    target.require_claim()
     started = perf_counter()
     try:
         for file in item.files:

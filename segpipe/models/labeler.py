@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -91,27 +92,29 @@ class Labeler:
         return DECODE_MARGIN * height, DECODE_MARGIN * width
 
     @property
-    def cores(self) -> int:
-        """How many batches to compute at once, around the networks and, on a CPU, in them."""
-        return torch.get_num_threads()
+    def computed_at_once(self) -> int:
+        """How many batches are on the cores at once: one per core, and those that wait for a GPU."""
+        return torch.get_num_threads() if self.device == "cpu" else _cores() + self.judged_at_once
 
     @property
-    def batches_at_once(self) -> int:
-        """How many batches to judge at once: one on a GPU, one per core on a CPU."""
-        return self.cores if self.device == "cpu" else 1
+    def judged_at_once(self) -> int:
+        """How many batches are on the device at once: one per core of a CPU; on a GPU one is computed while
+        another is brought or its masks are fetched.
+        """
+        return self.computed_at_once if self.device == "cpu" else 2
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads to label in, one per core: each computes its batch and waits for no other core."""
+        """Threads to label in: each computes its batch on one core and waits for no other."""
         if self.device == "cpu":
             keep_freed_memory()
-        cores = self.cores
-        pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(self.computed_at_once, initializer=torch.set_num_threads, initargs=(1,))
         try:
             with pool:
                 yield pool
         finally:
-            torch.set_num_threads(cores)
+            torch.set_num_threads(threads)
 
     def label(self, images: Sequence[np.ndarray]) -> list[Labeled]:
         """Masks and scores of images HxWx3 uint8, each of any size, in the same order.
@@ -176,6 +179,10 @@ class Labeler:
         if self.policy is not None:
             return display_confidence(self.policy, score)
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _class_fractions(mask: np.ndarray, n_classes: int) -> np.ndarray:

@@ -43,11 +43,11 @@ class BrightnessLabeler:
     seen: list[str] = field(default_factory=list)
 
     smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)
-    cores: int = 2
-    batches_at_once: int = 2
+    computed_at_once: int = 2
+    judged_at_once: int = 2
 
     def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
-        return ThreadPoolExecutor(self.cores)
+        return ThreadPoolExecutor(self.computed_at_once)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image

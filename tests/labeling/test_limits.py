@@ -50,7 +50,7 @@ def test_work_that_takes_too_long_is_given_up_and_the_rest_is_done(stuck: thread
                 stuck.wait(60)
             return "done"
 
-    results = each_within(0.05, work, [0, 1, 2, 3, 4], say_late)
+    results = each_within(0.5, work, [0, 1, 2, 3, 4], say_late)
     assert results == ["done", "1 is late", "done", "3 is late", "done"]
     assert begun == [0, 1, 2, 3, 4]
     # What was given up ends without going on to what others have done meanwhile.
@@ -102,7 +102,7 @@ def test_an_image_that_is_given_up_holds_its_pixels_until_its_decoding_ends(
 ) -> None:
     monkeypatch.setattr(PngImageFile, "load", lambda self: stuck.wait(60))
     limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10))
-    (failed,) = decode_batch([fetched], make_labeler(), limits)
+    (failed,) = decode_batch([fetched], make_labeler(), limits, lambda: None)
     assert isinstance(failed, FailedImage)
     assert (failed.reason, str(failed.error)[:23]) == ("unreadable", "not decoded after 0.05 ")
 

@@ -571,7 +571,7 @@ PROCESS = """
         model_id, policy, classes = "aaaaaaaaaaaa", None, ("dark", "bright")
         batches = 0
 
-        smallest_decode, cores, batches_at_once = (1000, 1000), 1, 1
+        smallest_decode, computed_at_once, judged_at_once = (1000, 1000), 1, 1
 
         def compute_threads(self):
             return ThreadPoolExecutor(1)

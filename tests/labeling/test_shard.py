@@ -17,8 +17,9 @@ from segpipe import storage
 from segpipe.config import LabelSettings
 from segpipe.errors import DeviceMemoryError, ModelError, RunError, StorageError
 from segpipe.images import class_palette, decode_image, decode_mask
-from segpipe.labeling import shard
+from segpipe.labeling import batch, shard
 from segpipe.labeling.items import Outcome, PlannedImage
+from segpipe.labeling.judging import BatchLimit
 from segpipe.labeling.legs import Legs
 from segpipe.labeling.rows import Target
 from segpipe.labeling.shard import label_images
@@ -260,9 +261,11 @@ def test_only_a_bounded_number_of_images_is_taken_ahead(images, target, settings
             yield image
 
     ahead = []
-    for finished, _ in enumerate(label_images(counted(), make_labeler(), target, settings)):
+    labeler = make_labeler()
+    for finished, _ in enumerate(label_images(counted(), labeler, target, settings)):
         ahead.append(taken - finished)
-    assert max(ahead) <= 8 * (settings.batch_images + settings.fetch_threads)
+    threads = labeler.computed_at_once + settings.fetch_threads
+    assert max(ahead) <= 2 * threads * settings.batch_images
 
 
 def test_fetching_goes_on_while_the_model_works(images, target, settings, make_labeler, monkeypatch) -> None:
@@ -297,11 +300,54 @@ def test_what_was_fetched_and_waits_for_a_core_is_bounded(
             judged[0] += len(batch)
 
     monkeypatch.setattr(storage, "read", recording)
-    monkeypatch.setattr(shard, "FETCHED_BYTES", 3)  # the images are listed with one byte each
+    monkeypatch.setattr(shard, "BATCH_BYTES", 1)  # as the images are listed with; and there are two cores
     settings = LabelSettings(batch_images=1, fetch_threads=8)
     outcomes = list(label_images(many(images, 60), make_labeler(before=before), target, settings))
     assert reasons(outcomes) == ["no_policy"] * 60
-    assert 1 < max(waiting) <= 3
+    # Three that are fetched and not decoded, two that are decoded.
+    assert max(waiting) <= 3 + 2
+
+
+def test_a_batch_ends_at_its_number_of_images_or_of_bytes(images, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch, "BATCH_BYTES", 10)
+    monkeypatch.setattr(batch, "UNLISTED_BYTES", 6)
+    sizes = [4, 4, 4, 4, 11, 1, 1, 1, 0, 0]
+    planned = [replace(image, image_bytes=size) for image, size in zip(images, sizes, strict=True)]
+    cut = list(batch.planned_batches(planned, BatchLimit(3)))
+    assert [[image.image_bytes for image in part] for part in cut] == [
+        [4, 4],
+        [4, 4],
+        [11],
+        [1, 1, 1],
+        [0],
+        [0],
+    ]
+    assert [image for part in cut for image in part] == planned
+    assert list(batch.planned_batches([], BatchLimit(3))) == []
+
+
+def test_a_run_that_ends_early_fetches_no_more(images, target, make_labeler, monkeypatch) -> None:
+    read, started, go_on, fetched = storage.read, threading.Event(), threading.Event(), []
+
+    def slow(uri: str) -> storage.Blob:
+        fetched.append(uri)
+        if len(fetched) > 1:
+            started.set()
+            go_on.wait(60)
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read", slow)
+    settings = LabelSettings(batch_images=1, fetch_threads=1)
+    outcomes = label_images(many(images, 100), make_labeler(), target, settings)
+    next(outcomes)
+    assert started.wait(60)
+    closing = threading.Thread(target=outcomes.close)
+    closing.start()
+    closing.join(0.2)  # it waits for the requests that are under way
+    under_way = len(fetched)
+    go_on.set()
+    closing.join(60)
+    assert len(fetched) == under_way <= 1 + 3
 
 
 def test_a_reader_that_stops_early_leaves_no_thread_behind(images, target, settings, make_labeler) -> None:
@@ -327,7 +373,7 @@ class SmallDevice:
 def test_a_batch_too_large_for_the_device_is_halved_and_stays_so(images, target, make_labeler) -> None:
     device = SmallDevice(2)
     settings = LabelSettings(batch_images=8, fetch_threads=2)
-    labeler = make_labeler(before=device, batches_at_once=1)
+    labeler = make_labeler(before=device, judged_at_once=1)
     outcomes = list(label_images(many(images, 60), labeler, target, settings))
     assert reasons(outcomes) == ["no_policy"] * 60
     refused = [n for n in device.batches if n > 2]
