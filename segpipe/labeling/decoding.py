@@ -60,7 +60,8 @@ def _decode_bounded(
     data: bytes, stopwatch: Stopwatch, smallest: tuple[int, int], limits: DecodingLimits
 ) -> DecodedImage:
     """Raises ImageError. One that was given up holds its pixels' memory, and so the budget, until it ends."""
-    image = open_image(data, limits.max_pixels)
+    with stopwatch.running():  # a header can be made of millions of segments
+        image = open_image(data, limits.max_pixels)
     with limits.budget.held(image.width * image.height), stopwatch.running():
         return decode_opened(image, smallest)
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from segpipe.labeling import decoding
 from segpipe.labeling.decoding import DecodingLimits, decode_batch
 from segpipe.labeling.items import FailedImage, FetchedImage, PlannedImage, SeenImage
 from segpipe.labeling.legs import Legs
@@ -95,6 +96,16 @@ def fetched() -> FetchedImage:
     Image.new("RGB", (5, 2)).save(picture, "PNG")
     planned = PlannedImage(0, "/in/a.png", "e", 1, "a.png")
     return FetchedImage(SeenImage(planned, "e", 1), picture.getvalue(), Legs())
+
+
+def test_reading_the_header_is_limited_too(
+    monkeypatch: pytest.MonkeyPatch, stuck: threading.Event, fetched: FetchedImage, make_labeler
+) -> None:
+    monkeypatch.setattr(decoding, "open_image", lambda data, max_pixels: stuck.wait(60))
+    limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10))
+    (failed,) = decode_batch([fetched], make_labeler(), limits, lambda: None)
+    assert isinstance(failed, FailedImage)
+    assert failed.reason == "unreadable"
 
 
 def test_an_image_that_is_given_up_holds_its_pixels_until_its_decoding_ends(
