@@ -16,7 +16,7 @@ from segpipe.labeling.limits import Budget, Stopwatch, each_within
 
 @dataclass(frozen=True)
 class DecodingLimits:
-    """max_pixels and seconds are an image's, budget is of the pixels of all images in decoding."""
+    """max_pixels and seconds are an image's; budget is of the pixels of all images, and masks, in work."""
 
     max_pixels: int
     seconds: float

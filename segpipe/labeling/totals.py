@@ -42,7 +42,7 @@ class RunSummary:
 
     labelled_elsewhere counts planned images that another run labelled first; already_done those that had a
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
-    per leg, summed over threads, bottleneck is the leg that kept its threads busiest, None without work.
+    per leg, summed over threads, bottleneck is the longest leg of the busier threads, None without work.
     reasons counts rows per reason, skipped the objects left aside. drift is what the drift gate found, None
     when nothing could be accepted anyway or nothing was labelled. worst are up to ten failed images and the
     ten of the lowest confidence.
