@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## Draw scenes, train, certify, label a bucket under Prefect: under 3 minutes
-	$(BIN)/python -m flows.demo --workdir $(WORKDIR)
+	$(BIN)/python -m demo.demo --workdir $(WORKDIR)
 
 test: $(STAMP)  ## Run the fast test suite: under 8 minutes on two cores
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile

@@ -28,13 +28,13 @@ from machine import write_results
 from s3_server import s3_server
 
 from segpipe import load_model, storage
-from segpipe.confidence.policy import promise
+from segpipe.confidence.promise import promise
 from segpipe.config import CalibrateSettings
 from segpipe.datasets import Sample, list_samples, open_dataset, read_sample, write_dataset
+from segpipe.evaluation.calibration import calibrate
 from segpipe.images import decode_mask
+from segpipe.metrics import image_iou
 from segpipe.models.inference import predict, prepare
-from segpipe.training.calibration import calibrate
-from segpipe.training.metrics import image_iou
 
 ROWS_SHOWN = ["image_uri", "decision", "reason", "confidence", "discriminator_score", "mask_sha256"]
 

@@ -32,6 +32,7 @@ from segpipe.confidence.selective import coverage_at_risk, gap_closed, paired_bo
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, list_samples
 from segpipe.degradations import degrade
+from segpipe.evaluation.measure import Measurements, Pair, measure, open_matching_dataset, read_in_batches
 from segpipe.models.inference import predict, prepare
 from segpipe.models.judge import show
 from segpipe.models.labeler import Labeler, load_without_policy
@@ -40,7 +41,6 @@ from segpipe.models.preprocess import shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.reports.plots import calibration_png, risk_coverage_png
 from segpipe.tables import columns
-from segpipe.training.evaluation import Measurements, Pair, measure, open_matching_dataset, read_in_batches
 from segpipe.training.run import train
 
 SPLIT = "val"

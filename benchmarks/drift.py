@@ -20,8 +20,9 @@ import click
 import numpy as np
 from machine import write_results
 
+from segpipe.confidence.certify import BadFraction, make_policy
 from segpipe.confidence.drift import detect_drift
-from segpipe.confidence.policy import BadFraction, Policy, make_policy
+from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 from segpipe.tables import columns
 

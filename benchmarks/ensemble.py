@@ -19,8 +19,8 @@ from segpipe.config import TrainSettings
 from segpipe.datasets import open_dataset
 from segpipe.models.bundle import ModelSpec, build_networks
 from segpipe.models.generator import Generator, build_generator
-from segpipe.training.loop import Progress, Training
-from segpipe.training.pixels import load_split
+from segpipe.training.gan_loop import Progress, Training
+from segpipe.training.labelled_pixels import load_split
 
 
 def members(data: str, spec: ModelSpec, folder: Path, epochs: int, count: int) -> list[Generator]:

@@ -40,10 +40,10 @@ from segpipe.degradations import degrade
 from segpipe.models.bundle import Bundle, build_networks, load_bundle
 from segpipe.models.generator import Generator, build_generator
 from segpipe.tables import columns
-from segpipe.training.parts import Parts, split_parts
-from segpipe.training.pixels import LabelledPixels, load_split
-from segpipe.training.scoring import BATCH, VIEWS_SHARE, Scoring, Teachers
-from segpipe.training.shown_masks import MIXTURE, Mixture, Source
+from segpipe.training.holdout import Parts, split_parts
+from segpipe.training.judge_loop import BATCH, VIEWS_SHARE, Scoring, Teachers
+from segpipe.training.judge_masks import MIXTURE, Mixture, Source
+from segpipe.training.labelled_pixels import LabelledPixels, load_split
 
 Floats = NDArray[np.float64]
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -18,8 +18,8 @@ from machine import write_results
 
 from segpipe.config import TrainSettings
 from segpipe.datasets import open_dataset
+from segpipe.evaluation.measure import evaluate
 from segpipe.tables import columns
-from segpipe.training.evaluation import evaluate
 from segpipe.training.run import train
 
 RECIPES: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from deployments.alarms import SILENT_SECONDS, WEBHOOK_VARIABLE, register_alarms
 from deployments.pool import make_pool
 from deployments.settings import LEAST_SILENT_SECONDS
 from segpipe.errors import SegpipeError
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 
 @click.command()

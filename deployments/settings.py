@@ -13,7 +13,7 @@ from pathlib import Path
 from zoneinfo import available_timezones
 
 from segpipe.errors import RunError
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 FILE = "settings.json"
 DEFAULTS = {

@@ -25,7 +25,7 @@ import httpx
 from deployments import processes, settings
 from deployments.processes import Program, log_file
 from segpipe.errors import RunError, SegpipeError
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 ROOT = Path(__file__).resolve().parents[1]
 POOL = "segpipe"

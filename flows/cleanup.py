@@ -26,8 +26,8 @@ from prefect.states import Failed
 from flows.run_log import library_log
 from segpipe.errors import SegpipeError
 from segpipe.labeling.leftovers import Removed, remove_leftovers
-from segpipe.labeling.sources import find_sources, read_sources
-from segpipe.storage import redact
+from segpipe.redaction import redact
+from segpipe.sources.sources_file import find_sources, read_sources
 
 PAGE = 50  # the server deletes no more at once
 KEEP_RUNS_DAYS = 30

@@ -9,9 +9,9 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.filters import EventFilter, EventIDFilter
 from prefect.events.schemas.events import Event, Resource
 
-from segpipe.labeling.sources import Source
 from segpipe.labeling.totals import RunSummary
-from segpipe.storage import redact
+from segpipe.redaction import redact
+from segpipe.sources.sources_file import Source
 
 DISCOVERED = "segpipe.bucket.discovered"
 DRIFTED = "segpipe.run.drifted"

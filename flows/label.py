@@ -27,7 +27,7 @@ from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 RETRIES = 3
 FIRST_DELAY_SECONDS = 10

@@ -15,9 +15,9 @@ from flows.label import label
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import NotFoundError, SegpipeError
-from segpipe.labeling.sources import Problem, Source, find_sources, read_sources
+from segpipe.redaction import redact
 from segpipe.review.audit import audit_output, in_words, suspend_broken
-from segpipe.storage import redact
+from segpipe.sources.sources_file import Problem, Source, find_sources, read_sources
 
 
 def run_name() -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect import get_run_logger
 
-from segpipe.labeling.sources import SourcesFile
-from segpipe.storage import redact
+from segpipe.redaction import redact
+from segpipe.sources.sources_file import SourcesFile
 
 
 def warn_of_none(url: str, file: SourcesFile) -> list[dict[str, Any]]:

@@ -17,11 +17,11 @@ from prefect.states import Failed
 from flows.run_log import library_log, without_secrets
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import NotFoundError, RunError, SegpipeError
-from segpipe.labeling.sources import find_sources, read_sources
+from segpipe.redaction import redact
 from segpipe.review.label_studio import LabelStudio, open_label_studio
 from segpipe.review.pull import PullSummary, pull
 from segpipe.review.push import PushSummary, push
-from segpipe.storage import redact
+from segpipe.sources.sources_file import find_sources, read_sources
 
 SECRET_BLOCK = "label-studio-token"  # noqa: S105 - the name of the block, not the token
 

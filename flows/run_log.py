@@ -19,7 +19,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from segpipe.errors import RunError
 from segpipe.logs import add_ids
 from segpipe.progress import Advance, track
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 PROGRESS_SECONDS = 5.0
 LAST_PROGRESS_SECONDS = 10.0

@@ -10,8 +10,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from segpipe.config import LabelSettings
 from segpipe.labeling.totals import RunSummary, WorstImage
 from segpipe.models.labeler import Labeler
+from segpipe.redaction import redact
 from segpipe.reports import summary as words
-from segpipe.storage import redact
 
 
 def publish_page(summary: RunSummary, labeler: Labeler, model: str, settings: LabelSettings) -> None:

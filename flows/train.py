@@ -15,9 +15,10 @@ from flows.run_log import library_log, without_secrets
 from segpipe.confidence.policy import Policy
 from segpipe.config import CalibrateSettings, TrainSettings
 from segpipe.errors import AddressError, NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.evaluation.calibration import calibrate as calibrate_model
+from segpipe.redaction import redact
 from segpipe.reports.summary import promise_line
-from segpipe.storage import normalise, redact
-from segpipe.training.calibration import calibrate as calibrate_model
+from segpipe.storage import normalise
 from segpipe.training.run import TrainResult
 from segpipe.training.run import train as train_model
 

@@ -17,10 +17,10 @@ from flows.events import has_arrived, send_discovered
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import RunError, SegpipeError
-from segpipe.labeling.announcements import announce_new, message_id
-from segpipe.labeling.notifications import Notification, Queue
-from segpipe.labeling.sources import Problem, Source, SourcesFile, find_sources, holder_of, read_sources
-from segpipe.storage import redact
+from segpipe.redaction import redact
+from segpipe.sources.announcements import announce_new, message_id
+from segpipe.sources.event_queue import Notification, Queue
+from segpipe.sources.sources_file import Problem, Source, SourcesFile, find_sources, holder_of, read_sources
 
 MESSAGES_A_RUN = 1000
 

@@ -115,7 +115,7 @@ def _logs_json() -> bool:
 
 
 def _say(text: str) -> None:
-    from segpipe.storage import redact
+    from segpipe.redaction import redact
 
     click.echo(redact(text), err=True)
 
@@ -239,7 +239,7 @@ def evaluate(as_json: bool, **values: object) -> None:
     """Measure masks and confidence on a split."""
     settings = build(EvaluateSettings, values)
     if settings.report is None:
-        from segpipe.training.evaluation import evaluate
+        from segpipe.evaluation.measure import evaluate
 
         result = evaluate(settings.model, settings.data, settings.split, settings.device)
         _print_result(asdict(result), as_json)
@@ -248,9 +248,9 @@ def evaluate(as_json: bool, **values: object) -> None:
 
 
 def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool) -> None:
+    from segpipe.evaluation.measure import measure_split, summarise
     from segpipe.models.labeler import load_without_policy
     from segpipe.reports.confidence import check_writable, write_report
-    from segpipe.training.evaluation import measure_split, summarise
 
     check_writable(report)  # before the work, not after it
     labeler = load_without_policy(settings.model, settings.device)
@@ -302,14 +302,14 @@ def calibrate(as_json: bool, **values: object) -> None:
     """
     settings = build(CalibrateSettings, values)
     from segpipe.confidence.policy import to_json
-    from segpipe.training.calibration import calibrate
+    from segpipe.evaluation.calibration import calibrate
 
     policy = calibrate(settings)
     click.echo(to_json(policy) if as_json else "\n".join(columns(_policy_lines(policy))))
 
 
 def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
-    from segpipe.confidence.policy import promise
+    from segpipe.confidence.promise import promise
 
     guards = [f"{guard.class_name} below {guard.min_confidence:g} goes to review" for guard in policy.guards]
     error = policy.calibration_error
@@ -472,7 +472,7 @@ def promote(as_json: bool, **values: object) -> None:
     first model is taken as it is. Give the line's folder as --model to label, and in the sources file.
     """
     settings = build(PromoteSettings, values)
-    from segpipe.training.promotion import promote
+    from segpipe.evaluation.promotion import promote
 
     _print_result(asdict(promote(settings)), as_json)
 
@@ -483,7 +483,7 @@ def promote(as_json: bool, **values: object) -> None:
 @_debug
 def rollback(line: str, as_json: bool) -> None:
     """Let a LINE of models stand for the model before its present one again; repeated: one further back."""
-    from segpipe.training.promotion import go_back
+    from segpipe.evaluation.promotion import go_back
 
     _print_result(asdict(go_back(line)), as_json)
 

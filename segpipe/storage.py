@@ -21,8 +21,7 @@ from pydantic import ValidationError
 
 from segpipe.config import StorageSettings
 from segpipe.errors import AddressError, NotFoundError, StorageError
-from segpipe.storage_errors import ChangedError, explained, failure, guarded, is_conflict
-from segpipe.storage_errors import redact as redact
+from segpipe.storage_retry import ChangedError, explained, failure, guarded, is_conflict
 
 if TYPE_CHECKING:
     import pyarrow.fs

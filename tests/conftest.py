@@ -146,7 +146,7 @@ def make_row() -> Callable[..., Row]:
 @pytest.fixture(scope="session")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A labelled data set of drawn scenes, 32x64 pixels: train 12, val 6, calibration 40 images."""
-    from segpipe.scenes import write_labelled
+    from demo.scenes import write_labelled
 
     root = str(tmp_path_factory.mktemp("streets"))
     rng = np.random.default_rng(7)

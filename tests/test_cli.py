@@ -499,9 +499,9 @@ def test_an_interrupted_label_says_how_to_go_on_and_does(
     ask: Ask,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from segpipe.labeling import run
+    from segpipe.labeling import ledger
 
-    commit, commits = run.commit_part, []
+    commit, commits = ledger.commit_part, []
 
     def interrupted_after_the_first(*arguments: Any) -> bool:
         if commits:
@@ -511,7 +511,7 @@ def test_an_interrupted_label_says_how_to_go_on_and_does(
 
     label = ["label", bucket, str(tmp_path / "out"), "--model", model, "--shard-images", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(run, "commit_part", interrupted_after_the_first)
+        patch.setattr(ledger, "commit_part", interrupted_after_the_first)
         assert cli.run(label) == 130
     advice = capsys.readouterr().err.splitlines()[-1]
     run_id = advice.split("--run-id ")[1]

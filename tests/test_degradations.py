@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from demo.scenes import draw_scene
 from segpipe import degradations
 from segpipe.degradations import TRAINING_DEGRADATIONS, Degradation, degrade, degrade_in_training
-from segpipe.scenes import draw_scene
 
 
 @pytest.fixture(scope="module")

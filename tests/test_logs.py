@@ -13,7 +13,7 @@ import pytest
 from random_model import write_random_model
 
 from segpipe.cli import run
-from segpipe.labeling.ordered import ordered_map
+from segpipe.concurrency import ordered_map
 from segpipe.logs import _IDS, log_ids
 
 

@@ -24,8 +24,9 @@ from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segpipe import storage, storage_errors
+from segpipe import storage, storage_retry
 from segpipe.errors import AlreadyExistsError, NotFoundError, StorageError
+from segpipe.redaction import redact
 
 ODD_KEYS = [
     "a b.jpg",
@@ -480,6 +481,7 @@ def test_a_listing_is_never_a_stale_one(s3_bucket):
 PUT_THEN_FORK_AND_PUT = """
 import multiprocessing, sys
 from segpipe import storage
+from segpipe.redaction import redact
 
 storage.put(sys.argv[1] + "/a", b"x")
 fork = multiprocessing.get_context("fork")
@@ -566,7 +568,7 @@ def faulty(proxy, s3_bucket, monkeypatch):
     """The S3 server behind a proxy whose `faults` the test scripts; retries wait for next to nothing."""
     proxy.faults, proxy.requests = [], []
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage_errors, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
     return proxy
 
 
@@ -592,9 +594,9 @@ def test_retries_end(faulty, s3_bucket, caplog):
     caplog.set_level(logging.DEBUG, "segpipe")
     with pytest.raises(StorageError, match="SlowDown"):
         storage.read(f"s3://{s3_bucket}/a")
-    assert len(faulty.requests) == 1 + storage_errors.ATTEMPTS  # once by obstore, then by s3fs
+    assert len(faulty.requests) == 1 + storage_retry.ATTEMPTS  # once by obstore, then by s3fs
     retries = [message for message in caplog.messages if "trying again" in message]
-    assert len(retries) == storage_errors.ATTEMPTS - 1
+    assert len(retries) == storage_retry.ATTEMPTS - 1
     assert "attempt 1 of 6" in retries[0]
 
 
@@ -654,7 +656,7 @@ def test_other_servers_answers_to_a_lost_create(faulty, s3_bucket):
 def test_a_closed_port_is_named_after_some_tries(s3_server, monkeypatch, unused_port, caplog):
     caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
-    monkeypatch.setattr(storage_errors, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
     with pytest.raises(
         StorageError, match=rf"no answer from 127.0.0.1:{unused_port}, check AWS_ENDPOINT_URL"
     ):
@@ -667,12 +669,12 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_the_environment_say
 ):
     caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("SEGPIPE_STORAGE_ANSWER_SECONDS", "0.2")
-    monkeypatch.setattr(storage_errors, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
             storage.read("s3://bucket/a")
-        monkeypatch.setattr(storage_errors, "GIVE_UP_SECONDS", 0.1)
+        monkeypatch.setattr(storage_retry, "GIVE_UP_SECONDS", 0.1)
         caplog.clear()
         with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
             storage.read("s3://bucket/a")
@@ -712,17 +714,17 @@ def test_missing_credentials_name_the_variables(s3_server, monkeypatch, tmp_path
     ],
 )
 def test_redact_urls(text, expected):
-    assert storage.redact(text) == expected
+    assert redact(text) == expected
 
 
 def test_redact_hides_values_of_secret_variables(monkeypatch):
     for name in ("AWS_SECRET_ACCESS_KEY", "LABEL_STUDIO_API_KEY", "DB_PASSWORD", "X_TOKEN", "MY_SECRET"):
         monkeypatch.setenv(name, f"value/of+{name.lower()}")
-        assert storage.redact(f"x value/of+{name.lower()} y") == "x *** y"
-        assert storage.redact(f"value%2Fof%2B{name.lower()}") == "***"
+        assert redact(f"x value/of+{name.lower()} y") == "x *** y"
+        assert redact(f"value%2Fof%2B{name.lower()}") == "***"
     monkeypatch.setenv("SORT_KEY", "name")
     monkeypatch.setenv("PLAIN_VALUE", "ordinary text")
-    assert storage.redact("name: ordinary text") == "name: ordinary text"
+    assert redact("name: ordinary text") == "name: ordinary text"
 
 
 def test_no_error_or_log_shows_a_secret(faulty, monkeypatch, caplog):

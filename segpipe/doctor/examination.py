@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 
+from segpipe.concurrency import Stopwatch, each_within
 from segpipe.config import DoctorSettings
 from segpipe.doctor import machine, places, server
 from segpipe.doctor.findings import Finding
 from segpipe.errors import SegpipeError
-from segpipe.labeling.limits import Stopwatch, each_within
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 Check = tuple[str, Callable[[], Finding]]
 

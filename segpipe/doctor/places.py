@@ -11,7 +11,8 @@ from pathlib import Path
 from segpipe import storage
 from segpipe.doctor.findings import Finding
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, SegpipeError, StorageError
-from segpipe.labeling.sources import find_sources, read_sources, sources_of
+from segpipe.redaction import redact
+from segpipe.sources.sources_file import find_sources, read_sources, sources_of
 
 
 def check_source(source: str | None) -> Finding:
@@ -20,9 +21,9 @@ def check_source(source: str | None) -> Finding:
         return Finding("source", "skip", "not given", "--source URL")
     first = next(storage.list_objects(storage.normalise(source)), None)
     if first is None:
-        return Finding("source", "FAIL", f"{storage.redact(source)} is empty", "correct the name or fill it")
+        return Finding("source", "FAIL", f"{redact(source)} is empty", "correct the name or fill it")
     size = len(storage.read_bytes(first.uri))
-    return Finding("source", "ok", f"listed and read: {storage.redact(first.uri)}, {size} bytes")
+    return Finding("source", "ok", f"listed and read: {redact(first.uri)}, {size} bytes")
 
 
 def check_output(output: str | None) -> Finding:
@@ -81,7 +82,7 @@ def check_sources_file(sources: str | None) -> Finding:
     if faults:
         return _failed("sources file", faults, "correct the entry; the others work")
     if idle := [entry.pattern for entry in file.entries if not any(sources_of(entry, file))]:
-        said = storage.redact(f"nothing matches {', '.join(idle)}")
+        said = redact(f"nothing matches {', '.join(idle)}")
         return Finding("sources file", "warn", said, "is the bucket's name right?")
     if not found:
         return Finding("sources file", "warn", "it names no source", "write each below [[source]]")
@@ -113,7 +114,7 @@ def check_their_outputs(sources: str | None) -> Finding:
 
 
 def _failed(check: str, faults: list[str], remedy: str) -> Finding:
-    return Finding(check, "FAIL", storage.redact("; ".join(faults)), remedy)
+    return Finding(check, "FAIL", redact("; ".join(faults)), remedy)
 
 
 def _fault(look: Callable[[], object]) -> str | None:
@@ -154,7 +155,7 @@ def check_policy(model: str | None) -> Finding:
     try:
         policy = load_model(model, "cpu").policy
     except SegpipeError as error:
-        return Finding("policy", "FAIL", storage.redact(str(error)))
+        return Finding("policy", "FAIL", redact(str(error)))
     if policy is None:
         return Finding(
             "policy", "warn", "none of this model: all masks go to review", "run segpipe calibrate"

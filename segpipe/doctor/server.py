@@ -13,7 +13,7 @@ import httpx
 
 from segpipe.doctor.findings import Finding
 from segpipe.errors import RunError
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 POOL = "segpipe"
 DEPLOYMENTS = frozenset({"nightly", "on-bucket", "buckets", "weekly", "manual", "sync"})

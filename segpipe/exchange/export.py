@@ -12,6 +12,7 @@ from segpipe.exchange import formats
 from segpipe.exchange.items import Item, Target, accepted_items, index_csv
 from segpipe.images import class_palette
 from segpipe.manifests.store import classes_of
+from segpipe.redaction import redact
 
 Format = Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]
 WRITERS: dict[Format, formats.Write] = {
@@ -47,7 +48,7 @@ def export(output: str, target: str, layout: Format, split: str) -> ExportResult
     meaning = Target(root, split, classes, class_palette(max(len(classes), 1)))
     WRITERS[layout](_remembered(output, written), meaning)
     meaning.put(INDEX, index_csv(written))
-    return ExportResult(storage.redact(root), layout, split, len(written))
+    return ExportResult(redact(root), layout, split, len(written))
 
 
 def _remembered(output: str, written: list[Item]) -> Iterator[Item]:
@@ -56,7 +57,7 @@ def _remembered(output: str, written: list[Item]) -> Iterator[Item]:
         yield item
         written.append(item.without_pixels())
     if not written:
-        raise RunError(f"nothing is accepted under {storage.redact(output)}: there is nothing to export")
+        raise RunError(f"nothing is accepted under {redact(output)}: there is nothing to export")
 
 
 def _require_empty(root: str) -> None:
@@ -65,4 +66,4 @@ def _require_empty(root: str) -> None:
     except NotFoundError:
         return
     if first is not None:
-        raise RunError(f"{storage.redact(root)} is not empty: export to a folder of its own")
+        raise RunError(f"{redact(root)} is not empty: export to a folder of its own")

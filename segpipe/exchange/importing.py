@@ -20,6 +20,7 @@ from segpipe.errors import DatasetError, NotFoundError
 from segpipe.exchange import known_classes
 from segpipe.images import class_palette, decode_image, decode_mask, encode_mask
 from segpipe.progress import track
+from segpipe.redaction import redact
 
 Layout = Literal["camvid", "cityscapes", "voc", "coco"]
 IGNORED = 255
@@ -54,17 +55,13 @@ def import_dataset(source: str, target: str, layout: Layout) -> ImportResult:
     source, root = storage.normalise(source), storage.normalise(target)
     classes, pairs = _READERS[layout](source)
     if not pairs:
-        raise DatasetError(
-            f"{storage.redact(source)} has no images in the layout of {layout}: is it its root?"
-        )
+        raise DatasetError(f"{redact(source)} has no images in the layout of {layout}: is it its root?")
     with ThreadPoolExecutor(THREADS) as pool, track(len(pairs), "import") as progress:
         for _ in pool.map(partial(_copy, root=root, classes=classes), pairs):
             progress.advance()
     write_dataset(root, PurePosixPath(source).name, classes, IGNORED)
     splits = [pair.split for pair in pairs]
-    return ImportResult(
-        storage.redact(root), len(classes), {name: splits.count(name) for name in sorted({*splits})}
-    )
+    return ImportResult(redact(root), len(classes), {name: splits.count(name) for name in sorted({*splits})})
 
 
 def _copy(pair: Pair, root: str, classes: tuple[str, ...]) -> None:

@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from segpipe import storage
+from segpipe.concurrency import ordered_map
 from segpipe.errors import NotFoundError, RunError
 from segpipe.images import decode_image, decode_mask
-from segpipe.labeling.ordered import ordered_map
 from segpipe.manifests.query import open_views
+from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -101,10 +102,10 @@ def _read(row: dict[str, Any]) -> Item | None:
     try:
         blob = storage.read(uri)
     except NotFoundError:
-        logger.warning("%s is left out: it is not there any more", storage.redact(uri))
+        logger.warning("%s is left out: it is not there any more", redact(uri))
         return None
     if blob.etag != etag:
-        logger.warning("%s is left out: it was replaced since it was labelled", storage.redact(uri))
+        logger.warning("%s is left out: it was replaced since it was labelled", redact(uri))
         return None
     image, extension = _as_displayed(blob.data)
     return Item(_key(uri, etag), uri, etag, row["mask_sha256"], extension, image, _mask(row))
@@ -113,7 +114,7 @@ def _read(row: dict[str, Any]) -> Item | None:
 def _mask(row: dict[str, Any]) -> np.ndarray:
     content = storage.read_bytes(row["mask_uri"])
     if hashlib.sha256(content).hexdigest() != row["mask_sha256"]:
-        raise RunError(f"{storage.redact(row['mask_uri'])} is not the mask of the manifest: restore it")
+        raise RunError(f"{redact(row['mask_uri'])} is not the mask of the manifest: restore it")
     return decode_mask(content)
 
 

@@ -16,7 +16,7 @@ from segpipe.labeling.inventory_list import OBJECT_SCHEMA
 from segpipe.labeling.mask_keys import PNG_FOLDERS
 from segpipe.manifests import store
 from segpipe.manifests.parts import manifests_root
-from segpipe.storage_errors import explained
+from segpipe.storage_retry import explained
 
 _LOOKS_AT_ONCE = 16
 

@@ -1,39 +1,44 @@
 """A batch of images from storage to storage: fetched, computed by one core (decode, judge, encode), written.
 
-Threads that hand each image on to the next stage would wait for their turn at Python and find cold caches.
+The only place that takes a step's time and makes a failed image of what it raises. Threads that hand each
+image on to the next stage would wait for their turn at Python and find cold caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from contextlib import ExitStack
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from threading import Event, Semaphore
-from typing import TypeVar
+from time import perf_counter
+from typing import Any, Generic, Literal, TypeVar, cast
 
-from segpipe.labeling.decoding import DecodingLimits, decode_batch
-from segpipe.labeling.encoding import encode_image, finish_image
+from segpipe.concurrency import Budget
+from segpipe.errors import DeviceMemoryError, ImageError, SegpipeError, StorageError
+from segpipe.labeling import steps
 from segpipe.labeling.items import (
+    DecodedPixels,
     EncodedImage,
-    FailedImage,
-    FetchedImage,
     ImageLabeler,
-    JudgedImage,
+    Legs,
     Outcome,
     PlannedImage,
+    SeenImage,
+    Target,
 )
-from segpipe.labeling.judging import BatchLimit, judge_batch
-from segpipe.labeling.limits import Budget
-from segpipe.labeling.reading import fetch_image
-from segpipe.labeling.rows import Target
-from segpipe.labeling.writing import write_image
+from segpipe.labeling.steps import BatchLimit, DecodingLimits
+from segpipe.manifests.schema import FailureReason, Row
 
 # A batch ends before it has more listed bytes; an image whose size is not listed counts for so many.
 BATCH_BYTES = 128_000_000
 UNLISTED_BYTES = 8_000_000
+Value = TypeVar("Value")
+Result = TypeVar("Result")
 Item = TypeVar("Item")
+Leg = Literal["read", "decode", "infer", "encode", "write"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,17 @@ class BatchWork:
     target: Target
     max_bytes: int
     decoding: DecodingLimits
+
+
+@dataclass(frozen=True)
+class InWork(Generic[Value]):
+    """An image after a step: what is known of it, the time it took, what the step gave; or why it failed."""
+
+    seen: SeenImage
+    legs: Legs
+    value: Value
+    error: Exception | None = None
+    reason: FailureReason | None = None
 
 
 def planned_batches(images: Iterable[PlannedImage], limit: BatchLimit) -> Iterator[list[PlannedImage]]:
@@ -82,16 +98,122 @@ def _listed(image: PlannedImage) -> int:
 def label_batch(images: Sequence[PlannedImage], work: BatchWork, machine: Machine) -> list[Outcome]:
     """The outcome of each image; its mask, and its confidence map, is stored before it is returned.
 
-    Raises what target.require_claim raises, CancelledError when the run has ended, PolicyError.
+    Raises what target.require_claim raises, CancelledError when the run has ended.
     """
     to_read = [image for image in images if image.image_bytes <= work.max_bytes]
     with ExitStack() as until_decoded:
         until_decoded.enter_context(machine.fetched_bytes.held(sum(map(_listed, to_read))))
-        fetched = [fetch_image(image, work.max_bytes) for image in _wanted(images, work, machine)]
+        fetched = [_fetch(image, work) for image in _wanted(images, work, machine)]
         # What is logged there names this run too.
         compute = copy_context().run
         encoded = machine.computing.submit(compute, _compute, fetched, until_decoded, work, machine).result()
-    return [write_image(item, work.target) for item in _wanted(encoded, work, machine)]
+    return [_store(item, work.target) for item in _wanted(encoded, work, machine)]
+
+
+def _fetch(image: PlannedImage, work: BatchWork) -> InWork[bytes]:
+    planned = InWork(SeenImage(image, image.image_etag, image.image_bytes), Legs(), image)
+    fetched = _after(planned, "read", lambda image: steps.fetch(image, work.max_bytes))
+    if fetched.reason:
+        return cast(InWork[bytes], fetched)
+    blob = fetched.value
+    return InWork(SeenImage(image, blob.etag, len(blob.data)), fetched.legs, blob.data)
+
+
+def _compute(
+    fetched: list[InWork[bytes]], until_decoded: ExitStack, work: BatchWork, machine: Machine
+) -> list[InWork[EncodedImage]]:
+    decode = partial(
+        steps.decode_each,
+        labeler=work.labeler,
+        limits=work.decoding,
+        require_wanted=lambda: _require_wanted(work, machine),
+    )
+    decoded = _after_all(fetched, "decode", decode)
+    fetched.clear()
+    until_decoded.close()
+    sized = [_with_size(item) for item in decoded]
+    del decoded
+    with machine.device:
+        judged = _after_all(sized, "infer", lambda pixels: steps.judge(pixels, work.labeler, machine.limit))
+    del sized
+    return [_encode(item, work, machine) for item in _wanted(judged, work, machine)]
+
+
+def _with_size(item: InWork[DecodedPixels]) -> InWork[DecodedPixels]:
+    if item.reason:
+        return item
+    return replace(item, seen=replace(item.seen, height=item.value.height, width=item.value.width))
+
+
+def _encode(item: InWork[Any], work: BatchWork, machine: Machine) -> InWork[EncodedImage]:
+    if item.reason:
+        return item
+    height, width = item.seen.height, item.seen.width
+    assert height is not None  # it was decoded
+    assert width is not None
+    with work.decoding.budget.held(height * width):
+        with machine.device:
+            labeled = _after(item, "infer", lambda judged: steps.finish(judged, height, width, work.labeler))
+        return _after(labeled, "encode", lambda mask: steps.encode(item.seen, mask, work.target))
+
+
+def _store(item: InWork[EncodedImage], target: Target) -> Outcome:
+    stored: InWork[Row] = _after(item, "write", steps.store)
+    if stored.reason is None:
+        return Outcome(stored.value, stored.legs, None)
+    assert stored.error is not None
+    row = steps.failed_row(stored.seen, stored.reason, stored.error, target)
+    return Outcome(row, stored.legs, stored.error)
+
+
+def _after(item: InWork[Value], leg: Leg, step: Callable[[Value], Result]) -> InWork[Result]:
+    """The image after one more step; one that failed stays as it is."""
+    return next(iter(_after_all([item], leg, partial(_one, step))))
+
+
+def _one(step: Callable[[Value], Result], values: Sequence[Value]) -> list[Result | Exception]:
+    try:
+        return [step(values[0])]
+    except Exception as error:
+        return [error]
+
+
+def _after_all(
+    items: Sequence[InWork[Value]], leg: Leg, step: Callable[[Sequence[Value]], Sequence[Result | Exception]]
+) -> list[InWork[Result]]:
+    """The images after a step that takes all that have not failed together; the time is shared out evenly."""
+    values = [item.value for item in items if item.reason is None]
+    if not values:
+        return cast(list[InWork[Result]], list(items))
+    started = perf_counter()
+    results = iter(step(values))
+    legs = Legs(**{leg: (perf_counter() - started) / len(values)})
+    return [_with_result(item, leg, legs, results) for item in items]
+
+
+def _with_result(item: InWork[Any], leg: Leg, legs: Legs, results: Iterator[Any | Exception]) -> InWork[Any]:
+    if item.reason:
+        return item
+    result = next(results)
+    if isinstance(result, Exception):
+        return InWork(item.seen, item.legs + legs, None, result, _reason(result, leg))
+    return InWork(item.seen, item.legs + legs, result)
+
+
+def _reason(error: Exception, leg: Leg) -> FailureReason:
+    """Why an image failed; what is no failure of an image is raised."""
+    match error:
+        case ImageError():
+            return error.reason
+        case StorageError() if leg in ("read", "write"):
+            return "storage"
+        case DeviceMemoryError():
+            return "inference"
+        case SegpipeError():
+            raise error
+        case _ if leg == "infer":
+            return "inference"
+    raise error
 
 
 def _wanted(items: Iterable[Item], work: BatchWork, machine: Machine) -> Iterator[Item]:
@@ -105,23 +227,3 @@ def _require_wanted(work: BatchWork, machine: Machine) -> None:
     if machine.stopping.is_set():
         raise CancelledError
     work.target.require_claim()
-
-
-def _compute(
-    fetched: list[FetchedImage | FailedImage], until_decoded: ExitStack, work: BatchWork, machine: Machine
-) -> list[EncodedImage | FailedImage]:
-    read = decode_batch(fetched, work.labeler, work.decoding, lambda: _require_wanted(work, machine))
-    fetched.clear()
-    until_decoded.close()
-    with machine.device:
-        judged = judge_batch(read, work.labeler, machine.limit)
-    return [_encode(item, work, machine) for item in _wanted(judged, work, machine)]
-
-
-def _encode(item: JudgedImage | FailedImage, work: BatchWork, machine: Machine) -> EncodedImage | FailedImage:
-    if isinstance(item, FailedImage):
-        return item
-    with work.decoding.budget.held(item.height * item.width):
-        with machine.device:
-            finished = finish_image(item, work.labeler)
-        return finished if isinstance(finished, FailedImage) else encode_image(finished, work.target)

@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, StorageError
+from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -187,7 +188,7 @@ def _say_waiting(folder: str, live: ClaimRecord) -> None:
     logger.info(
         "waiting for run %s, which holds %s until %s or longer (the claim of a killed run expires by itself)",
         live.run_id,
-        storage.redact(folder),
+        redact(folder),
         live.expires_at.isoformat(timespec="seconds"),
     )
 

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA, read_list
+from segpipe.redaction import redact
 
 HIDDEN = "hidden"
 MASKS = "masks of another OUTPUT"
@@ -57,9 +58,7 @@ def check_places(source: str, output: str) -> tuple[str, str]:
     """
     source, output = storage.normalise(source), storage.normalise(output)
     if source == output:
-        raise RunError(
-            f"SOURCE and OUTPUT are both {storage.redact(source)}: give OUTPUT a folder of its own"
-        )
+        raise RunError(f"SOURCE and OUTPUT are both {redact(source)}: give OUTPUT a folder of its own")
     if next(iter(storage.list_objects(source)), None) is None:
         raise RunError(_nothing_to_label(source, Counter()))
     return source, output
@@ -135,4 +134,4 @@ def _left_aside(key: str) -> str | None:
 def _nothing_to_label(place: str, skipped: Counter[str]) -> str:
     aside = ", ".join(f"{count} {name}" for name, count in sorted(skipped.items()))
     found = f"only {aside}" if aside else "it is empty"
-    return f"no images under {storage.redact(place)} ({found}): give the folder or bucket that holds them"
+    return f"no images under {redact(place)} ({found}): give the folder or bucket that holds them"

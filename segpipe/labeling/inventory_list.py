@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.errors import RunError
-from segpipe.storage_errors import explained
+from segpipe.redaction import redact
+from segpipe.storage_retry import explained
 
 OBJECT_SCHEMA = pa.schema(
     [
@@ -95,7 +96,7 @@ def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
     report = _report(url)
     if not f"{source}/".startswith(f"s3://{report['sourceBucket']}/"):
         raise RunError(
-            f"{url} lists bucket {report['sourceBucket']}, not {storage.redact(source)}: "
+            f"{url} lists bucket {report['sourceBucket']}, not {redact(source)}: "
             "give the report of SOURCE's bucket"
         )
     is_csv = report["fileFormat"].lower() == "csv"
@@ -280,6 +281,4 @@ def _copy(url: str, path: Path) -> str:
 
 
 def _malformed(url: str, reason: str) -> RunError:
-    return RunError(
-        storage.redact(f"inventory {url} {reason}: mend it, or leave --inventory out to list SOURCE")
-    )
+    return RunError(redact(f"inventory {url} {reason}: mend it, or leave --inventory out to list SOURCE"))

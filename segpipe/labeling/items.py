@@ -1,16 +1,15 @@
-"""What an image is at each stage of its way through labelling, and what a model must be able to do."""
+"""What an image is on its way through labelling, and what a model must be able to do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from segpipe.errors import SegpipeError
-from segpipe.labeling.legs import Legs
-from segpipe.manifests.schema import FailureReason, Row
+from segpipe.manifests.schema import Row
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -47,11 +46,18 @@ class ImageLabeler(Protocol):
 
 
 @dataclass(frozen=True)
-class File:
-    """An object to be written."""
+class Target:
+    """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
 
-    uri: str
-    data: bytes
+    confidence_maps_root: where confidence maps go; None: they are not wanted.
+    """
+
+    masks_root: str
+    confidence_maps_root: str | None
+    run_id: str
+    model_id: str
+    palette: np.ndarray
+    require_claim: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -67,86 +73,111 @@ class PlannedImage:
 
 @dataclass(frozen=True)
 class SeenImage:
-    """A planned image and what was really read: its etag, and its size in bytes."""
+    """A planned image and what is known of it so far.
+
+    etag and bytes as listed, then as read; height and width as displayed, None until it is decoded.
+    """
 
     planned: PlannedImage
     etag: str
     bytes: int
+    height: int | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
-class FetchedImage:
-    """The bytes of an image's object."""
-
-    seen: SeenImage
-    data: bytes
-    legs: Legs
-
-
-@dataclass(frozen=True)
-class ReadImage:
+class DecodedPixels:
     """pixels is what the labeler prepared, height and width are those of the image as displayed."""
 
-    seen: SeenImage
     pixels: np.ndarray
     height: int
     width: int
-    legs: Legs
 
 
 @dataclass(frozen=True)
-class JudgedImage:
-    """judged is what the labeler's judge said, which its finish makes a mask of."""
+class File:
+    """An object to be written."""
 
-    seen: SeenImage
-    judged: Any
-    height: int
-    width: int
-    legs: Legs
-
-
-@dataclass(frozen=True)
-class FinishedImage:
-    """The mask at the image's own size, and the numbers on it."""
-
-    seen: SeenImage
-    height: int
-    width: int
-    labeled: Labeled
-    legs: Legs
+    uri: str
+    data: bytes
 
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """The files to be stored, and the row that is true once they are."""
+    """The files of a labelled image, and the row that is true once they are stored."""
 
-    seen: SeenImage
-    height: int
-    width: int
     files: tuple[File, ...]
     row: Row
-    legs: Legs
 
 
 @dataclass(frozen=True)
-class FailedImage:
-    """An image that gets no mask; height and width only if they were found out."""
+class Legs:
+    """Seconds per leg of the work; legs that run in several threads at once can exceed the wall time.
 
-    seen: SeenImage
-    height: int | None
-    width: int | None
-    reason: FailureReason
-    error: Exception
-    legs: Legs
+    decode includes the resizing to the networks' size, infer the resizing of the mask to the image's.
+    wait is what the run spent idle, waiting for finished images.
+    """
+
+    read: float = 0.0
+    decode: float = 0.0
+    infer: float = 0.0
+    encode: float = 0.0
+    write: float = 0.0
+    wait: float = 0.0
+
+    def __add__(self, other: Legs) -> Legs:
+        return Legs(**{leg: seconds + getattr(other, leg) for leg, seconds in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished image: its row, the time it took, and what went wrong with it, if anything did."""
+    """A finished image: its row, the time it took, and what went wrong with it, if anything did.
+
+    Nothing is decided yet: the row of a labelled image says review, no_policy, until decisions.decide.
+    """
 
     row: Row
     legs: Legs
     error: Exception | None
+
+
+@dataclass(frozen=True)
+class Threads:
+    """How many threads move images and masks, and how many compute."""
+
+    moving: int
+    computing: int
+
+
+@dataclass(frozen=True)
+class FinishedShard:
+    """A shard's undecided rows, in the order of the plan, the time they took, and in how many threads."""
+
+    shard: int
+    rows: tuple[Row, ...]
+    seconds: float
+    legs: Legs
+    threads: Threads
+
+
+def per_thread(legs: Legs, threads: Threads) -> Legs:
+    """The seconds each leg would take a single one of its threads; nobody works at waiting."""
+    return Legs(
+        read=legs.read / threads.moving,
+        decode=legs.decode / threads.computing,
+        infer=legs.infer / threads.computing,
+        encode=legs.encode / threads.computing,
+        write=legs.write / threads.moving,
+    )
+
+
+def bottleneck(occupied: Legs) -> str | None:
+    """The longest leg of the busier kind of threads, by seconds per thread; None when nothing was done."""
+    moving = {"read": occupied.read, "write": occupied.write}
+    computing = {"decode": occupied.decode, "infer": occupied.infer, "encode": occupied.encode}
+    busier = max(computing, moving, key=lambda legs: sum(legs.values()))
+    name, seconds = max(busier.items(), key=lambda leg: leg[1])
+    return name if seconds > 0 else None
 
 
 def one_line(error: Exception) -> str:

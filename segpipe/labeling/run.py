@@ -8,36 +8,25 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict
 from datetime import UTC, datetime
-from itertools import groupby
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from segpipe import storage
-from segpipe.confidence.drift import Drift
-from segpipe.confidence.policy import to_json
 from segpipe.errors import RunError
 from segpipe.images import class_palette
-from segpipe.labeling import drift_gate
 from segpipe.labeling.claim import Claim, hold_claim
+from segpipe.labeling.engines.local import finished_shards
 from segpipe.labeling.inventory import check_places
-from segpipe.labeling.items import ImageLabeler, Outcome, PlannedImage
-from segpipe.labeling.legs import Legs, Threads
-from segpipe.labeling.plan import RunPlan, check_run_id, finished_parts, make_plan, new_run_id, pending_images
-from segpipe.labeling.rows import Target
+from segpipe.labeling.items import ImageLabeler, PlannedImage, Target
+from segpipe.labeling.ledger import open_ledger
+from segpipe.labeling.plan import RunPlan, check_run_id, make_plan, new_run_id, pending_images
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
-from segpipe.labeling.shard import label_images
-from segpipe.labeling.suspension import after_suspension, find_suspension
-from segpipe.labeling.totals import RunSummary, read_totals, summarise_run, to_metadata
+from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
-from segpipe.manifests.policies import keep_policy
-from segpipe.manifests.schema import rows_table
-from segpipe.manifests.store import commit_part
 from segpipe.progress import Advance, track
 
 if TYPE_CHECKING:
@@ -161,29 +150,15 @@ def _policy_id(labeler: ImageLabeler) -> str | None:
 def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
-    pending, drift, suspended = pending_images(plan), _committed_drift(plan, settings), False
-    if labeler.policy:
-        keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
-    threads = Threads(labeler.computed_at_once + settings.fetch_threads, labeler.computed_at_once)
-    outcomes = label_images(_planned(pending), labeler, _target(plan, labeler, settings, claim), settings)
+    pending, ledger = pending_images(plan), open_ledger(plan, labeler, settings, claim)
+    target = _target(plan, labeler, settings, claim)
     with (
         log_ids(run_id=plan.run_id),
         progress(pending.num_rows, "labelling") as bar,
-        closing(outcomes),
+        closing(finished_shards(_planned(pending), labeler, target, settings, bar.advance)) as shards,
     ):
-        started = perf_counter()
-        for shard, group in groupby(outcomes, key=lambda outcome: outcome.row.shard):
-            with log_ids(shard=shard):
-                finished = list(_advancing(group, bar))
-            drift = drift or _judge(finished, plan, labeler, settings)
-            suspended = suspended or find_suspension(plan.output, labeler.policy)
-            gated = [drift_gate.after_gate(outcome.row, drift, settings) for outcome in finished]
-            rows = after_suspension(gated, suspended)
-            legs = sum((outcome.legs for outcome in finished), start=Legs())
-            claim.require_newest()
-            metadata = to_metadata(perf_counter() - started, legs, threads, drift)
-            _commit(plan, shard, rows_table(rows, labeler.classes, metadata))
-            started = perf_counter()
+        for shard in shards:
+            ledger.commit(shard)
 
 
 def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
@@ -197,41 +172,6 @@ def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim
         confidence_maps_root=plan.confidence_maps_root if settings.confidence_maps else None,
         run_id=plan.run_id,
         model_id=plan.model_id,
-        policy=labeler.policy,
         palette=class_palette(len(labeler.classes)),
-        audit_share=settings.audit_share,
         require_claim=claim.require_alive,
     )
-
-
-def _advancing(outcomes: Iterator[Outcome], bar: Advance) -> Iterator[Outcome]:
-    for outcome in outcomes:
-        bar.advance(1)
-        yield outcome
-
-
-def _committed_drift(plan: RunPlan, settings: LabelSettings) -> Drift | None:
-    """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
-    parts = finished_parts(plan)
-    drift = read_totals(min(parts)[1]).drift if parts else None
-    drift_gate.say(drift, plan.run_id, settings)
-    return drift
-
-
-def _judge(
-    first_shard: list[Outcome], plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings
-) -> Drift | None:
-    drift = drift_gate.judge((outcome.row for outcome in first_shard), labeler.policy, settings)
-    drift_gate.say(drift, plan.run_id, settings)
-    return drift
-
-
-def _commit(plan: RunPlan, shard: int, table: pa.Table) -> None:
-    # In a thread, since a signal interrupts the main one only: a part that is under way when the run is told
-    # to stop lands before the claim is let go; afterwards it could double another run's rows.
-    with ThreadPoolExecutor(1) as committer:
-        created = committer.submit(
-            commit_part, plan.output, plan.run_date, plan.run_id, shard, table
-        ).result()
-    if not created:
-        logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)

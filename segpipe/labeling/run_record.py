@@ -17,7 +17,8 @@ from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.store import table_bytes
-from segpipe.storage_errors import explained
+from segpipe.redaction import redact
+from segpipe.storage_retry import explained
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -140,7 +141,7 @@ def _read_record(plan: RunPlan) -> dict[str, Any]:
 
 def _write_record(plan: RunPlan, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False)
-    storage.put(_record_uri(plan), storage.redact(text).encode())
+    storage.put(_record_uri(plan), redact(text).encode())
 
 
 def _plan_uri(output: str, run_id: str) -> str:

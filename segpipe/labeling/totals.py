@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.confidence.drift import Drift
-from segpipe.labeling import drift_gate
-from segpipe.labeling.legs import Legs, Threads, bottleneck, per_thread
+from segpipe.labeling import decisions
+from segpipe.labeling.items import Legs, Threads, bottleneck, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 
 _SECONDS, _LEGS, _OCCUPIED = "segpipe.seconds", "segpipe.legs", "segpipe.legs_per_thread"
@@ -90,7 +90,7 @@ def to_metadata(seconds: float, legs: Legs, threads: Threads, drift: Drift | Non
         _LEGS: json.dumps(asdict(legs)),
         _OCCUPIED: json.dumps(asdict(per_thread(legs, threads))),
     }
-    return timing | drift_gate.to_metadata(drift)
+    return timing | decisions.drift_metadata(drift)
 
 
 def summarise_run(plan: RunPlan) -> RunSummary:
@@ -117,7 +117,7 @@ def read_totals(uri: str) -> PartTotals:
         seconds=float(metadata[_SECONDS.encode()]),
         legs=Legs(**json.loads(metadata[_LEGS.encode()])),
         occupied=Legs(**json.loads(metadata[_OCCUPIED.encode()])),
-        drift=drift_gate.from_metadata(metadata),
+        drift=decisions.drift_of_metadata(metadata),
         worst=_worst(WorstImage(**row) for row in table.to_pylist()),
     )
 

@@ -20,7 +20,8 @@ from segpipe.errors import AlreadyExistsError, NotFoundError
 from segpipe.manifests.batches import large_batches
 from segpipe.manifests.compacted import PARTS_KEY, compacted_key, compacted_root, current_view
 from segpipe.manifests.store import MANIFEST_SCHEMA, scan_parts
-from segpipe.storage_errors import explained
+from segpipe.redaction import redact
+from segpipe.storage_retry import explained
 
 if TYPE_CHECKING:
     from segpipe.config import CompactSettings
@@ -54,7 +55,7 @@ def compact(output: str, settings: CompactSettings) -> CompactionSummary:
     view = current_view(output)
     if not view.files and not view.parts:
         raise NotFoundError(
-            f"there is no manifest under {storage.redact(output)}: give the OUTPUT of a labelling run"
+            f"there is no manifest under {redact(output)}: give the OUTPUT of a labelling run"
         )
     files = parts = rows = 0
     while len(view.parts) >= settings.min_parts:

@@ -21,6 +21,7 @@ from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.sql import connect
 from segpipe.manifests.store import open_manifest
+from segpipe.redaction import redact
 
 Format = Literal["table", "json", "csv"]
 
@@ -108,7 +109,7 @@ def _require_output(output: str) -> None:
     """A run that has begun has left its plan, one that has finished a shard a part of the manifest."""
     if not any(_holds_objects(storage.join(output, folder)) for folder in ("runs", "manifests")):
         raise NotFoundError(
-            f"nothing was labelled under {storage.redact(output)}: give the OUTPUT of a labelling run"
+            f"nothing was labelled under {redact(output)}: give the OUTPUT of a labelling run"
         )
 
 
@@ -130,7 +131,7 @@ def _require_reading(statements: list[duckdb.Statement]) -> None:
 
 def _one_line(error: duckdb.Error) -> str:
     said = str(error).partition("\nLINE ")[0]
-    return storage.redact(" ".join(said.split()))
+    return redact(" ".join(said.split()))
 
 
 def format_table(table: pa.Table, style: Format) -> str:

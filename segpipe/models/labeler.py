@@ -21,9 +21,9 @@ from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device, is_out_of_memory, to_device
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.inference import Prediction, normalised, predict
-from segpipe.models.line import resolve
 from segpipe.models.memory import keep_freed_memory
 from segpipe.models.preprocess import resize_image
+from segpipe.models.promotion_line import resolve
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8

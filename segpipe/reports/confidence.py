@@ -13,7 +13,7 @@ from segpipe.reports.judged import Judged, judged_images, routing_under
 from segpipe.reports.page import Picture, render
 
 if TYPE_CHECKING:
-    from segpipe.training.evaluation import Evaluation, Measurements
+    from segpipe.evaluation.measure import Evaluation, Measurements
 
 INDEX = "index.html"
 TEMPLATE = "confidence.html"

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import rankdata
 
-from segpipe import storage
 from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
 from segpipe.confidence.selective import SelectiveMetrics
+from segpipe.redaction import redact
 from segpipe.reports.judged import Judged, Routing, routing_under
 from segpipe.reports.page import Figure, ImageRow, Merit, Page, Picture, PolicyPart, ScoreRow
 from segpipe.reports.summary import promise_line
 
 if TYPE_CHECKING:
-    from segpipe.training.evaluation import Evaluation
+    from segpipe.evaluation.measure import Evaluation
 
 WORST_IMAGES = 10
 HIGHER_IS_BETTER = frozenset({"gap_closed", "spearman"})
@@ -55,8 +55,8 @@ def page_content(
     return Page(
         title=f"Masks and their confidence on split {about.split}",
         facts=(
-            ("model", f"{about.model_id} ({storage.redact(about.model)})"),
-            ("data", storage.redact(about.data)),
+            ("model", f"{about.model_id} ({redact(about.model)})"),
+            ("data", redact(about.data)),
             ("split", about.split),
             ("images", str(evaluation.n)),
             ("made", about.created_at),
@@ -80,7 +80,7 @@ def _remarks(evaluation: Evaluation, judged: Judged, about: ReportFacts) -> Iter
             "What compares scores with IoU leaves them out."
         )
     if about.policy_problem is not None:
-        yield f"The policy was left aside: {storage.redact(about.policy_problem)}"
+        yield f"The policy was left aside: {redact(about.policy_problem)}"
 
 
 def _quality(evaluation: Evaluation, judged: Judged) -> tuple[Figure, ...]:

@@ -12,6 +12,7 @@ from PIL import Image
 from segpipe import storage
 from segpipe.errors import RunError, SegpipeError
 from segpipe.images import decode_image, decode_mask, overlay
+from segpipe.redaction import redact
 from segpipe.reports.page import Picture
 from segpipe.review.drafts import read_mask
 
@@ -39,17 +40,17 @@ class Gallery:
 
 def gallery_item(row: dict[str, Any], source: str, palette: np.ndarray) -> GalleryItem:
     """A manifest row as an item; what cannot be shown any more is said in its place."""
-    name = storage.redact(row["image_uri"].removeprefix(f"{source}/"))
+    name = redact(row["image_uri"].removeprefix(f"{source}/"))
     try:
         panes, problem = _panes(row, palette), ""
     except SegpipeError as error:
-        panes, problem = (), f"; cannot be shown: {storage.redact(str(error))}"
+        panes, problem = (), f"; cannot be shown: {redact(str(error))}"
     return GalleryItem(name, _text(row) + problem, panes)
 
 
 def _text(row: dict[str, Any]) -> str:
     if row["decision"] == "failed":
-        return f"{row['reason']}: {storage.redact(row['error'] or '')}"
+        return f"{row['reason']}: {redact(row['error'] or '')}"
     return (
         f"{row['reason']}, confidence {row['confidence']:.2f}"
         if row["confidence"] is not None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segpipe.confidence.policy import BadFractionPromise, Policy, is_guarded
 
 if TYPE_CHECKING:
-    from segpipe.training.evaluation import Measurements
+    from segpipe.evaluation.measure import Measurements
 
 ROUTING_SCORE = "discriminator"
 

@@ -18,6 +18,7 @@ from segpipe.labeling.run_record import load_plan
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.manifests.query import query
 from segpipe.manifests.store import classes_of
+from segpipe.redaction import redact
 from segpipe.reports import plots
 from segpipe.reports import summary as words
 from segpipe.reports.gallery import Gallery, gallery_item
@@ -67,9 +68,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
     run_id = _newest_run(output) if run_id is None else run_id
     plan = load_plan(output, run_id)
     if plan is None:
-        raise NotFoundError(
-            f"{storage.redact(output)} has no run {run_id}; segpipe query ... runs lists them"
-        )
+        raise NotFoundError(f"{redact(output)} has no run {run_id}; segpipe query ... runs lists them")
     policy = policy if policy is not None and policy.policy_id == plan.policy_id else None
     page = render(TEMPLATE, _page(output, summarise_run(plan), policy)).encode()
     uri = storage.normalise(to) if to else storage.join(output, f"runs/{run_id}/report.html")
@@ -80,7 +79,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
 def _newest_run(output: str) -> str:
     runs = query(output, _NEWEST_RUN).to_pylist()
     if not runs:
-        raise RunError(f"nothing has been labelled under {storage.redact(output)} yet")
+        raise RunError(f"nothing has been labelled under {redact(output)} yet")
     return str(runs[0]["run_id"])
 
 
@@ -102,7 +101,7 @@ def _page(output: str, summary: RunSummary, policy: Policy | None) -> RunPage:
 
 def _facts(summary: RunSummary, policy: Policy | None) -> Iterator[tuple[str, str]]:
     yield "run", summary.run_id
-    yield "source", storage.redact(summary.source)
+    yield "source", redact(summary.source)
     yield "model", summary.model_id
     yield "planned", words.planned_line(summary)
     if policy is not None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from segpipe import storage
-from segpipe.confidence.policy import promise
+from segpipe.confidence.promise import promise
 from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.policies import suspension_uri
+from segpipe.redaction import redact
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -79,7 +80,7 @@ def suspension_line(summary: RunSummary) -> str | None:
     images = summary.reasons.get("suspended")
     if not images:
         return None
-    evidence = suspension_uri(storage.redact(summary.output), str(summary.policy_id))
+    evidence = suspension_uri(redact(summary.output), str(summary.policy_id))
     return (
         f"SUSPENDED: the audit has shown that the promise of policy {summary.policy_id} is broken, {images} "
         f"images went to review (evidence: {evidence}): look at the masks found bad, then calibrate on "
@@ -137,7 +138,7 @@ def duration(seconds: float) -> str:
 
 def places(summary: RunSummary) -> dict[str, str]:
     """Where the run's manifest and masks are."""
-    output = storage.redact(summary.output)
+    output = redact(summary.output)
     return {
         "manifest": manifests_root(output),
         "masks": storage.join(output, f"masks/{summary.model_id}"),
@@ -146,12 +147,12 @@ def places(summary: RunSummary) -> dict[str, str]:
 
 def next_commands(summary: RunSummary, model: str) -> list[str]:
     """What to type next, given what the run left."""
-    return [shlex.join(command) for command in _next(summary, storage.redact(model))]
+    return [shlex.join(command) for command in _next(summary, redact(model))]
 
 
 def _next(summary: RunSummary, model: str) -> Iterator[list[str]]:
     def query(sql: str) -> list[str]:
-        return ["segpipe", "query", storage.redact(summary.output), sql]
+        return ["segpipe", "query", redact(summary.output), sql]
 
     if summary.reasons.get("no_policy"):
         promise_options = ["--min-iou", "0.7", "--max-bad-fraction", "0.1", "--confidence", "0.9"]

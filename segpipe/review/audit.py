@@ -22,7 +22,8 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.confidence.confidence_sequence import losses_until_below, mean_interval, p_values_above
-from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy, from_json, promise
+from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy, from_json
+from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.manifests.query import open_views

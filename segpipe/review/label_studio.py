@@ -13,7 +13,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from segpipe.errors import ReviewError
-from segpipe.storage import redact
+from segpipe.redaction import redact
 
 TASKS_PER_PAGE = 500
 _TIMEOUT = httpx.Timeout(60, connect=10)

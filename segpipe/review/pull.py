@@ -17,7 +17,9 @@ from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.query import query
 from segpipe.manifests.reviews import Review, append_reviews, item_id, known_review_ids
 from segpipe.manifests.store import classes_of
+from segpipe.metrics import image_iou
 from segpipe.progress import track
+from segpipe.redaction import redact
 from segpipe.review.decisions import (
     IGNORED,
     Drawing,
@@ -30,7 +32,6 @@ from segpipe.review.decisions import (
 from segpipe.review.drafts import ITEM_ID, read_mask
 from segpipe.review.label_studio import LabelStudio, Project
 from segpipe.review.push import is_answered
-from segpipe.training.metrics import image_iou
 
 logger = logging.getLogger(__name__)
 
@@ -95,9 +96,7 @@ def pull(output: str, project_title: str, server: LabelStudio) -> PullSummary:
     classes = classes_of(output)
     projects = server.projects(project_title)
     if not projects:
-        raise ReviewError(
-            f"there is no project {project_title!r} on {storage.redact(server.server)}: push first"
-        )
+        raise ReviewError(f"there is no project {project_title!r} on {redact(server.server)}: push first")
     people, counted = server.people(), Counter[str]()
     for project in projects:
         for tasks in _answered(server, project):

@@ -13,11 +13,11 @@ from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.manifests.store import classes_of
 from segpipe.progress import track
+from segpipe.redaction import redact
 from segpipe.review.drafts import ITEM_ID, draft_task, why_not_shown
 from segpipe.review.label_config import label_config, require_labels
 from segpipe.review.label_studio import LabelStudio, Project
 from segpipe.review.queue import QueueItem, make_queue
-from segpipe.storage import redact
 
 logger = logging.getLogger(__name__)
 

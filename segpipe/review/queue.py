@@ -13,6 +13,7 @@ from segpipe.errors import RunError
 from segpipe.manifests.query import query
 from segpipe.manifests.reviews import item_id
 from segpipe.manifests.store import classes_of
+from segpipe.redaction import redact
 
 MINUTES_AT_FIRST = 2.0  # per mask, until there are reviews that say how long one takes
 
@@ -107,7 +108,7 @@ def _class_place(output: str, name: str) -> int:
     """Counted from 1, as SQL does."""
     classes = classes_of(output)
     if name not in classes:
-        raise RunError(f"no class {name!r} under {storage.redact(output)}: there are {', '.join(classes)}")
+        raise RunError(f"no class {name!r} under {redact(output)}: there are {', '.join(classes)}")
     return classes.index(name) + 1
 
 

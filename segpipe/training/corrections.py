@@ -18,6 +18,7 @@ from segpipe.errors import DatasetError, ImageError, NotFoundError
 from segpipe.images import decode_image, decode_mask, pixel_digest
 from segpipe.manifests.query import query
 from segpipe.manifests.store import classes_of
+from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def _final_masks(output: str, dataset: Dataset) -> Iterator[Correction]:
     found = query(output, _FINAL_MASKS).to_pylist()
     if found and (classes := classes_of(output)) != dataset.classes:
         raise DatasetError(
-            f"{storage.redact(output)} was labelled with the classes {', '.join(classes)}, the data set has "
+            f"{redact(output)} was labelled with the classes {', '.join(classes)}, the data set has "
             f"{', '.join(dataset.classes)}: use corrections of the same classes"
         )
     return (Correction(**fields) for fields in found)

@@ -38,12 +38,12 @@ from segpipe.training.corrections import (
     to_json,
     weights,
 )
+from segpipe.training.gan_loop import Progress
 from segpipe.training.history import RoundRecord, history_csv, history_png
-from segpipe.training.loop import Progress
-from segpipe.training.parts import split_parts, with_corrections
-from segpipe.training.pixels import Read, choose_working_size, load_pixels, load_split, reads_of
+from segpipe.training.holdout import split_parts, with_corrections
+from segpipe.training.labelled_pixels import Read, choose_working_size, load_pixels, load_split, reads_of
+from segpipe.training.learnt_images import keep_seen
 from segpipe.training.resuming import start_or_resume
-from segpipe.training.seen import keep_seen
 from segpipe.training.stages import Work, judge, play
 
 SIZES_LOOKED_AT = 64

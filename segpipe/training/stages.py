@@ -14,12 +14,12 @@ from segpipe.models.discriminator import Adversary
 from segpipe.models.generator import Generator
 from segpipe.models.judge import Discriminator
 from segpipe.training.checkpoint import Checkpoint, save_checkpoint
+from segpipe.training.gan_loop import Progress, Training, progress_data, progress_tensors, restore_progress
 from segpipe.training.history import RoundRecord
-from segpipe.training.loop import Progress, Training, progress_data, progress_tensors, restore_progress
-from segpipe.training.parts import Parts
-from segpipe.training.pixels import LabelledPixels
+from segpipe.training.holdout import Parts
+from segpipe.training.judge_loop import Scoring, Teachers
+from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.resuming import resumable_settings
-from segpipe.training.scoring import Scoring, Teachers
 
 Stage = Literal["adversarial", "scoring"]
 

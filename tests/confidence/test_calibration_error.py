@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segpipe.confidence.calibration_error import cross_validated_error, expected_calibration_error
-from segpipe.confidence.policy import BadFraction, display_confidence, make_policy
+from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.policy import display_confidence
 
 share = st.integers(0, 8).map(lambda n: n / 8)
 images = st.lists(st.tuples(share, share), min_size=1, max_size=12)

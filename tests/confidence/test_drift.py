@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
+from segpipe.confidence.certify import BadFraction, make_policy
 from segpipe.confidence.drift import Drift, detect_drift
-from segpipe.confidence.policy import BadFraction, Policy, make_policy
+from segpipe.confidence.policy import Policy
 
 RATE = 0.0001
 Draw = Callable[[np.random.Generator, int], np.ndarray]

@@ -9,22 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
 from segpipe.confidence.policy import (
-    BadFraction,
     BadFractionPromise,
     ClassGuard,
     Guard,
-    MeanLoss,
     MeanLossPromise,
     check_policy_for_model,
     display_confidence,
     from_json,
     is_guarded,
-    make_policy,
     on_classes,
-    promise,
     to_json,
 )
+from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 
 

@@ -20,7 +20,7 @@ from segpipe.confidence.score import (
     missed_pixels,
     routing_score,
 )
-from segpipe.training.metrics import image_iou
+from segpipe.metrics import image_iou
 
 
 def hard(mask: list[list[int]] | torch.Tensor, n_classes: int) -> torch.Tensor:

@@ -20,11 +20,11 @@ from random_model import write_random_model
 from s3_bucket import Bucket
 from s3_proxy import Action, Request, S3Proxy, pass_on
 
+from demo.scenes import write_raw_bucket
 from deployments.processes import pid_of
 from deployments.stack import MOTO_ENVIRONMENT
 from segpipe import storage
-from segpipe.labeling.sources import find_sources, read_sources
-from segpipe.scenes import write_raw_bucket
+from segpipe.sources.sources_file import find_sources, read_sources
 
 SILENT_SECONDS = 40  # heartbeats come every 30
 OUTAGE_SECONDS = 10

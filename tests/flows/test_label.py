@@ -22,6 +22,7 @@ from flows import label as label_module
 from flows.label import label
 from segpipe.config import LabelSettings
 from segpipe.errors import StorageError
+from segpipe.labeling import ledger
 from segpipe.labeling import run as labeling_run
 
 SETTINGS = LabelSettings(shard_images=2, batch_images=2, device="cpu")
@@ -126,7 +127,7 @@ def test_a_second_run_plans_nothing(bucket: str, tiny_model: str, tmp_path: Path
 def test_a_task_retry_goes_on_where_storage_failed_and_labels_no_image_twice(
     bucket: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit, commits = labeling_run.commit_part, []
+    commit, commits = ledger.commit_part, []
 
     def fail_the_second(*arguments: Any) -> bool:
         commits.append(arguments)
@@ -134,7 +135,7 @@ def test_a_task_retry_goes_on_where_storage_failed_and_labels_no_image_twice(
             raise StorageError("the bucket was busy: try again")
         return commit(*arguments)
 
-    monkeypatch.setattr(labeling_run, "commit_part", fail_the_second)
+    monkeypatch.setattr(ledger, "commit_part", fail_the_second)
     state = label(bucket, str(tmp_path / "out"), tiny_model, settings=SETTINGS, return_state=True)
 
     assert state.is_completed()
@@ -201,7 +202,7 @@ def test_storage_that_stays_broken_is_tried_four_times_and_ends_without_a_traceb
         tries.append(arguments)
         raise StorageError("cannot write s3://user:hunter2-hunter2@bucket/out: refused")
 
-    monkeypatch.setattr(labeling_run, "commit_part", refuse)
+    monkeypatch.setattr(ledger, "commit_part", refuse)
     with caplog.at_level(logging.INFO):
         state = label(bucket, str(tmp_path / "out"), tiny_model, settings=SETTINGS, return_state=True)
     assert state.is_failed()

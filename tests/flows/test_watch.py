@@ -21,9 +21,9 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 
 from flows.nightly import label_sources
 from flows.watch import watch
-from segpipe.labeling.announcements import message_id
-from segpipe.labeling.sources import find_sources, read_sources
 from segpipe.manifests.policies import is_suspended
+from segpipe.sources.announcements import message_id
+from segpipe.sources.sources_file import find_sources, read_sources
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 

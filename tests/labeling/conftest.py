@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, Policy
-from segpipe.confidence.policy import make_policy as make_calibrated
+from segpipe.confidence.certify import BadFraction
+from segpipe.confidence.certify import make_policy as make_calibrated
+from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 
 MODEL_ID = "aaaaaaaaaaaa"

@@ -8,7 +8,7 @@ from datetime import date
 import pytest
 
 from segpipe.labeling.estimate import Estimate, Rate, cost, estimate, last_rate
-from segpipe.labeling.legs import Legs, Threads
+from segpipe.labeling.items import Legs, Threads
 from segpipe.labeling.totals import WorstImage, _worst, to_metadata
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part

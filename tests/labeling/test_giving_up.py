@@ -10,8 +10,7 @@ import pytest
 
 from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.labeling.giving_up import stop_when_too_many_fail
-from segpipe.labeling.items import Outcome
-from segpipe.labeling.legs import Legs
+from segpipe.labeling.items import Legs, Outcome
 from segpipe.manifests.schema import Reason, Row
 
 

@@ -27,7 +27,7 @@ from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import decode_image, decode_mask
-from segpipe.labeling import run as run_module
+from segpipe.labeling import ledger as ledger_module
 from segpipe.labeling.run import finish_run, label_run, label_source, start_run
 from segpipe.manifests.parts import list_parts
 from segpipe.manifests.query import query
@@ -282,7 +282,7 @@ def test_a_run_killed_in_the_middle_of_a_shard_resumes_where_it_was(
 def test_a_run_killed_at_a_commit_resumes_without_a_gap_or_a_double(
     source, output, settings, make_labeler, fill, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    uris, commit = fill(source, 10), run_module.commit_part
+    uris, commit = fill(source, 10), ledger_module.commit_part
 
     def killed(out, run_date, run_id, shard, table) -> bool:
         if shard == 1 and step == "before":
@@ -292,7 +292,7 @@ def test_a_run_killed_at_a_commit_resumes_without_a_gap_or_a_double(
             raise KilledError
         return done
 
-    monkeypatch.setattr(run_module, "commit_part", killed)
+    monkeypatch.setattr(ledger_module, "commit_part", killed)
     with pytest.raises(KilledError):
         label_source(source, output, make_labeler(), settings, "r1")
     assert len(rows(output)) == (4 if step == "before" else 8)
@@ -473,14 +473,14 @@ def test_a_resumed_run_keeps_the_verdict_of_its_first_part(
 ) -> None:
     fill(source, 30)
     whole = label_source(source, f"{output}-whole", make_labeler(policy=alarming), SHARDS_OF_12, "r1")
-    commit = run_module.commit_part
+    commit = ledger_module.commit_part
 
     def killed(out, run_date, run_id, shard, table) -> bool:
         if shard == killed_at:
             raise KilledError
         return commit(out, run_date, run_id, shard, table)
 
-    monkeypatch.setattr(run_module, "commit_part", killed)
+    monkeypatch.setattr(ledger_module, "commit_part", killed)
     with pytest.raises(KilledError):
         label_source(source, output, make_labeler(policy=alarming), SHARDS_OF_12, "r1")
     monkeypatch.undo()
@@ -602,7 +602,7 @@ def start_process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(source: str, output: str, run_id: str, hang_at: int = 0) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", textwrap.dedent(PROCESS), source, output, run_id, str(hang_at)]
-        environment = os.environ | {"PYTHONPATH": str(Path(run_module.__file__).parents[2])}
+        environment = os.environ | {"PYTHONPATH": str(Path(ledger_module.__file__).parents[2])}
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
         return started[-1]
 

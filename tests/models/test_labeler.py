@@ -13,7 +13,8 @@ import torch
 
 import segpipe
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, make_policy, to_json
+from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.policy import to_json
 from segpipe.errors import ImageError, ModelError, PolicyError
 from segpipe.models.labeler import JudgedMask, Labeled, Labeler
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, Policy, make_policy
+from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.policy import Policy
+from segpipe.evaluation.measure import Measurements, summarise
 from segpipe.reports.confidence import check_writable, write_report
 from segpipe.reports.content import ReportFacts
-from segpipe.training.evaluation import Measurements, summarise
 
 ABOUT = ReportFacts("s3://models/streets", "0123456789ab", "s3://data/streets", "test", "2025-11-23")
 PNGS = {"risk-coverage.png", "calibration.png", "score-iou.png", "score-histogram.png", "class-iou.png"}

@@ -12,19 +12,13 @@ import numpy as np
 import pytest
 
 from segpipe.confidence.calibration_error import expected_calibration_error
-from segpipe.confidence.policy import (
-    BadFraction,
-    BadFractionPromise,
-    ClassGuard,
-    MeanLossPromise,
-    Policy,
-    make_policy,
-    promise,
-)
+from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.policy import BadFractionPromise, ClassGuard, MeanLossPromise, Policy
+from segpipe.confidence.promise import promise
+from segpipe.evaluation.measure import Measurements, summarise
 from segpipe.reports.content import ReportFacts, page_content
 from segpipe.reports.judged import judged_images, routing_under
 from segpipe.reports.page import render
-from segpipe.training.evaluation import Measurements, summarise
 
 CLASSES = ("ground", "square")
 CONFUSION = np.array([[80, 10], [5, 25]])

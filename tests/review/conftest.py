@@ -9,7 +9,7 @@ import pytest
 from audited_output import AuditedOutput, audited_output
 
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, MeanLoss
+from segpipe.confidence.certify import BadFraction, MeanLoss
 
 
 @pytest.fixture

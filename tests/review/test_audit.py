@@ -10,8 +10,8 @@ import pytest
 
 from segpipe import storage
 from segpipe.cli import run
+from segpipe.confidence.certify import MeanLoss
 from segpipe.confidence.confidence_sequence import mean_interval
-from segpipe.confidence.policy import MeanLoss
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.review.audit import PolicyAudit, audit_output, in_words, suspend_broken, waiting_in_words

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.confidence.policy import BadFraction, MeanLoss, Policy, make_policy, to_json
+from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.policy import Policy, to_json
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import Review, append_reviews, item_id
 from segpipe.manifests.schema import Row, rows_table

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from segpipe import storage
-from segpipe.confidence.policy import BadFraction, make_policy, to_json
+from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.policy import to_json
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,

@@ -20,11 +20,11 @@ from segpipe import storage
 from segpipe.config import CalibrateSettings, TrainSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
+from segpipe.evaluation.calibration import calibrate
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.reviews import Review, append_reviews, item_id
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
-from segpipe.training.calibration import calibrate
 from segpipe.training.corrections import Correction, find_corrections, read_correction, weights
 from segpipe.training.run import train
 

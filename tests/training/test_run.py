@@ -18,14 +18,14 @@ import pytest
 import torch
 from PIL import Image
 
+from demo.scenes import write_labelled
 from segpipe import load_model, storage
 from segpipe.config import TrainSettings
 from segpipe.errors import RunError
 from segpipe.models.bundle import load_bundle
-from segpipe.scenes import write_labelled
 from segpipe.training import stages
 from segpipe.training.checkpoint import Checkpoint, save_checkpoint
-from segpipe.training.pixels import choose_working_size
+from segpipe.training.labelled_pixels import choose_working_size
 from segpipe.training.recipe import choose_epochs, rate_factor
 from segpipe.training.run import TrainResult, train
 

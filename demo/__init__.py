@@ -1,0 +1,1 @@
+"""Drawn street scenes and `make demo`; not part of the wheel."""

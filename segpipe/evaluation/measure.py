@@ -1,0 +1,170 @@
+"""How good a model's masks are on labelled images, and how well each score ranks them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+
+import numpy as np
+from torch import Tensor
+
+from segpipe.confidence import baselines
+from segpipe.confidence.score import SCORE_PARTS
+from segpipe.confidence.selective import selective_metrics
+from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
+from segpipe.errors import DatasetError
+from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
+from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
+from segpipe.models.labeler import Labeler, load_without_policy, split_masks
+from segpipe.models.masks import class_logits
+from segpipe.progress import track
+
+READ_THREADS = 4
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """A model on labelled images, one by one; n images, K classes.
+
+    image_ious (n,): mean IoU of each mask, NaN for an image without a labelled pixel. confidences (n,): the
+    expected IoU that a manifest would show. class_confidences (n,K): the same of each class, NaN for a class
+    not in the mask. scores: (n,) per name, higher is surer; `discriminator` is the one that routes. confusion
+    (K,K): pixel counts, truth by prediction.
+    """
+
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    image_ious: np.ndarray
+    confidences: np.ndarray
+    class_confidences: np.ndarray
+    scores: dict[str, np.ndarray]
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Contract C3: quality of the masks at their own sizes (0 to 1), and the ranking of each score."""
+
+    n: int
+    pixel_accuracy: float
+    mean_iou: float
+    per_class_iou: dict[str, float | None]
+    mean_image_iou: float
+    scores: dict[str, dict[str, float]]
+
+
+def evaluate(model_url: str, data: str, split: str, device: str = "auto") -> Evaluation:
+    """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError."""
+    return summarise(measure_split(load_without_policy(model_url, device), data, split))
+
+
+def measure_split(labeler: Labeler, data: str, split: str) -> Measurements:
+    """The labeler on every image of a split. Raises DatasetError, StorageError."""
+    dataset = open_matching_dataset(labeler, data)
+    samples = list_samples(dataset, split)
+    batches = read_in_batches(dataset, samples, labeler.batch_size)
+    return measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
+
+
+def measure(
+    labeler: Labeler, keys: Sequence[str], batches: Iterable[list[Pair]], ignore_index: int
+) -> Measurements:
+    """The labeler on images HxWx3 uint8 with their truths HxW uint8, as many as there are keys."""
+    n_classes = len(labeler.classes)
+    confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
+    ious: list[float] = []
+    confidences: list[float] = []
+    class_confidences: list[np.ndarray] = []
+    scores: dict[str, list[float]] = {}
+    with track(len(keys), "evaluate") as progress:
+        for pairs in batches:
+            images = [image for image, _ in pairs]
+            prediction, measured = _predict_and_score(labeler, images)
+            for name, values in measured.items():
+                scores.setdefault(name, []).extend(values.tolist())
+            for (image, truth), judged in zip(pairs, split_masks(prediction), strict=True):
+                labeled = labeler.finish(judged, *image.shape[:2])
+                confusion += confusion_matrix(truth, labeled.mask, n_classes, ignore_index)
+                ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index))
+                confidences.append(labeled.confidence)
+                class_confidences.append(labeled.class_confidences)
+            progress.advance(len(pairs))
+    return Measurements(
+        classes=labeler.classes,
+        keys=tuple(keys),
+        image_ious=np.asarray(ious),
+        confidences=np.asarray(confidences),
+        class_confidences=np.stack(class_confidences),
+        scores={name: np.asarray(values) for name, values in scores.items()},
+        confusion=confusion,
+    )
+
+
+def _predict_and_score(
+    labeler: Labeler, images: Sequence[np.ndarray]
+) -> tuple[Prediction, dict[str, Tensor]]:
+    """What the networks say of the images, and every score (B,): two generator passes, one mirrored."""
+    bundle, device = labeler.bundle, labeler.device
+    batch = prepare(bundle, images, device)
+    generated, mirrored = (generate(bundle, seen, device) for seen in (batch, batch.flip(-1)))
+    prediction = judge_masks(bundle, batch, generated, device)
+    raw = raw_adversarial_score(bundle, batch, generated, device)
+    return prediction, _all_scores(prediction, class_logits(mirrored), raw)
+
+
+def _all_scores(prediction: Prediction, mirrored: Tensor, raw: Tensor) -> dict[str, Tensor]:
+    probabilities = prediction.logits.softmax(dim=1)
+    return {
+        "discriminator": prediction.verdict.score,
+        "adversarial": raw,
+        **dict(zip(SCORE_PARTS, prediction.verdict.parts.unbind(dim=1), strict=True)),
+        "max_softmax": baselines.max_softmax(probabilities),
+        "entropy": baselines.entropy(probabilities),
+        "soft_dice": baselines.soft_dice(probabilities),
+        "flip_tta": baselines.flip_tta(probabilities, mirrored.softmax(dim=1)),
+    }
+
+
+def summarise(measurements: Measurements) -> Evaluation:
+    """The figures of merit of a split. Raises DatasetError when no image has a labelled pixel."""
+    quality = segmentation_metrics(measurements.confusion)
+    # An image without one labelled pixel has no IoU and ranks nothing.
+    measured = ~np.isnan(measurements.image_ious)
+    if not measured.any():
+        raise DatasetError("no image has a labelled pixel: every pixel is the ignore index")
+    ious = measurements.image_ious[measured]
+    return Evaluation(
+        n=len(measurements.keys),
+        pixel_accuracy=quality.pixel_accuracy,
+        mean_iou=quality.mean_iou,
+        per_class_iou=dict(zip(measurements.classes, quality.per_class_iou, strict=True)),
+        mean_image_iou=float(ious.mean()),
+        scores={
+            name: asdict(selective_metrics(1 - ious, values[measured]))
+            for name, values in measurements.scores.items()
+        },
+    )
+
+
+def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:
+    """The data set, whose classes must be the model's. Raises DatasetError."""
+    dataset = open_dataset(data)
+    if dataset.classes != labeler.classes:
+        raise DatasetError(
+            f"{data} has the classes {', '.join(dataset.classes)} but the model knows "
+            f"{', '.join(labeler.classes)}: use the data set the model was made for"
+        )
+    return dataset
+
+
+def read_in_batches(dataset: Dataset, samples: list[Sample], batch_size: int) -> Iterator[list[Pair]]:
+    """Images and truths of the samples, in order. Raises DatasetError."""
+    remaining = iter(samples)
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        while chunk := list(islice(remaining, batch_size)):
+            yield list(pool.map(partial(read_sample, dataset), chunk))

@@ -1,0 +1,162 @@
+"""Every decision about a shard's masks, taken once, when its part is committed: threshold, guards, drift,
+suspension, audit.
+
+Drift is tested on the run's first shard, and the verdict lies in the metadata of every part, so that it holds
+for the whole run, resumes included, and no part is ever changed. A suspension counts from the next shard on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.confidence.policy import check_policy_for_model, is_guarded
+from segpipe.manifests.policies import is_suspended, suspension_uri
+
+if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
+    from segpipe.config import LabelSettings
+    from segpipe.manifests.schema import Decision, RoutingReason, Row
+
+logger = logging.getLogger(__name__)
+
+_DRIFT = "segpipe.drift"
+DRAWS = 2**64
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides about a shard's masks.
+
+    audit_share (0 to 1) of the accepted ones people look at all the same. drifted: the run's scores are not
+    like the calibration's; suspended: the policy was shown broken; either way nothing is accepted.
+    """
+
+    policy: Policy | None
+    audit_share: float
+    drifted: bool
+    suspended: bool
+
+
+def decide(rows: Iterable[Row], rules: Rules) -> list[Row]:
+    """The rows as they are committed; failed ones stay failed. PolicyError for another model's policy."""
+    return [_decide(row, rules) for row in rows]
+
+
+def _decide(row: Row, rules: Rules) -> Row:
+    if rules.policy is None:
+        return row
+    row = replace(row, policy_id=rules.policy.policy_id)
+    if row.decision == "failed":
+        return row
+    decision, reason = _routed(row, rules.policy)
+    if rules.suspended:
+        decision, reason = "review", "suspended"
+    elif rules.drifted:
+        decision, reason = "review", "drift"
+    if decision == "review":  # a person sees it anyway, so it is no audit
+        return replace(row, decision=decision, reason=reason, audit=False, inclusion_probability=1.0)
+    drawn = is_drawn(row.image_uri, row.image_etag, row.model_id, rules.policy.policy_id, rules.audit_share)
+    return replace(
+        row, decision=decision, reason=reason, audit=drawn, inclusion_probability=rules.audit_share
+    )
+
+
+def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:
+    assert row.class_confidences is not None  # a labelled image has them
+    score = math.nan if row.discriminator_score is None else row.discriminator_score
+    by_class = [math.nan if value is None else value for value in row.class_confidences]
+    return route(score, by_class, policy, row.model_id)
+
+
+def route(
+    score: float, class_confidences: Sequence[float], policy: Policy, model_id: str
+) -> tuple[Decision, RoutingReason]:
+    """Decision and reason for a raw discriminator score; accepted only at or above a certified threshold.
+
+    `class_confidences` (K,) are 0 to 1, NaN for a class not in the mask; a guarded class below its minimum
+    sends the mask to review whatever the score. Raises PolicyError for a policy made for another model.
+    """
+    check_policy_for_model(policy, model_id)
+    if is_guarded(policy, class_confidences):
+        return "review", "low_confidence"
+    if policy.threshold is not None and math.isfinite(score) and score >= policy.threshold:
+        return "accepted", "confident"
+    return "review", "low_confidence"
+
+
+def is_drawn(image_uri: str, image_etag: str, model_id: str, policy_id: str, audit_share: float) -> bool:
+    """Whether the mask of this version of an image is audited; so is a share `audit_share` (0 to 1) of all.
+
+    The draw is a digest and not a random number, so that a resumed run draws the same and anyone can check it
+    from the manifest row. It is keyed with the policy, which those who name and fill the images do not know
+    and cannot choose, and knows neither the mask nor its score. A larger share draws the same masks and more.
+    """
+    facts = json.dumps([model_id, image_uri, image_etag]).encode()
+    digest = hashlib.blake2b(facts, digest_size=8, key=policy_id.encode(), person=b"segpipe audit").digest()
+    return int.from_bytes(digest) < audit_share * DRAWS
+
+
+def tested_for_drift(
+    first_shard: Iterable[Row], policy: Policy | None, settings: LabelSettings
+) -> Drift | None:
+    """Test the scores of a run's first shard; None where nothing is accepted, so that nothing is at stake."""
+    if policy is None or policy.threshold is None:
+        return None
+    scores = [row.discriminator_score for row in first_shard if row.discriminator_score is not None]
+    return detect_drift(scores, policy, settings.drift_false_alarm_rate)
+
+
+def has_drifted(drift: Drift | None, settings: LabelSettings) -> bool:
+    """Whether all masks of the run go to review."""
+    return drift is not None and drift.alarm and not settings.drift_warn_only
+
+
+def log_drift(drift: Drift | None, run_id: str, settings: LabelSettings) -> None:
+    """Log the verdict; with an alarm, what it leads to and what to do about it."""
+    if drift is None:
+        return
+    if drift.p_value is None:
+        logger.info("run %s is not tested for drift: %d scores are too few", run_id, drift.n_scores)
+    elif drift.alarm:
+        logger.warning(
+            "drift: the images of run %s are not like the calibration images: p = %.2g over %d scores, alarm "
+            "at %g; %s; look at the images, recalibrate or retrain",
+            run_id,
+            drift.p_value,
+            drift.n_scores,
+            drift.false_alarm_rate,
+            "masks are accepted as usual" if settings.drift_warn_only else "all masks go to review",
+        )
+    else:
+        logger.info("run %s shows no drift: p = %.2g over %d scores", run_id, drift.p_value, drift.n_scores)
+
+
+def drift_metadata(drift: Drift | None) -> dict[str, str]:
+    """The verdict as a part's metadata."""
+    return {_DRIFT: json.dumps(None if drift is None else asdict(drift))}
+
+
+def drift_of_metadata(metadata: Mapping[bytes, bytes]) -> Drift | None:
+    """The verdict in a part's metadata; None when there was no test, or in a part of an older version."""
+    content = json.loads(metadata.get(_DRIFT.encode(), b"null"))
+    return None if content is None else Drift(**content)
+
+
+def find_suspension(output: str, policy: Policy | None) -> bool:
+    """Whether the policy is suspended in OUTPUT; says so in the log, with the remedy. StorageError."""
+    if policy is None or policy.threshold is None or not is_suspended(output, policy.policy_id):
+        return False
+    logger.warning(
+        "policy %s is suspended: the audit has shown that its promise is broken; all masks go to review "
+        "until segpipe calibrate, on images like these, makes another; evidence: %s",
+        policy.policy_id,
+        suspension_uri(output, policy.policy_id),
+    )
+    return True

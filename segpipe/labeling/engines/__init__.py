@@ -1,0 +1,1 @@
+"""Who works through a run's shards."""

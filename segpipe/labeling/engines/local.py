@@ -1,0 +1,92 @@
+"""The shards of a run labelled on this machine: batches fetched, computed and written, all overlapping.
+
+The outcomes keep the images' order, and a bounded number of batches is in work, so memory does not grow with
+their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import chain, groupby
+from threading import Event, Semaphore
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from segpipe.concurrency import Budget, ordered_map
+from segpipe.labeling.batch import BATCH_BYTES, BatchWork, Machine, label_batch, planned_batches
+from segpipe.labeling.giving_up import stop_when_too_many_fail
+from segpipe.labeling.items import FinishedShard, ImageLabeler, Legs, Outcome, PlannedImage, Target, Threads
+from segpipe.labeling.steps import BatchLimit, DecodingLimits
+from segpipe.logs import log_ids
+
+if TYPE_CHECKING:
+    from segpipe.config import LabelSettings
+
+
+def finished_shards(
+    images: Iterable[PlannedImage],
+    labeler: ImageLabeler,
+    target: Target,
+    settings: LabelSettings,
+    advance: Callable[[int], None],
+) -> Generator[FinishedShard, None, None]:
+    """Label the images of the shards in order; advance is told of each image that is done.
+
+    All masks of a shard are stored before it is yielded. Raises RunError when too many images fail, or when
+    the claim is lost.
+    """
+    threads = Threads(labeler.computed_at_once + settings.fetch_threads, labeler.computed_at_once)
+    with closing(label_images(images, labeler, target, settings)) as outcomes:
+        started = perf_counter()
+        for shard, group in groupby(outcomes, key=lambda outcome: outcome.row.shard):
+            with log_ids(shard=shard):
+                finished = list(_advancing(group, advance))
+            legs = sum((outcome.legs for outcome in finished), start=Legs())
+            rows = tuple(outcome.row for outcome in finished)
+            yield FinishedShard(shard, rows, perf_counter() - started, legs, threads)
+            started = perf_counter()
+
+
+def _advancing(outcomes: Iterable[Outcome], advance: Callable[[int], None]) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        advance(1)
+        yield outcome
+
+
+def label_images(
+    images: Iterable[PlannedImage], labeler: ImageLabeler, target: Target, settings: LabelSettings
+) -> Generator[Outcome, None, None]:
+    """Label the images in order; each outcome's mask, and its confidence map, is stored before it is yielded.
+
+    An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when too
+    many fail, or when the claim is lost.
+    """
+    budget = Budget(settings.max_image_pixels)
+    decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget)
+    work = BatchWork(labeler, target, settings.max_image_bytes, decoding)
+    limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.judged_at_once)
+    fetched_bytes, stopping = Budget(BATCH_BYTES * (labeler.computed_at_once + 1)), Event()
+    threads = labeler.computed_at_once + settings.fetch_threads
+    with labeler.compute_threads() as computing, ThreadPoolExecutor(threads) as batches:
+        machine = Machine(computing, device, limit, fetched_bytes, stopping)
+        label = partial(label_batch, work=work, machine=machine)
+        planned = planned_batches(images, limit)
+        labelled = chain.from_iterable(ordered_map(batches, label, planned, 2 * threads))
+        try:
+            yield from stop_when_too_many_fail(_timed(labelled), settings.max_failure_rate)
+        finally:  # also of a run that ends early
+            stopping.set()
+            batches.shutdown(wait=False, cancel_futures=True)
+            computing.shutdown(wait=False, cancel_futures=True)
+
+
+def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
+    started = perf_counter()
+    for outcome in outcomes:
+        waited = Legs(wait=perf_counter() - started)
+        yield replace(outcome, legs=outcome.legs + waited)
+        started = perf_counter()

@@ -1,0 +1,97 @@
+"""What exists once per run, whoever works through its shards: the gate, the suspension and the commit."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from segpipe.confidence.drift import Drift
+from segpipe.confidence.policy import to_json
+from segpipe.labeling.claim import Claim
+from segpipe.labeling.decisions import (
+    Rules,
+    decide,
+    find_suspension,
+    has_drifted,
+    log_drift,
+    tested_for_drift,
+)
+from segpipe.labeling.items import FinishedShard, ImageLabeler
+from segpipe.labeling.plan import RunPlan, finished_parts
+from segpipe.labeling.totals import read_totals, to_metadata
+from segpipe.manifests.policies import keep_policy
+from segpipe.manifests.schema import rows_table
+from segpipe.manifests.store import commit_part
+
+if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
+    from segpipe.config import LabelSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Ledger:
+    """The state of a run that is going on.
+
+    drift: the verdict on its first shard, None before it and where nothing is at stake; suspended: whether
+    the policy was found suspended, which stays so to the run's end.
+    """
+
+    plan: RunPlan
+    policy: Policy | None
+    classes: tuple[str, ...]
+    settings: LabelSettings
+    claim: Claim
+    drift: Drift | None
+    suspended: bool = False
+
+    def commit(self, shard: FinishedShard) -> None:
+        """Decide about the shard's masks and create its part, once the run surely holds its claim.
+
+        Raises RunError when the claim is lost, PolicyError, StorageError.
+        """
+        self.drift = self.drift or self._test_drift(shard)
+        self.suspended = self.suspended or find_suspension(self.plan.output, self.policy)
+        drifted = has_drifted(self.drift, self.settings)
+        rules = Rules(self.policy, self.settings.audit_share, drifted, self.suspended)
+        rows = decide(shard.rows, rules)
+        self.claim.require_newest()
+        metadata = to_metadata(shard.seconds, shard.legs, shard.threads, self.drift)
+        _commit(self.plan, shard.shard, rows_table(rows, self.classes, metadata))
+
+    def _test_drift(self, first: FinishedShard) -> Drift | None:
+        drift = tested_for_drift(first.rows, self.policy, self.settings)
+        log_drift(drift, self.plan.run_id, self.settings)
+        return drift
+
+
+def open_ledger(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Ledger:
+    """The ledger of a run, with what its committed parts say; keeps the policy in OUTPUT. StorageError."""
+    drift = _committed_drift(plan, settings)
+    if labeler.policy:
+        keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
+    return Ledger(plan, labeler.policy, tuple(labeler.classes), settings, claim, drift)
+
+
+def _committed_drift(plan: RunPlan, settings: LabelSettings) -> Drift | None:
+    """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
+    parts = finished_parts(plan)
+    drift = read_totals(min(parts)[1]).drift if parts else None
+    log_drift(drift, plan.run_id, settings)
+    return drift
+
+
+def _commit(plan: RunPlan, shard: int, table: pa.Table) -> None:
+    # In a thread, since a signal interrupts the main one only: a part that is under way when the run is told
+    # to stop lands before the claim is let go; afterwards it could double another run's rows.
+    with ThreadPoolExecutor(1) as committer:
+        created = committer.submit(
+            commit_part, plan.output, plan.run_date, plan.run_id, shard, table
+        ).result()
+    if not created:
+        logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)

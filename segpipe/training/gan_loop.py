@@ -1,0 +1,277 @@
+"""Stage 1 from the first epoch to the last: batches, schedule, averaging, validation, checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from segpipe.config import TrainSettings
+from segpipe.metrics import SegmentationMetrics, confusion_matrix, segmentation_metrics
+from segpipe.models.bundle import ModelSpec
+from segpipe.models.device import autocast
+from segpipe.models.discriminator import Adversary
+from segpipe.models.generator import Generator
+from segpipe.models.masks import class_logits
+from segpipe.models.preprocess import normalise
+from segpipe.progress import Advance, track
+from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from segpipe.training.gan_losses import class_weights, gan_loss
+from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
+from segpipe.training.history import EpochRecord
+from segpipe.training.labelled_pixels import LabelledPixels, pixel_counts
+from segpipe.training.recipe import (
+    Recipe,
+    choose_epochs,
+    choose_recipe,
+    make_optimizers,
+    rate_factor,
+    set_rate,
+)
+from segpipe.training.row_sampling import epoch_order
+
+logger = logging.getLogger(__name__)
+VALIDATIONS = 12
+# Where in the training the generator is kept as it is, so that the judge meets masks of other mistakes.
+EARLIER_SHARES = (0.3, 0.6)
+
+
+@dataclass
+class Progress:
+    """What a training has come to; all of it goes through a checkpoint."""
+
+    epoch: int
+    history: list[EpochRecord]
+    best_epoch: int
+    best_quality: float
+    best_generator: dict[str, Tensor]
+    best_discriminator: dict[str, Tensor]
+    earlier_generators: list[dict[str, Tensor]]
+
+
+@dataclass
+class Training:
+    """The machinery of one training: networks, optimisers, pixels and the plan of its steps."""
+
+    settings: TrainSettings
+    spec: ModelSpec
+    recipe: Recipe
+    game: Game
+    players: Players
+    averaged: AveragedModel
+    labelled: LabelledPixels
+    taught: Tensor
+    validation: LabelledPixels
+    epochs: int
+    device: str
+
+    @classmethod
+    def begin(
+        cls,
+        settings: TrainSettings,
+        spec: ModelSpec,
+        networks: tuple[Generator, Adversary],
+        labelled: LabelledPixels,
+        taught: Tensor,
+        validation: LabelledPixels,
+        device: str,
+    ) -> Training:
+        """Untrained networks and fresh optimisers; taught: the rows of labelled that the game is about."""
+        epochs = choose_epochs(settings, len(taught))
+        recipe = choose_recipe(settings, epochs * math.ceil(len(taught) / settings.batch_size))
+        generator, discriminator = networks
+        players = Players(generator, discriminator, *make_optimizers(generator, discriminator, recipe))
+        averaged = AveragedModel(
+            generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging_decay), use_buffers=True
+        )
+        game = _make_game(settings, spec, labelled, device)
+        return cls(
+            settings, spec, recipe, game, players, averaged, labelled, taught, validation, epochs, device
+        )
+
+    def fresh_progress(self) -> Progress:
+        """Nothing done yet."""
+        return Progress(0, [], 0, -1.0, {}, {}, [])
+
+    def run(self, progress: Progress, keep: Callable[[Progress], None]) -> None:
+        """Train the epochs that are left; keep is called after each."""
+        with track(self.epochs, "train", "epochs") as bar:
+            bar.advance(progress.epoch)
+            while progress.epoch < self.epochs:
+                self._run_epoch(progress, bar)
+                keep(progress)
+
+    def _run_epoch(self, progress: Progress, bar: Advance) -> None:
+        results = list(self._steps(progress.epoch))
+        progress.epoch += 1
+        quality = self.validate() if self._validates(progress.epoch) else None
+        progress.history.append(_epoch_record(progress.epoch, results, self._rate(), quality))
+        if quality is not None and quality.mean_iou > progress.best_quality:
+            progress.best_epoch, progress.best_quality = progress.epoch, quality.mean_iou
+            progress.best_generator = _copy_state(self.averaged.module)
+            progress.best_discriminator = _copy_state(self.players.discriminator)
+        if progress.epoch in {max(1, round(share * self.epochs)) for share in EARLIER_SHARES}:
+            progress.earlier_generators.append(_copy_state(self.averaged.module))
+        bar.advance(1, note=f"best validation mIoU {max(progress.best_quality, 0):.3f}")
+
+    def _validates(self, epoch: int) -> bool:
+        every = max(1, self.epochs // VALIDATIONS)
+        return epoch == self.epochs or epoch % every == 0
+
+    def _steps(self, epoch: int) -> list[StepResult]:
+        # Seeded per epoch, so that a resumed training draws what an unbroken one would have drawn.
+        seed = self.settings.seed * 1_000_003 + epoch
+        torch.manual_seed(seed)
+        draws = torch.Generator().manual_seed(seed)
+        self.players.generator.train()
+        self.players.discriminator.train()
+        order = epoch_order(self.taught, self.labelled.weights[self.taught], draws)
+        batches = order.split(self.settings.batch_size)
+        results = []
+        for number, rows in enumerate(batches):
+            share = (epoch + number / len(batches)) / self.epochs
+            results.append(
+                train_step(self.players, self._prepare(share), self._batch(rows, draws), self.device)
+            )
+            self.averaged.update_parameters(self.players.generator)
+        return results
+
+    def _prepare(self, share: float) -> Game:
+        if self.recipe.follows_schedule:
+            factor = rate_factor(share)
+            set_rate(self.players.generator_optimizer, self.recipe.generator_rate * factor)
+            set_rate(self.players.discriminator_optimizer, self.recipe.discriminator_rate * factor)
+        if share < self.recipe.adversarial_warm_up:
+            return replace(self.game, adversarial_weight=0.0)
+        return self.game
+
+    def _batch(self, rows: Tensor, draws: torch.Generator) -> Batch:
+        images, masks = self.labelled.batch(rows)
+        stride = self.players.generator.output_stride
+        seen, labels = augment(
+            images, masks, crop_size(self.spec.working_size), stride, self.spec.ignore_index, draws
+        )
+        image = normalise(
+            seen.to(self.device, non_blocking=True), self.spec.mean, self.spec.standard_deviation
+        )
+        return Batch(image, labels.to(self.device, non_blocking=True))
+
+    def validate(self) -> SegmentationMetrics:
+        """The averaged generator on the validation split, at the working size."""
+        network = self.averaged.module.eval()
+        confusion = None
+        with torch.inference_mode():
+            for rows in torch.arange(len(self.validation)).split(self.settings.batch_size):
+                images, masks = self.validation.batch(rows)
+                image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+                with autocast(self.device):
+                    logits = class_logits(network(image)).float()
+                raised = nn.functional.interpolate(logits, size=masks.shape[-2:], mode="bilinear")
+                counts = confusion_matrix(
+                    masks.numpy(),
+                    raised.argmax(1).cpu().numpy(),
+                    len(self.spec.classes),
+                    self.spec.ignore_index,
+                )
+                confusion = counts if confusion is None else confusion + counts
+        assert confusion is not None
+        return segmentation_metrics(confusion)
+
+    def _rate(self) -> float:
+        return float(self.players.generator_optimizer.param_groups[0]["lr"])
+
+    def checkpoint(self, progress: Progress) -> Checkpoint:
+        """All that `restore` needs to go on as if nothing had happened."""
+        tensors = {
+            "generator": self.players.generator.state_dict(),
+            "discriminator": self.players.discriminator.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "generator_optimizer": optimizer_tensors(self.players.generator_optimizer),
+            "discriminator_optimizer": optimizer_tensors(self.players.discriminator_optimizer),
+            **progress_tensors(progress),
+        }
+        return Checkpoint(tensors, progress_data(progress))
+
+    def restore(self, checkpoint: Checkpoint) -> Progress:
+        """Put networks, optimisers and progress back to where the checkpoint was made."""
+        tensors, data = checkpoint.tensors, checkpoint.data
+        self.players.generator.load_state_dict(tensors["generator"])
+        self.players.discriminator.load_state_dict(tensors["discriminator"])
+        self.averaged.load_state_dict(tensors["averaged"])
+        restore_optimizer(self.players.generator_optimizer, tensors.get("generator_optimizer", {}))
+        restore_optimizer(self.players.discriminator_optimizer, tensors.get("discriminator_optimizer", {}))
+        logger.info("resuming after epoch %d of %d", data["epoch"], self.epochs)
+        return restore_progress(checkpoint)
+
+
+def progress_tensors(progress: Progress) -> dict[str, dict[str, Tensor]]:
+    """The weights worth keeping, for a checkpoint."""
+    earlier = {f"earlier_{number}": state for number, state in enumerate(progress.earlier_generators)}
+    return {
+        "best_generator": progress.best_generator,
+        "best_discriminator": progress.best_discriminator,
+        **earlier,
+    }
+
+
+def progress_data(progress: Progress) -> dict[str, Any]:
+    """All of the progress that is not weights, for a checkpoint."""
+    return {
+        "epoch": progress.epoch,
+        "best_epoch": progress.best_epoch,
+        "best_quality": progress.best_quality,
+        "history": [asdict(record) for record in progress.history],
+    }
+
+
+def restore_progress(checkpoint: Checkpoint) -> Progress:
+    """Undo `progress_tensors` and `progress_data`."""
+    tensors, data = checkpoint.tensors, checkpoint.data
+    return Progress(
+        data["epoch"],
+        [EpochRecord(**record) for record in data["history"]],
+        data["best_epoch"],
+        data["best_quality"],
+        tensors.get("best_generator", {}),
+        tensors.get("best_discriminator", {}),
+        [tensors[name] for name in sorted(tensors) if name.startswith("earlier_")],
+    )
+
+
+def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixels, device: str) -> Game:
+    weights = class_weights(pixel_counts(labelled.masks, len(spec.classes))).to(device)
+    adversarial = {"hybrid": settings.adversarial_weight, "adversarial": 1.0, "supervised": 0.0}
+    return Game(
+        loss=gan_loss(settings.gan_loss),
+        pixel_weight=0.0 if settings.objective == "adversarial" else 1.0,
+        adversarial_weight=adversarial[settings.objective],
+        hard_masks=spec.shown_masks == "hard",
+        class_weights=weights,
+        ignore_index=spec.ignore_index,
+    )
+
+
+def _epoch_record(
+    epoch: int, results: list[StepResult], rate: float, quality: SegmentationMetrics | None
+) -> EpochRecord:
+    def mean(name: str) -> float:
+        return sum(getattr(result, name) for result in results) / len(results)
+
+    return EpochRecord(
+        epoch=epoch,
+        **{name: mean(name) for name in StepResult.__dataclass_fields__},
+        learning_rate=rate,
+        validation_mean_iou=quality.mean_iou if quality else None,
+        validation_pixel_accuracy=quality.pixel_accuracy if quality else None,
+    )
+
+
+def _copy_state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}

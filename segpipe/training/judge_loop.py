@@ -1,0 +1,265 @@
+"""Stage 2: the generator stands still, and the discriminator learns to judge its masks.
+
+Shown masks of known rightness, it learns per pixel whether the label is right, per image what the IoU is and
+which classes the truth has, and goes on telling true masks from all others, as in the game. The generator is
+never trained on a judgement, or it would learn to please the judge.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
+from segpipe.degradations import degrade_in_training
+from segpipe.models.bundle import ModelSpec
+from segpipe.models.device import autocast
+from segpipe.models.generator import Generator
+from segpipe.models.judge import Judge, show, shown_as
+from segpipe.models.masks import class_logits
+from segpipe.models.preprocess import normalise, shown_image
+from segpipe.models.verdict import give_verdict
+from segpipe.progress import track
+from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
+from segpipe.training.history import RoundRecord
+from segpipe.training.holdout import Parts
+from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
+from segpipe.training.judge_masks import MIXTURE, Mixture, Source, draw_sources, draw_unseen, shown_labels
+from segpipe.training.labelled_pixels import LabelledPixels
+from segpipe.training.recipe import rate_factor, set_rate
+from segpipe.training.row_sampling import draw_row
+
+logger = logging.getLogger(__name__)
+
+# Views of stage 2 as a share of those of stage 1: the judge has far less to learn.
+VIEWS_SHARE = 0.3
+MOST_ROUNDS = 20
+BATCH = 8
+RATE = 1e-3
+# The trunk knows much already.
+TRUNK_RATE = 3e-4
+WEIGHT_DECAY = 0.01
+# A tuning image is judged as it is, and degraded in so many ways.
+DEGRADED_COPIES = 2
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The generator whose masks are to be judged, and the same earlier in its training; all stand still."""
+
+    generator: Generator
+    earlier: Sequence[Generator]
+
+
+@dataclass
+class Scoring:
+    """The machinery of stage 2."""
+
+    seed: int
+    spec: ModelSpec
+    teachers: Teachers
+    judge: Judge
+    optimizer: torch.optim.Optimizer
+    labelled: LabelledPixels
+    parts: Parts
+    rounds: int
+    steps_per_round: int
+    device: str
+    mixture: Mixture
+    history: list[RoundRecord]
+
+    @classmethod
+    def begin(
+        cls,
+        seed: int,
+        spec: ModelSpec,
+        teachers: Teachers,
+        judge: Judge,
+        labelled: LabelledPixels,
+        parts: Parts,
+        views_of_stage_one: int,
+        device: str,
+        mixture: Mixture = MIXTURE,
+    ) -> Scoring:
+        """A judge that knows what the adversarial discriminator knows; nothing learnt yet."""
+        steps = math.ceil(views_of_stage_one * VIEWS_SHARE / BATCH)
+        rounds = min(MOST_ROUNDS, steps)
+        return cls(
+            seed=seed,
+            spec=spec,
+            teachers=teachers,
+            judge=judge,
+            optimizer=_make_optimizer(judge),
+            labelled=labelled,
+            parts=parts,
+            rounds=rounds,
+            steps_per_round=math.ceil(steps / rounds),
+            device=device,
+            mixture=mixture,
+            history=[],
+        )
+
+    def run(self, keep: Callable[[], None]) -> None:
+        """Teach the judge the rounds that are left; keep is called after each. Then fit its score."""
+        with track(self.rounds, "learn to judge", "rounds") as bar:
+            bar.advance(len(self.history))
+            while len(self.history) < self.rounds:
+                self._run_round(len(self.history))
+                keep()
+                bar.advance(1, note=f"pixel loss {self.history[-1].correctness:.3f}")
+        self.judge.eval()
+        self._fit_score()
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What a checkpoint keeps besides `history`."""
+        return {"judge": self.judge.state_dict(), "judge_optimizer": optimizer_tensors(self.optimizer)}
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], history: list[RoundRecord]) -> None:
+        """Back to where the checkpoint was made."""
+        self.judge.load_state_dict(tensors["judge"])
+        restore_optimizer(self.optimizer, tensors["judge_optimizer"])
+        self.history = history
+        logger.info("resuming stage 2 after round %d of %d", len(history), self.rounds)
+
+    def _run_round(self, number: int) -> None:
+        # Seeded per round, so that a resumed stage draws what an unbroken one would have drawn.
+        seed = self.seed * 1_000_003 + number
+        torch.manual_seed(seed)
+        draws, augmentation = random.Random(seed), torch.Generator().manual_seed(seed)
+        damage = np.random.default_rng(seed)
+        self.judge.train()
+        losses = []
+        for step in range(self.steps_per_round):
+            share = (number + step / self.steps_per_round) / self.rounds
+            set_rate(self.optimizer, RATE * rate_factor(share))
+            self.optimizer.param_groups[0]["lr"] = TRUNK_RATE * rate_factor(share)
+            losses.append(self._step(self._lesson(draws, augmentation, damage)))
+        means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
+        self.history.append(RoundRecord(round=number + 1, **means))
+
+    def _step(self, lesson: Lesson) -> dict[str, float]:
+        with autocast(self.device):
+            judgement = self.judge(lesson.image, lesson.shown)
+        truths = self.mixture.sources[Source.TRUTH]
+        losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        self.optimizer.step()
+        return {name: float(value.detach()) for name, value in vars(losses).items()}
+
+    def _lesson(
+        self, draws: random.Random, augmentation: torch.Generator, damage: np.random.Generator
+    ) -> Lesson:
+        sources = draw_sources(self.mixture, BATCH, draws)
+        unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
+        rows = [self._draw(self.parts.judged if held else self.parts.taught, draws) for held in unseen]
+        images, masks = self.labelled.batch(torch.tensor(rows))
+        seen, labels = augment(
+            images,
+            masks,
+            crop_size(self.spec.working_size),
+            self.teachers.generator.output_stride,
+            self.spec.ignore_index,
+            augmentation,
+        )
+        degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)
+        image = normalise(degraded, self.spec.mean, self.spec.standard_deviation)
+        return self._show(image, labels.to(self.device, non_blocking=True), sources, draws)
+
+    def _draw(self, rows: Tensor, draws: random.Random) -> int:
+        return draw_row(rows, self.labelled.weights[rows], draws)
+
+    @torch.no_grad()
+    def _show(self, image: Tensor, labels: Tensor, sources: list[Source], draws: random.Random) -> Lesson:
+        logits = self._logits(self.teachers.generator, image)
+        own = logits.argmax(dim=1)
+        earlier = own.clone()
+        for row, source in enumerate(sources):
+            if source is Source.EARLIER and self.teachers.earlier:
+                teacher = draws.choice(self.teachers.earlier)
+                earlier[row] = self._logits(teacher, image[row : row + 1]).argmax(dim=1)[0]
+        # What nobody labelled is shown as the generator sees it.
+        truth = torch.where(labels == self.spec.ignore_index, own, labels)
+        shown = shown_labels(sources, own, earlier, truth, logits.shape[1], draws)
+        return Lesson(
+            image=shown_image(image, (own.shape[1], own.shape[2])),
+            shown=shown_as(shown, logits),
+            labels=labels,
+            real=torch.tensor([source is Source.TRUTH for source in sources], device=image.device),
+        )
+
+    def _logits(self, generator: Generator, image: Tensor) -> Tensor:
+        with autocast(self.device):
+            return class_logits(generator(image)).float()
+
+    def _fit_score(self) -> None:
+        if torch.isin(self.parts.tuning, self.parts.taught).any():
+            logger.info("too few images to hold one back: the score is the expected IoU alone")
+            return
+        parts, ious = self.tuning_views()
+        if len(ious) < FEWEST_IMAGES:
+            logger.info(
+                "%d views of tuning images are too few to fit: the score is the expected IoU alone", len(ious)
+            )
+            return
+        combination = fit_combination(parts, ious)
+        self.judge.combination.copy_(torch.from_numpy(combination))
+
+    def tuning_views(self) -> tuple[np.ndarray, np.ndarray]:
+        """Parts (n,P) and true IoUs (n,) of the tuning images, whole, as they are and degraded."""
+        damage = np.random.default_rng(self.seed)
+        found = []
+        for rows in self.parts.tuning.split(BATCH):
+            images, masks = self.labelled.batch(rows)
+            for copy in range(1 + DEGRADED_COPIES):
+                seen = degrade_some(images.float(), 1.0 if copy else 0.0, damage)
+                parts, ious = self.judge_images(seen, masks)
+                known = np.isfinite(ious)
+                found.append((parts[known], ious[known]))
+        return np.concatenate([parts for parts, _ in found]), np.concatenate([ious for _, ious in found])
+
+    @torch.no_grad()
+    def judge_images(self, images: Tensor, masks: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Parts (B,P) of the generator's masks of images (B,3,H,W), float 0 to 255, and their true IoUs (B,).
+
+        masks (B,H,W) is the truth; the IoU is measured on the networks' own grid, NaN where nothing is
+        labelled.
+        """
+        image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        shown = show(self._logits(self.teachers.generator, image))
+        size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
+        with autocast(self.device):
+            judgement = self.judge(shown_image(image, size), shown)
+        iou, known = true_iou(shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index)
+        parts = give_verdict(self.judge, judgement, shown).parts
+        return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
+
+
+def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:
+    trunk = list(judge.adversary.parameters())
+    known = {id(parameter) for parameter in trunk}
+    rest = [parameter for parameter in judge.parameters() if id(parameter) not in known]
+    return torch.optim.AdamW([{"params": trunk}, {"params": rest}], lr=RATE, weight_decay=WEIGHT_DECAY)
+
+
+def _at_size(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    return functional.interpolate(masks[:, None].float(), size=size)[:, 0].long()
+
+
+def degrade_some(images: Tensor, share: float, damage: np.random.Generator) -> Tensor:
+    """Degrade this share of the images (B,3,H,W), float 0 to 255, each in its own way."""
+    degraded = images.clone()
+    for row in np.flatnonzero(damage.random(len(images)) < share):
+        pixels = images[row].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        worse = torch.from_numpy(degrade_in_training(pixels, damage))
+        degraded[row] = worse.permute(2, 0, 1)
+    return degraded

@@ -1,0 +1,39 @@
+"""Which images a model has learnt from, so that no promise rests on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from segpipe import storage
+from segpipe.datasets import Sample
+from segpipe.errors import NotFoundError
+from segpipe.images import decode_image, pixel_digest
+from segpipe.training.labelled_pixels import READ_THREADS, Read
+
+FILE = "seen_images.txt"
+
+
+def keep_seen(model_url: str, reads: Iterable[Read]) -> None:
+    """Write the digests of the images' pixels, a line each, into the model's folder. StorageError."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        digests = set(pool.map(lambda read: pixel_digest(read()[0]), reads))
+    storage.put(storage.join(model_url, FILE), "".join(f"{digest}\n" for digest in sorted(digests)).encode())
+
+
+def seen_images(model_url: str) -> frozenset[str]:
+    """The digests; none for a model that kept none (of an older segpipe). StorageError."""
+    try:
+        return frozenset(storage.read_bytes(storage.join(model_url, FILE)).decode().split())
+    except NotFoundError:
+        return frozenset()
+
+
+def first_seen(samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
+    """URI of the first image whose pixels are among those seen, None when none is. Raises ImageError."""
+    if not seen:
+        return None
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        uris = [sample.image_uri for sample in samples]
+        digests = pool.map(lambda uri: pixel_digest(decode_image(storage.read_bytes(uri))), uris)
+        return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)

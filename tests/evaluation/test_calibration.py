@@ -1,0 +1,139 @@
+"""`calibrate` against scores, IoUs and class confidences taken from the labeler one image at a time."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import segpipe
+from segpipe import storage
+from segpipe.confidence.policy import MeanLossPromise, Policy, from_json, is_guarded
+from segpipe.config import CalibrateSettings
+from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset, write_sample
+from segpipe.errors import DatasetError, PolicyError
+from segpipe.evaluation.calibration import calibrate, group_names
+from segpipe.metrics import image_iou
+
+
+@dataclass(frozen=True)
+class Seen:
+    score: float
+    iou: float
+    class_confidences: np.ndarray
+
+
+@pytest.fixture
+def model(trained_model: str, tmp_path: Path) -> str:
+    return str(shutil.copytree(trained_model, tmp_path / "model"))
+
+
+def judge(data: str, model: str) -> list[Seen]:
+    dataset, labeler = open_dataset(data), segpipe.load_model(model, "cpu")
+    found = []
+    for sample in list_samples(dataset, "calibration"):
+        image, truth = read_sample(dataset, sample)
+        (labeled,) = labeler.label([image])
+        iou = image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index)
+        found.append(Seen(labeled.discriminator_score, iou, labeled.class_confidences))
+    return found
+
+
+@pytest.fixture
+def easy_streets(streets: str, model: str, tmp_path: Path) -> str:
+    """The calibration images, with the model's own masks as truth but for every 20th."""
+    hard, labeler = open_dataset(streets), segpipe.load_model(model, "cpu")
+    easy = write_dataset(str(tmp_path / "easy"), "easy streets", hard.classes, hard.ignore_index)
+    for number, sample in enumerate(list_samples(hard, "calibration")):
+        image, truth = read_sample(hard, sample)
+        (labeled,) = labeler.label([image])
+        write_sample(easy, "calibration", sample.key, image, truth if number % 20 == 0 else labeled.mask)
+    return easy.root
+
+
+def calibrated(streets: str, model: str, **values: Any) -> Policy:
+    target = {} if "max_mean_loss" in values else {"min_iou": 0.05, "max_bad_fraction": 0.3}
+    places = {"data": streets, "model": model, "split": "calibration", "device": "cpu"}
+    return calibrate(CalibrateSettings(**{**places, **target, "confidence": 0.8, **values}))
+
+
+def test_a_mean_loss_policy_states_the_mean_loss_of_what_it_accepts(easy_streets: str, model: str) -> None:
+    policy = calibrated(easy_streets, model, max_mean_loss=0.4)
+    assert policy.threshold is not None
+    seen = judge(easy_streets, model)
+    losses = [1 - image.iou for image in seen if image.score >= policy.threshold - 1e-4]
+    assert policy.accepted == len(losses)
+    assert isinstance(policy.promised, MeanLossPromise)
+    assert policy.promised.mean_loss == pytest.approx(np.mean(losses), abs=1e-3)
+    assert policy == from_json(storage.read_bytes(f"{model}/policy.json").decode())
+
+
+def test_guarded_images_are_not_among_the_accepted(streets: str, model: str) -> None:
+    seen = judge(streets, model)
+    classes = open_dataset(streets).classes
+    most_shown = int(np.nanargmax(np.mean([~np.isnan(image.class_confidences) for image in seen], axis=0)))
+    by_image = np.array([image.class_confidences[most_shown] for image in seen])
+    minimum = float(np.nanquantile(by_image, 0.3)) + 1e-6
+    policy = calibrated(streets, model, guard=(f"{classes[most_shown]}:{minimum}",))
+    assert [guard.class_index for guard in policy.guards] == [most_shown]
+    assert policy.threshold is not None
+    let_through = [image for image in seen if not is_guarded(policy, image.class_confidences)]
+    assert 0 < len(let_through) < len(seen) == policy.n_calibration
+    assert policy.accepted == sum(image.score >= policy.threshold - 1e-4 for image in let_through)
+
+
+def test_keys_are_grouped_by_the_pattern(streets: str, model: str) -> None:
+    keys = [sample.key for sample in list_samples(open_dataset(streets), "calibration")]
+    policy = calibrated(streets, model, group_by=r"\d$")
+    assert policy.n_calibration == len({key[-1] for key in keys})
+    assert policy.n_images == len(keys)
+    alone = calibrated(streets, model, group_by=".+")
+    apart = calibrated(streets, model)
+    assert alone.n_calibration == apart.n_calibration == len(keys)
+
+
+def test_the_same_images_make_the_same_policy(streets: str, model: str) -> None:
+    first, again = (calibrated(streets, model, group_by=r"\d$", max_mean_loss=0.9) for _ in range(2))
+    assert replace(again, created_at=first.created_at, policy_id=first.policy_id) == first
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("^[^_]+", ["0001TP", "0016E5"]),
+        ("_(.)", ["0", "9"]),
+        ("TP|E5", ["TP", "E5"]),
+        ("(TP)|(E5)", None),
+        ("x*", None),
+        ("^7", None),
+    ],
+)
+def test_a_group_is_the_first_match_or_its_first_group(pattern: str, names: list[str] | None) -> None:
+    keys = ["0001TP_006690", "0016E5_900000"]
+    if names is not None:
+        assert group_names(keys, pattern) == names
+        return
+    with pytest.raises(DatasetError, match=r"finds no group in the image key '00(01TP_006690|16E5_900000)'"):
+        group_names(keys, pattern)
+
+
+def test_images_without_a_truth_are_refused_for_what_they_are(
+    streets: str, model: str, tmp_path: Path
+) -> None:
+    blank = tmp_path / "blank"
+    shutil.copytree(streets, blank)
+    for mask in (blank / "calibration" / "masks").iterdir():
+        Image.new("L", Image.open(mask).size, 255).save(mask)
+    with pytest.raises(DatasetError, match="no image of split calibration has a labelled pixel"):
+        calibrated(str(blank), model)
+
+
+def test_a_class_that_the_model_has_not_cannot_be_guarded(streets: str, model: str) -> None:
+    with pytest.raises(PolicyError, match="its classes are sky, "):
+        calibrated(streets, model, guard=("unicorn:0.5",))
+    assert not Path(model, "policy.json").exists()

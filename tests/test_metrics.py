@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from segpipe.errors import DatasetError
+from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
+
+IGNORE = 255
+TRUTH = np.array([[0, 0, 1], [1, 1, IGNORE]], dtype=np.uint8)
+PREDICTION = np.array([[0, 1, 1], [1, 2, 2]], dtype=np.uint8)
+
+
+def test_confusion_matrix_counts_true_rows_against_predicted_columns():
+    expected = [[1, 1, 0, 0], [0, 2, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    confusion = confusion_matrix(TRUTH, PREDICTION, 4, IGNORE)
+    assert confusion.tolist() == expected
+    assert confusion.dtype == np.int64
+
+
+def test_metrics_of_a_hand_worked_image():
+    metrics = segmentation_metrics(confusion_matrix(TRUTH, PREDICTION, 4, IGNORE))
+    assert metrics.pixel_accuracy == pytest.approx(3 / 5)
+    assert metrics.per_class_iou == (pytest.approx(1 / 2), pytest.approx(2 / 4), 0.0, None)
+    assert metrics.mean_iou == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+
+
+def test_image_iou_leaves_out_absent_classes_and_ignored_pixels():
+    assert image_iou(TRUTH, PREDICTION, 4, IGNORE) == pytest.approx(1 / 3)
+    assert image_iou(TRUTH, TRUTH * (TRUTH != IGNORE), 4, IGNORE) == 1.0
+
+
+def test_an_image_with_every_pixel_ignored_has_no_iou():
+    assert math.isnan(image_iou(np.full((2, 2), IGNORE), np.zeros((2, 2), dtype=int), 2, IGNORE))
+    with pytest.raises(DatasetError, match="ignored"):
+        segmentation_metrics(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_many_classes_do_not_overflow_eight_bits():
+    labels = np.arange(200, dtype=np.uint8)
+    assert np.array_equal(confusion_matrix(labels, labels, 200, IGNORE), np.eye(200))
+
+
+@pytest.mark.parametrize(
+    ("truth", "prediction", "message"),
+    [
+        ([[0, 3]], [[0, 0]], "truth holds class 3"),
+        ([[0, 0]], [[0, 3]], "prediction holds class 3"),
+        ([[0, 0]], [[0, -1]], "prediction holds class -1"),
+        ([[0, 0]], [[0], [0]], "differ in shape"),
+    ],
+)
+def test_wrong_masks_are_named_in_one_line(truth, prediction, message):
+    with pytest.raises(DatasetError, match=message) as caught:
+        confusion_matrix(np.array(truth), np.array(prediction), 3, IGNORE)
+    assert "\n" not in str(caught.value)
+
+
+label_maps = hnp.arrays(np.uint8, (4, 5), elements=st.sampled_from([0, 1, 2, 3]))
+
+
+@given(truth=label_maps, prediction=label_maps, ignored=hnp.arrays(np.bool_, (4, 5)))
+def test_iou_agrees_with_counting_sets_of_pixels(truth, prediction, ignored):
+    truth = np.where(ignored, IGNORE, truth)
+    kept = {(int(i), int(j)) for i, j in np.argwhere(~ignored)}
+    ious = []
+    for label in range(4):
+        true_pixels = {p for p in kept if truth[p] == label}
+        predicted_pixels = {p for p in kept if prediction[p] == label}
+        if true_pixels | predicted_pixels:
+            ious.append(len(true_pixels & predicted_pixels) / len(true_pixels | predicted_pixels))
+    value = image_iou(truth, prediction, 4, IGNORE)
+    assert (math.isnan(value) and not ious) or value == pytest.approx(sum(ious) / len(ious))
+
+
+@given(truth=label_maps, prediction=label_maps)
+def test_confusion_matrices_of_parts_add_up_to_the_whole(truth, prediction):
+    parts = [confusion_matrix(truth[i : i + 2], prediction[i : i + 2], 4, IGNORE) for i in (0, 2)]
+    assert np.array_equal(sum(parts), confusion_matrix(truth, prediction, 4, IGNORE))
