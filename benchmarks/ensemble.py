@@ -18,7 +18,7 @@ from segpipe.confidence.baselines import flip_tta
 from segpipe.config import TrainSettings
 from segpipe.datasets import open_dataset
 from segpipe.models.bundle import ModelSpec, build_networks
-from segpipe.models.generator import Generator, build_generator
+from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.training.gan_loop import Progress, Training
 from segpipe.training.labelled_pixels import load_split
 

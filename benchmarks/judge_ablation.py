@@ -38,7 +38,7 @@ from segpipe.confidence.selective import gap_closed
 from segpipe.datasets import open_dataset
 from segpipe.degradations import degrade
 from segpipe.models.bundle import Bundle, build_networks, load_bundle
-from segpipe.models.generator import Generator, build_generator
+from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.tables import columns
 from segpipe.training.holdout import Parts, split_parts
 from segpipe.training.judge_loop import BATCH, VIEWS_SHARE, Scoring, Teachers

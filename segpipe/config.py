@@ -11,6 +11,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
+
 Device = Literal["auto", "cpu", "cuda"]
 Location = Annotated[str, StringConstraints(min_length=1)]
 
@@ -98,17 +100,14 @@ class TrainSettings(_Settings):
         description="OUTPUT of labelling runs: also learn from the masks that people drew or confirmed "
         "there; may be given more than once. Images that the data set holds in any split are left out.",
     )
-    architecture: Literal["unet", "plain"] = Field(
-        "unet",
-        description="Networks: unet, the default, sees the whole scene; plain is the published stack.",
+    architecture: Annotated[str, OneOf(ARCHITECTURES)] = Field(
+        "unet", description=f"Networks: {described(ARCHITECTURES)}."
     )
-    objective: Literal["hybrid", "adversarial", "supervised"] = Field(
-        "hybrid",
-        description="What the generator minimises: hybrid adds a small adversarial term to cross-entropy and "
-        "Dice, adversarial is the published recipe (the discriminator alone), supervised has no such term.",
+    objective: Annotated[str, OneOf(OBJECTIVES)] = Field(
+        "hybrid", description=f"What the generator minimises: {described(OBJECTIVES)}."
     )
-    gan_loss: Literal["bce", "lsgan", "hinge", "wgan-gp"] = Field(
-        "bce", description="Adversarial loss; bce as published and the steadiest of the four here."
+    gan_loss: Annotated[str, OneOf(GAN_LOSSES)] = Field(
+        "bce", description=f"Adversarial loss: {described(GAN_LOSSES)}."
     )
     epochs: int | None = Field(
         None,

@@ -10,6 +10,8 @@ import click
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from segpipe.kinds import OneOf
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -33,7 +35,9 @@ def _option(name: str, field: FieldInfo) -> Callable[[Command], Command]:
         return click.option(_flag(name), is_flag=True, **details)
     if get_origin(field.annotation) is tuple:
         details["multiple"] = True
-    return click.option(_flag(name), type=_click_type(field.annotation), **details)
+    tables = [one.table for one in field.metadata if isinstance(one, OneOf)]
+    kind = click.Choice(list(tables[0])) if tables else _click_type(field.annotation)
+    return click.option(_flag(name), type=kind, **details)
 
 
 def _flag(name: str) -> str:

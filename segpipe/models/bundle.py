@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
-from segpipe.models.generator import Generator, build_generator
+from segpipe.kinds import ARCHITECTURES, OneOf
+from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
-from segpipe.models.masks import channel_count
 
 BUNDLE_VERSION = 2
 
@@ -28,7 +28,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Literal["unet", "plain"]
+    architecture: Annotated[str, OneOf(ARCHITECTURES)]
     classes: tuple[str, ...] = Field(min_length=2, max_length=255)
     ignore_index: int = Field(ge=0, le=255)
     working_size: tuple[int, int]
@@ -39,7 +39,7 @@ class ModelSpec(BaseModel):
 
     @property
     def mask_channels(self) -> int:
-        return channel_count(self.architecture, len(self.classes))
+        return ARCHITECTURES[self.architecture].mask_channels(len(self.classes))
 
 
 class ModelCard(BaseModel):
@@ -91,9 +91,10 @@ def build_networks(
     spec: ModelSpec,
 ) -> tuple[Generator, Discriminator]:
     """New, untrained networks of a spec."""
+    architecture = ARCHITECTURES[spec.architecture]
     return (
-        build_generator(spec.architecture, spec.mask_channels),
-        Discriminator(spec.architecture, spec.mask_channels, len(spec.classes)),
+        build_generator(architecture.generator, spec.mask_channels),
+        Discriminator(architecture.discriminator, spec.mask_channels, len(spec.classes)),
     )
 
 

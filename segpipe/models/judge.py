@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.confidence.score import SCORE_PARTS
-from segpipe.models.discriminator import Adversary, build_adversary
+from segpipe.models.discriminators.protocol import Adversary, build_adversary
 from segpipe.models.masks import mask_channels
 
 HIDDEN = 64
@@ -53,10 +53,10 @@ class Judge(nn.Module):
     sure or not sure enough, and the fine edges stay the generator's.
     """
 
-    def __init__(self, architecture: str, channels: int, n_classes: int) -> None:
+    def __init__(self, discriminator: str, channels: int, n_classes: int) -> None:
         super().__init__()
         self.channels = channels
-        self.adversary: Adversary = build_adversary(architecture, channels)
+        self.adversary: Adversary = build_adversary(discriminator, channels)
         self.first = nn.Conv2d(self.adversary.feature_channels + n_classes + 3, HIDDEN, 3, padding=1)
         self.wider = nn.ModuleList(
             [nn.Conv2d(HIDDEN, HIDDEN, 3, padding=dilation, dilation=dilation) for dilation in (2, 4)]
@@ -107,10 +107,10 @@ class Judge(nn.Module):
 class Discriminator(nn.Module):
     """Both lives of the discriminator: as the game left it, and as the judge that went on from there."""
 
-    def __init__(self, architecture: str, channels: int, n_classes: int) -> None:
+    def __init__(self, discriminator: str, channels: int, n_classes: int) -> None:
         super().__init__()
-        self.adversary: Adversary = build_adversary(architecture, channels)
-        self.judge = Judge(architecture, channels, n_classes)
+        self.adversary: Adversary = build_adversary(discriminator, channels)
+        self.judge = Judge(discriminator, channels, n_classes)
 
 
 def show(logits: Tensor) -> ShownMask:

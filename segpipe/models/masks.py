@@ -6,11 +6,6 @@ import torch
 from torch import Tensor
 
 
-def channel_count(architecture: str, n_classes: int) -> int:
-    """Mask channels: the original recipe has one sigmoid channel for two classes; otherwise K."""
-    return 1 if architecture == "plain" and n_classes == 2 else n_classes
-
-
 def class_logits(logits: Tensor) -> Tensor:
     """(B,1 or K,H,W) generator logits -> (B,K,H,W) whose softmax is the class probability."""
     if logits.shape[1] == 1:

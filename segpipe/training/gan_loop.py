@@ -13,20 +13,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from segpipe.config import TrainSettings
+from segpipe.kinds import OBJECTIVES
 from segpipe.metrics import SegmentationMetrics, confusion_matrix, segmentation_metrics
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
-from segpipe.models.discriminator import Adversary
-from segpipe.models.generator import Generator
+from segpipe.models.discriminators.protocol import Adversary
+from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from segpipe.training.gan_losses import class_weights, gan_loss
+from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
 from segpipe.training.labelled_pixels import LabelledPixels, pixel_counts
+from segpipe.training.pixel_losses import class_weights
 from segpipe.training.recipe import (
     Recipe,
     choose_epochs,
@@ -247,11 +249,12 @@ def restore_progress(checkpoint: Checkpoint) -> Progress:
 
 def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixels, device: str) -> Game:
     weights = class_weights(pixel_counts(labelled.masks, len(spec.classes))).to(device)
-    adversarial = {"hybrid": settings.adversarial_weight, "adversarial": 1.0, "supervised": 0.0}
+    objective = OBJECTIVES[settings.objective]
+    chosen = objective.adversarial_weight
     return Game(
         loss=gan_loss(settings.gan_loss),
-        pixel_weight=0.0 if settings.objective == "adversarial" else 1.0,
-        adversarial_weight=adversarial[settings.objective],
+        pixel_weight=objective.pixel_weight,
+        adversarial_weight=settings.adversarial_weight if chosen is None else chosen,
         hard_masks=spec.shown_masks == "hard",
         class_weights=weights,
         ignore_index=spec.ignore_index,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from segpipe.models.device import autocast
-from segpipe.models.discriminator import Adversary
-from segpipe.models.generator import Generator
+from segpipe.models.discriminators.protocol import Adversary
+from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 from segpipe.models.preprocess import shown_image
-from segpipe.training.gan_losses import GanLoss, gradient_penalty, pixel_loss
+from segpipe.training.gan_losses.game import GanLoss, gradient_penalty
+from segpipe.training.pixel_losses import pixel_loss
 
 
 @dataclass(frozen=True)

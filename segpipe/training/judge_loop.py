@@ -22,7 +22,7 @@ from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
 from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
-from segpipe.models.generator import Generator
+from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Judge, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from segpipe.config import TrainSettings
+from segpipe.kinds import OBJECTIVES
 
 # Views a model is trained on when the number of epochs is left open: few labelled images are seen more often.
 VIEWS = 24_000
@@ -41,8 +42,8 @@ def choose_epochs(settings: TrainSettings, n_images: int) -> int:
 
 
 def choose_recipe(settings: TrainSettings, steps: int) -> Recipe:
-    """The published recipe for the adversarial objective, the project's own for the others; steps in all."""
-    published = settings.objective == "adversarial"
+    """The recipe of the objective in segpipe.kinds; steps in all."""
+    published = OBJECTIVES[settings.objective].recipe == "published"
     rate = settings.learning_rate or (PUBLISHED_RATE if published else SCHEDULED_RATE)
     return Recipe(
         generator_rate=rate,

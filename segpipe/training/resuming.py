@@ -29,7 +29,9 @@ def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | Non
     if "stage" not in checkpoint.data:
         raise RunError(f"{model_url} holds a checkpoint of an older segpipe: train into another folder")
     asked, kept = resumable_settings(settings), checkpoint.data["settings"]
-    changed = sorted(name for name in asked if asked[name] != kept.get(name))
+    # A setting that the stopped training did not know yet was at its default.
+    defaults = {name: field.default for name, field in TrainSettings.model_fields.items()}
+    changed = sorted(name for name in asked if asked[name] != kept.get(name, defaults[name]))
     if changed:
         raise RunError(
             f"cannot resume {model_url}: {', '.join(changed)} differ from the stopped training; "

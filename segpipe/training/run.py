@@ -16,6 +16,7 @@ from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
+from segpipe.kinds import OBJECTIVES
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -25,7 +26,7 @@ from segpipe.models.bundle import (
     save_bundle,
 )
 from segpipe.models.device import choose_device
-from segpipe.models.generator import Generator
+from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.checkpoint import Checkpoint, delete_checkpoint
@@ -130,7 +131,7 @@ def _make_spec(settings: TrainSettings, dataset: Dataset) -> ModelSpec:
         working_size=_working_size(settings, dataset),
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
-        shown_masks="soft" if settings.objective == "adversarial" else "hard",
+        shown_masks=OBJECTIVES[settings.objective].shown_masks,
     )
 
 

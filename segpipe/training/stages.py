@@ -10,8 +10,8 @@ from torch import Tensor
 
 from segpipe.config import TrainSettings
 from segpipe.models.bundle import ModelSpec
-from segpipe.models.discriminator import Adversary
-from segpipe.models.generator import Generator
+from segpipe.models.discriminators.protocol import Adversary
+from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Discriminator
 from segpipe.training.checkpoint import Checkpoint, save_checkpoint
 from segpipe.training.gan_loop import Progress, Training, progress_data, progress_tensors, restore_progress

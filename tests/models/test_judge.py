@@ -7,16 +7,17 @@ import math
 import pytest
 import torch
 
-from segpipe.models.discriminator import build_adversary
+from segpipe.kinds import ARCHITECTURES
+from segpipe.models.discriminators.protocol import build_adversary
 from segpipe.models.judge import Judge, Judgement, ShownMask, show
-from segpipe.models.masks import channel_count, mask_channels
+from segpipe.models.masks import mask_channels
 
 KINDS = [("unet", 2), ("unet", 11), ("plain", 2), ("plain", 11)]
 
 
 def new_judge(architecture: str, n_classes: int, seed: int = 0) -> Judge:
     torch.manual_seed(seed)
-    return Judge(architecture, channel_count(architecture, n_classes), n_classes).eval()
+    return Judge(architecture, ARCHITECTURES[architecture].mask_channels(n_classes), n_classes).eval()
 
 
 def taught_judge(architecture: str, n_classes: int) -> Judge:
@@ -64,7 +65,7 @@ def test_of_a_mask_that_is_not_the_generators_own_it_believes_what_the_generator
 def test_a_judge_with_the_adversarys_weights_gives_its_verdict_on_what_is_real(
     architecture: str, n_classes: int
 ) -> None:
-    channels = channel_count(architecture, n_classes)
+    channels = ARCHITECTURES[architecture].mask_channels(n_classes)
     adversary, judge = build_adversary(architecture, channels).eval(), new_judge(architecture, n_classes)
     judge.adversary.load_state_dict(adversary.state_dict())
     image, shown = drawn(n_classes)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.models.discriminator import build_adversary
-from segpipe.models.generator import build_generator
-from segpipe.models.masks import channel_count, class_logits, hard_channels, mask_channels, probabilities
+from segpipe.kinds import ARCHITECTURES
+from segpipe.models.discriminators.protocol import build_adversary
+from segpipe.models.generators.protocol import build_generator
+from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 
 
 def layers_of(network: nn.Module) -> list[tuple[type, int, int, tuple[int, ...]] | type]:
@@ -33,7 +34,8 @@ def test_the_plain_networks_are_the_published_stacks() -> None:
 
 
 def test_two_classes_are_one_sigmoid_channel_in_the_original_recipe_only() -> None:
-    assert (channel_count("plain", 2), channel_count("plain", 3), channel_count("unet", 2)) == (1, 3, 2)
+    plain, unet = ARCHITECTURES["plain"], ARCHITECTURES["unet"]
+    assert (plain.mask_channels(2), plain.mask_channels(3), unet.mask_channels(2)) == (1, 3, 2)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 160), (352, 480)])

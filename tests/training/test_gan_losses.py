@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from segpipe.training.gan_losses import class_weights, dice_loss, gan_loss, gradient_penalty, pixel_loss
+from segpipe.training.gan_losses.game import gan_loss, gradient_penalty
+from segpipe.training.pixel_losses import class_weights, dice_loss, pixel_loss
 
 REAL = torch.tensor([2.0, -1.0]).view(2, 1, 1, 1)
 FAKE = torch.tensor([0.0, 3.0]).view(2, 1, 1, 1)

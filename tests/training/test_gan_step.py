@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy, one_hot
 
-from segpipe.models.discriminator import build_adversary
-from segpipe.models.generator import build_generator
-from segpipe.training.gan_losses import gan_loss
+from segpipe.models.discriminators.protocol import build_adversary
+from segpipe.models.generators.protocol import build_generator
+from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, train_step
 
 

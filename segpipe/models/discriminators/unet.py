@@ -1,4 +1,4 @@
-"""The conditional discriminators: image and mask together to a map of real/fake logits."""
+"""A small U-Net with spectral norm, the default discriminator."""
 
 from __future__ import annotations
 
@@ -7,41 +7,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from segpipe.models.discriminators.protocol import Adversary
+
 UNET_WIDTHS = (32, 64, 128)
-
-
-class PlainDiscriminator(nn.Module):
-    """The original recipe: the generator's stack from 3 + channels inputs to one logit per pixel.
-
-    image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H,W); the published sigmoid lies in the loss.
-    """
-
-    feature_channels = 64
-    feature_stride = 1
-
-    def __init__(self, mask_channels: int) -> None:
-        super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(3 + mask_channels, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.ReLU(),
-        )
-        self.head = nn.Conv2d(64, 1, 3, padding=1)
-
-    def features(self, image: Tensor, mask: Tensor) -> Tensor:
-        """What the head judges by: (B,feature_channels,H,W)."""
-        return self.trunk(torch.cat([image, mask], dim=1))
-
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        return self.head(self.features(image, mask))
 
 
 def _down(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)), nn.LeakyReLU(0.2, inplace=True))
 
 
-class UNetDiscriminator(nn.Module):
+class UNetDiscriminator(Adversary):
     """A small fully convolutional U-Net with spectral norm (Miyato et al. 2018; Schoenfeld et al. 2020).
 
     image (B,3,H,W) and mask (B,channels,H,W) -> logits (B,1,H/4,W/4), H and W multiples of 8.
@@ -71,11 +46,6 @@ class UNetDiscriminator(nn.Module):
         return self.head(self.features(image, mask))
 
 
-Adversary = PlainDiscriminator | UNetDiscriminator
-
-
-def build_adversary(architecture: str, mask_channels: int) -> Adversary:
-    """A new discriminator for the adversarial game; architecture is `unet` or `plain`, as the generator's."""
-    if architecture == "plain":
-        return PlainDiscriminator(mask_channels)
+def build(mask_channels: int) -> UNetDiscriminator:
+    """A new U-Net of the default widths."""
     return UNetDiscriminator(mask_channels)

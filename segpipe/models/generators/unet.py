@@ -1,4 +1,4 @@
-"""The generators: image to class logits."""
+"""A residual U-Net, the default generator."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segpipe.models.generators.protocol import Generator
+
 UNET_WIDTHS = (16, 48, 80, 128)
-
-
-class PlainGenerator(nn.Sequential):
-    """The original recipe: three 3x3 convolutions, 64 wide; (B,3,H,W) -> logits (B,channels,H,W).
-
-    The published sigmoid (one channel) or softmax (K channels) is applied by `models.masks.probabilities`.
-    """
-
-    output_stride = 1
-
-    def __init__(self, mask_channels: int) -> None:
-        super().__init__(
-            nn.Conv2d(3, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(64, mask_channels, 3, padding=1),
-        )
 
 
 def _convolution(
@@ -52,7 +36,7 @@ class ResidualBlock(nn.Module):
         return functional.relu(features + self.second(self.first(features)))
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(Generator):
     """A residual U-Net (Ronneberger et al. 2015); (B,3,H,W) -> logits (B,K,H/2,W/2), H and W multiples of 16.
 
     Most of the width sits at 1/4 to 1/16 of the image, where a convolution is cheap on CPU and GPU alike;
@@ -60,6 +44,7 @@ class UNetGenerator(nn.Module):
     """
 
     output_stride = 2
+    size_multiple = 16
 
     def __init__(self, mask_channels: int, widths: tuple[int, int, int, int] = UNET_WIDTHS) -> None:
         super().__init__()
@@ -97,11 +82,6 @@ class UNetGenerator(nn.Module):
         return self.head(features)
 
 
-Generator = PlainGenerator | UNetGenerator
-
-
-def build_generator(architecture: str, mask_channels: int) -> Generator:
-    """A new generator; architecture is `unet` or `plain`, mask_channels 1 (sigmoid) or K (softmax)."""
-    if architecture == "plain":
-        return PlainGenerator(mask_channels)
+def build(mask_channels: int) -> UNetGenerator:
+    """A new U-Net of the default widths."""
     return UNetGenerator(mask_channels)

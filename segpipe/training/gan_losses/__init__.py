@@ -1,0 +1,1 @@
+"""The adversarial losses: a file for each game."""
