@@ -19,6 +19,18 @@ class NotFoundError(StorageError):
     """The object, folder or bucket does not exist."""
 
 
+class DeniedError(StorageError):
+    """One may not read or write the object, its folder, its bucket or the key it is encrypted with."""
+
+
+class ArchivedError(StorageError):
+    """The object lies in cold storage and must be restored first; `storage_class` as told, None if not."""
+
+    def __init__(self, message: str, storage_class: str | None = None) -> None:
+        super().__init__(message)
+        self.storage_class = storage_class
+
+
 class AddressError(StorageError):
     """A URL that no storage can be asked for, however often: it is none, or of no scheme known here."""
 
