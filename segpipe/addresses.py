@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 
 from segpipe.errors import AddressError
 from segpipe.redaction import redact
@@ -39,6 +40,11 @@ def split(url: str) -> tuple[str, str]:
 def is_local(url: str) -> bool:
     """Whether it is a place on this machine's disk."""
     return split(url)[0] in LOCAL_SCHEMES
+
+
+def folded(path: str) -> str:
+    """What two paths have in common that a disk may take for one: case and Unicode's forms do not count."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
 
 
 def bucket_and_key(url: str) -> tuple[str, str]:
