@@ -17,7 +17,7 @@ from prefect import get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
 from segpipe.errors import RunError
-from segpipe.logs import add_ids
+from segpipe.logs import add_ids, text_formatter
 from segpipe.progress import Advance, track
 from segpipe.redaction import redact
 
@@ -30,6 +30,7 @@ class _ToRunLog(logging.Handler):
     def __init__(self, run_logger: logging.LoggerAdapter[logging.Logger] | logging.Logger) -> None:
         super().__init__()
         self._run_logger = run_logger
+        self.setFormatter(text_formatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         shard = getattr(record, "shard", None)

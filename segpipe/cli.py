@@ -38,8 +38,9 @@ from segpipe.config import (
     TrainSettings,
 )
 from segpipe.errors import PolicyError, SegpipeError
-from segpipe.logs import add_ids, json_formatter
+from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.options import build, options_of
+from segpipe.printable import printable_lines
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
 
@@ -117,7 +118,12 @@ def _logs_json() -> bool:
 def _say(text: str) -> None:
     from segpipe.redaction import redact
 
-    click.echo(redact(text), err=True)
+    click.echo(printable_lines(redact(text)), err=True)
+
+
+def _print(text: str) -> None:
+    """A result: what it names may be named by anyone, and must not steer the terminal."""
+    click.echo(printable_lines(text))
 
 
 class _ResumableError(Exception):
@@ -163,8 +169,7 @@ def _log_to_stderr(layout: LogFormat) -> None:
         library.removeHandler(handler)
     handler = _StderrHandler()
     handler.addFilter(add_ids)
-    if layout == "json":
-        handler.setFormatter(json_formatter())
+    handler.setFormatter(json_formatter() if layout == "json" else text_formatter())
     library.addHandler(handler)
 
 
@@ -189,7 +194,7 @@ _limit = click.option(
 
 
 def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
-    click.echo(_json_text(result) if as_json else "\n".join(result_lines(result)))
+    _print(_json_text(result) if as_json else "\n".join(result_lines(result)))
 
 
 def _json_text(result: object) -> str:
@@ -305,7 +310,7 @@ def calibrate(as_json: bool, **values: object) -> None:
     from segpipe.evaluation.calibration import calibrate
 
     policy = calibrate(settings)
-    click.echo(to_json(policy) if as_json else "\n".join(columns(_policy_lines(policy))))
+    _print(to_json(policy) if as_json else "\n".join(columns(_policy_lines(policy))))
 
 
 def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
@@ -353,11 +358,9 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     summary = summarise_plan(planned)
     expected = estimate(summary.output, summary.images, settings.price_per_hour)
     if as_json:
-        click.echo(_json_text(asdict(summary) | {"estimate": asdict(expected)}))
+        _print(_json_text(asdict(summary) | {"estimate": asdict(expected)}))
     else:
-        click.echo(
-            "\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])])
-        )
+        _print("\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])]))
 
 
 @cli.command()
@@ -392,9 +395,9 @@ def label(
         labeler = load_model(model, settings.device)
         summary = label_source(source, output, labeler, settings, run_id, limit)
     if as_json:
-        click.echo(_json_text(asdict(summary)))
+        _print(_json_text(asdict(summary)))
     else:
-        click.echo(_label_report(summary, labeler, model, settings.price_per_hour))
+        _print(_label_report(summary, labeler, model, settings.price_per_hour))
 
 
 def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_hour: float | None) -> str:
@@ -442,7 +445,11 @@ def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> Non
     """
     from segpipe.manifests import query
 
-    click.echo(query.format_table(query.query(output, sql), layout))
+    text = query.format_table(query.query(output, sql), layout)
+    if layout == "csv" and not sys.stdout.isatty():
+        click.echo(text)  # for programs, which want the names as they are
+    else:
+        _print(text)
 
 
 @cli.command()
@@ -504,9 +511,9 @@ def doctor(as_json: bool, **values: object) -> None:
     for finding in examine(settings):
         findings.append(finding)
         if not as_json:
-            click.echo(finding.line())
+            _print(finding.line())
     if as_json:
-        click.echo(_json_text([asdict(finding) for finding in findings]))
+        _print(_json_text([asdict(finding) for finding in findings]))
     if any(finding.status == "FAIL" for finding in findings):
         click.get_current_context().exit(1)
 
@@ -527,7 +534,7 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     from segpipe.reports.run import write_run_report
 
     policy = load_model(model, "cpu").policy if model else None
-    click.echo(write_run_report(output, run_id, policy, to))
+    _print(write_run_report(output, run_id, policy, to))
 
 
 @cli.command()
@@ -597,7 +604,7 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
 
     audits = audit_output(output, model_id)
     suspended = suspend_broken(output, audits)
-    click.echo(_json_text([asdict(found) for found in audits]) if as_json else _audit_report(audits))
+    _print(_json_text([asdict(found) for found in audits]) if as_json else _audit_report(audits))
     broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
     for found in {one.policy_id: one for one in (*suspended, *broken)}.values():
         _complain(f"the promise of policy {found.policy_id} is broken: it is suspended", BROKEN_PROMISE)
@@ -702,10 +709,10 @@ def review_list(output: str, as_json: bool, **values: object) -> None:
 
     queue = make_queue(output, settings)
     if as_json:
-        click.echo(_json_text(asdict(queue)))
+        _print(_json_text(asdict(queue)))
         return
     rows = [
         (item.item_id, f"{item.confidence or 0:.3f}", item.image_uri, item.mask_uri) for item in queue.items
     ]
-    click.echo("\n".join(columns([("item", "confidence", "image", "mask"), *rows])))
-    click.echo(f"\n{len(rows)} of {queue.waiting} masks, some {queue.minutes:.0f} minutes")
+    _print("\n".join(columns([("item", "confidence", "image", "mask"), *rows])))
+    _print(f"\n{len(rows)} of {queue.waiting} masks, some {queue.minutes:.0f} minutes")

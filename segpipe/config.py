@@ -12,9 +12,21 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
+from segpipe.addresses import require_address
+from segpipe.errors import AddressError
 
 Device = Literal["auto", "cpu", "cuda"]
-Location = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _address(text: str) -> str:
+    try:
+        require_address(text)
+    except AddressError as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Location = Annotated[str, AfterValidator(_address)]
 
 
 def _height_by_width(size: str) -> str:
@@ -83,6 +95,18 @@ class StorageSettings(_Settings):
         le=A_DAY,
         description="Seconds a silent S3 server is waited for before the request is sent again; 20 outlasts "
         "a busy server, and less finds out sooner.",
+    )
+    object_seconds: float = Field(
+        120.0,
+        gt=0,
+        le=A_DAY,
+        description="Seconds that one object may take, retries included, and one more for each 100,000 bytes "
+        "that have come: a server that sends a byte now and then holds no run; 120 outlasts all retries.",
+    )
+    requester_pays: bool = Field(
+        False,
+        description="Agree to pay for requests to buckets whose owner lets the requester pay; S3 refuses "
+        "them otherwise.",
     )
 
 

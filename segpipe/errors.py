@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from typing import Literal
 
+from segpipe.printable import printable_lines
+
 ImageFailure = Literal["unreadable", "unsupported", "too_large"]
 
 
 class SegpipeError(Exception):
-    """Base of every error a user can cause or meet; the CLI prints its message and exits 1."""
+    """Base of every error a user can cause or meet; the CLI prints its message and exits 1.
+
+    What it names may be named by anyone, so the message is made printable here.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable_lines(message))
 
 
 class StorageError(SegpipeError):
@@ -17,6 +25,22 @@ class StorageError(SegpipeError):
 
 class NotFoundError(StorageError):
     """The object, folder or bucket does not exist."""
+
+
+class DeniedError(StorageError):
+    """One may not read or write the object, its folder, its bucket or the key it is encrypted with."""
+
+
+class ArchivedError(StorageError):
+    """The object lies in cold storage and must be restored first; `storage_class` as told, None if not."""
+
+    def __init__(self, message: str, storage_class: str | None = None) -> None:
+        super().__init__(message)
+        self.storage_class = storage_class
+
+
+class TooLargeError(StorageError):
+    """An object has more bytes than the caller takes; the rest was not read."""
 
 
 class AddressError(StorageError):

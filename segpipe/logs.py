@@ -11,6 +11,8 @@ from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
+from segpipe.printable import printable, printable_lines
+
 _IDS: ContextVar[Mapping[str, Any]] = ContextVar("segpipe_log_ids", default=MappingProxyType({}))
 
 
@@ -31,9 +33,29 @@ def add_ids(record: logging.LogRecord) -> bool:
     return True
 
 
+class _PrintableText(logging.Formatter):
+    """The message as one line that steers no terminal; a traceback follows it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+class _PrintableJson(JsonFormatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable_lines(super().format(record))
+
+
+def text_formatter() -> logging.Formatter:
+    """The message alone, a line for people."""
+    return _PrintableText()
+
+
 def json_formatter() -> logging.Formatter:
     """One JSON object per record: time (ISO 8601, UTC), level, logger, message, and the ids."""
-    return JsonFormatter(
+    return _PrintableJson(
         ["levelname", "name", "message"],
         rename_fields={"levelname": "level", "name": "logger"},
         timestamp="time",

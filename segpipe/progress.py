@@ -13,6 +13,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from segpipe.printable import printable
+
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 10.0
 
@@ -45,12 +47,13 @@ class _Bar:
     task: int
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self.progress.update(self.task, advance=count, note=note)  # type: ignore[arg-type]
+        self.progress.update(self.task, advance=count, note=printable(note))  # type: ignore[arg-type]
 
 
 @contextmanager
 def track(total: int, description: str, unit: str = "images") -> Iterator[Advance]:
     """Follow work of a known size on stderr; the caller says `advance`."""
+    description = printable(description)
     if not sys.stderr.isatty():
         yield _LogLines(description, total, unit)
         return

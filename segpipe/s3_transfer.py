@@ -18,13 +18,15 @@ from typing import Any
 
 import obstore
 from fsspec.asyn import sync
-from obstore.exceptions import NotFoundError
+from obstore.exceptions import NotFoundError, PermissionDeniedError
 from obstore.store import S3Store
 
 # Other keys are encoded or cleaned up on the way, and would name another object.
 _PLAIN_KEY = re.compile(r"(?!\.{1,2}(/|$))[\w.=~-]+(/(?!\.{1,2}(/|$))[\w.=~-]+)*", re.ASCII)
+SECONDS = 120.0
 _FAILURES_UNTIL_UNFIT = 8
 _LOADED_IN = os.getpid()  # a forked process has obstore's state, and none of its threads
+_LARGEST_BYTES = 16_000_000  # a request has one time limit here, whatever its size
 _CREDENTIALS_MINUTES = 5  # botocore renews its own at least ten minutes before they expire
 
 
@@ -34,6 +36,7 @@ class _Bucket:
 
     filesystem: Any
     name: str
+    seconds: float
     failures: int = 0
 
     def attempt(self, request: Callable[[S3Store], Any]) -> Any:
@@ -41,8 +44,8 @@ class _Bucket:
         if self.failures >= _FAILURES_UNTIL_UNFIT:
             return None
         try:
-            answer = request(_store(self.filesystem, self.name))
-        except (NotFoundError, FileNotFoundError):
+            answer = request(_store(self.filesystem, self.name, self.seconds))
+        except (NotFoundError, FileNotFoundError, PermissionDeniedError):  # the object's fault, not obstore's
             return None
         except Exception:  # of any kind: s3fs is asked next, and says what is wrong
             self.failures += 1
@@ -51,32 +54,39 @@ class _Bucket:
         return answer
 
 
-def fetch(filesystem: Any, bucket: str, key: str) -> tuple[bytes, str] | None:
-    """An object's bytes and their ETag; None when s3fs is to be asked.
+def fetch(
+    filesystem: Any, bucket: str, key: str, seconds: float = SECONDS, max_bytes: int | None = None
+) -> tuple[bytes, str] | None:
+    """An object's bytes and their ETag; None when s3fs is to be asked, as for one over max_bytes.
 
-    filesystem is an s3fs.S3FileSystem, whose endpoint, timeouts and credentials are used.
+    filesystem is an s3fs.S3FileSystem, whose endpoint, timeouts and credentials are used; seconds are
+    those that the request may take.
     """
     if not _is_usable(filesystem, key):
         return None
 
-    def get(store: S3Store) -> tuple[bytes, str]:
+    largest = _LARGEST_BYTES if max_bytes is None else min(max_bytes, _LARGEST_BYTES)
+
+    def get(store: S3Store) -> tuple[bytes, str] | None:
         answer = obstore.get(store, key)
+        if answer.meta["size"] > largest:
+            return None
         return bytes(answer.bytes()), (answer.meta["e_tag"] or "").strip('"')
 
-    found = _bucket(filesystem, bucket).attempt(get)
+    found = _bucket(filesystem, bucket, seconds).attempt(get)
     return found if found and found[1] else None
 
 
-def send(filesystem: Any, bucket: str, key: str, data: bytes) -> bool:
+def send(filesystem: Any, bucket: str, key: str, data: bytes, seconds: float = SECONDS) -> bool:
     """Write a whole object, replacing what is there; False when s3fs is to do it."""
-    if not _is_usable(filesystem, key):
+    if not _is_usable(filesystem, key) or len(data) > _LARGEST_BYTES:
         return False
 
     def put(store: S3Store) -> bool:
         obstore.put(store, key, data, use_multipart=False)
         return True
 
-    return bool(_bucket(filesystem, bucket).attempt(put))
+    return bool(_bucket(filesystem, bucket, seconds).attempt(put))
 
 
 def _is_usable(filesystem: Any, key: str) -> bool:
@@ -84,26 +94,26 @@ def _is_usable(filesystem: Any, key: str) -> bool:
     if os.getpid() != _LOADED_IN:
         return False
     options = (filesystem.anon, filesystem.key, filesystem.token, filesystem.client_kwargs)
-    more_options = (filesystem.s3_additional_kwargs, filesystem.req_kw)
-    return bool(_PLAIN_KEY.fullmatch(key)) and not any(options + more_options)
+    return bool(_PLAIN_KEY.fullmatch(key)) and not any((*options, filesystem.s3_additional_kwargs))
 
 
 @lru_cache(maxsize=64)
-def _bucket(filesystem: Any, name: str) -> _Bucket:
-    return _Bucket(filesystem, name)
+def _bucket(filesystem: Any, name: str, seconds: float) -> _Bucket:
+    return _Bucket(filesystem, name, seconds)
 
 
 @lru_cache(maxsize=64)
-def _store(filesystem: Any, bucket: str) -> S3Store:
+def _store(filesystem: Any, bucket: str, seconds: float) -> S3Store:
     filesystem.connect()
     meta, configured = filesystem.s3.meta, filesystem.config_kwargs
     timeouts = {name: timedelta(seconds=configured[name]) for name in ("connect_timeout", "read_timeout")}
-    options: Any = timeouts | _encryption(meta.endpoint_url)
+    options: Any = timeouts | {"timeout": timedelta(seconds=seconds)} | _encryption(meta.endpoint_url)
     return S3Store(
         bucket,
         endpoint=meta.endpoint_url,
         region=meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1",
         client_options=options,
+        request_payer=bool(filesystem.requester_pays),
         retry_config={"max_retries": 0},  # one retry loop, that of storage.py
         credential_provider=lambda: _credentials(filesystem),
     )

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 from tenacity import (
     RetryCallState,
@@ -19,8 +18,9 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from segpipe.errors import AlreadyExistsError, NotFoundError, StorageError
+from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
 from segpipe.redaction import redact
+from segpipe.storage_remedies import Answer, answer_of, is_archived, is_denied, remedy_of, types_of
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StorageError)
@@ -38,8 +38,6 @@ _TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "HTTPClientError", "Clien
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 _TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH}
-_REFUSED_TYPES = {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
-_S3_VARIABLES = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN and AWS_ENDPOINT_URL"
 
 
 class ChangedError(OSError):
@@ -77,53 +75,47 @@ def explained(uri: str) -> Iterator[None]:
 
 def is_conflict(error: BaseException) -> bool:
     """Whether an exclusive create met an existing object; servers say it in more than one way."""
-    return isinstance(error, FileExistsError) or _response(error)[1] in (409, 412)
+    return isinstance(error, FileExistsError) or answer_of(error).status in (409, 412)
 
 
 def _explain(error: Exception, uri: str) -> StorageError:
-    code, _ = _response(error)
-    if code == "NoSuchBucket":
+    error = really(error)
+    answer = answer_of(error)
+    if answer.code == "NoSuchBucket":
         bucket = uri.partition("://")[2].partition("/")[0]
         return failure(NotFoundError, f"{uri}: bucket {bucket} does not exist; create it or correct the name")
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or answer.status in (404, 410):
         return failure(NotFoundError, f"{uri} does not exist; correct the name or create it")
     if is_conflict(error):
         return failure(AlreadyExistsError, f"{uri} already exists; delete it or choose another name")
-    return failure(StorageError, f"{uri}: {code or type(error).__name__}: {error}; {_remedy(error, uri)}")
+    message = _one_line(f"{uri}: {_said(error, answer)}; {remedy_of(error, uri)}")
+    if is_archived(error):
+        return ArchivedError(message, answer.details.get("StorageClass"))
+    return DeniedError(message) if is_denied(error) else StorageError(message)
 
 
-def _remedy(error: Exception, uri: str) -> str:
-    code, status = _response(error)
-    if isinstance(error, UnicodeEncodeError):
-        return "a file name below it is not UTF-8, rename it"
-    if "://" not in uri:
-        return "check the path, its permissions and the disk"
-    if code == "InvalidToken" or status in (401, 403) or _types(error) & _REFUSED_TYPES:
-        return f"access refused, check {_S3_VARIABLES if uri.startswith('s3') else 'its credentials'}"
-    if endpoint := getattr(error, "kwargs", {}).get("endpoint_url"):
-        return f"no answer from {urlsplit(endpoint).netloc}, check AWS_ENDPOINT_URL and the network"
-    return "check the URL and the storage server, then try again"
+def _said(error: Exception, answer: Answer) -> str:
+    """Code and reason, without the numbers that a client made up for them."""
+    return f"{answer.code or type(error).__name__}: {answer.details.get('Message') or error}"
+
+
+def really(error: Exception) -> Exception:
+    """The error behind a FileNotFoundError that stands for any failure at all, as that of HTTP's client."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    answer = answer_of(cause)
+    is_absence = isinstance(cause, FileNotFoundError) or answer.code or answer.status in (404, 410)
+    known = types_of(cause) & {"ClientError", "OSError", "TimeoutError"}
+    return cause if known and not is_absence else error
 
 
 def _is_transient(error: BaseException) -> bool:
-    code, status = _response(error)
-    if code or status:
-        return status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES
-    return bool(_types(error) & _TRANSIENT_TYPES) or getattr(error, "errno", None) in _TRANSIENT_ERRNO
-
-
-def _response(error: BaseException) -> tuple[str, int]:
-    """S3 error code and HTTP status, also of the error that s3fs translated; ('', 0) when there is none."""
-    for candidate in (error, error.__cause__):
-        answer = getattr(candidate, "response", None)
-        if isinstance(answer, dict):
-            status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return str(answer.get("Error", {}).get("Code", "")), int(status)
-    return "", 0
-
-
-def _types(error: BaseException) -> set[str]:
-    return {kind.__name__ for kind in type(error).__mro__}
+    error = really(error) if isinstance(error, Exception) else error
+    answer = answer_of(error)
+    if answer.code or answer.status:
+        return answer.status in _TRANSIENT_STATUS or answer.code in _TRANSIENT_CODES
+    return bool(types_of(error) & _TRANSIENT_TYPES) or getattr(error, "errno", None) in _TRANSIENT_ERRNO
 
 
 def _log_retry(uri: str, state: RetryCallState) -> None:

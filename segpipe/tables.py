@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from segpipe.printable import printable
+
 
 def result_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """A result's plain values first, a line each; then each nested mapping as a table of its own."""
@@ -26,7 +28,7 @@ def _table(rows: Mapping[str, Any]) -> Iterator[str]:
 
 def columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     """The rows as lines, each column as wide as its widest cell."""
-    table = list(rows)
+    table = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     for row in table:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

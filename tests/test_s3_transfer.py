@@ -53,7 +53,7 @@ def test_plain_keys_take_the_fast_way(s3_bucket: str, key: str) -> None:
     assert stored["Key"] == key
 
 
-@pytest.mark.parametrize("option", [{"anon": True}, {"key": "k", "secret": "s"}, {"requester_pays": True}])
+@pytest.mark.parametrize("option", [{"anon": True}, {"key": "k", "secret": "s"}])
 def test_credentials_and_options_of_fsspec_are_left_to_s3fs(s3_bucket: str, option: dict[str, Any]) -> None:
     assert not s3_transfer.send(filesystem(**option), s3_bucket, "a", b"data")
 

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segpipe import storage, storage_retry
-from segpipe.errors import AlreadyExistsError, NotFoundError, StorageError
+from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
 from segpipe.redaction import redact
 
 ODD_KEYS = [
@@ -603,12 +603,16 @@ def test_retries_end(faulty, s3_bucket, caplog):
 @pytest.mark.parametrize(
     ("fault", "kind", "text"),
     [
-        ("403 AccessDenied", StorageError, "check AWS_ACCESS_KEY_ID, .* AWS_ENDPOINT_URL"),
-        ("403 SignatureDoesNotMatch", StorageError, "check AWS_ACCESS_KEY_ID"),
-        ("403 InvalidAccessKeyId", StorageError, "check AWS_ACCESS_KEY_ID"),
-        ("400 ExpiredToken", StorageError, "check AWS_ACCESS_KEY_ID"),
-        ("400 InvalidToken", StorageError, "check AWS_ACCESS_KEY_ID"),
+        ("403 AccessDenied", DeniedError, "check AWS_ACCESS_KEY_ID .* SEGPIPE_STORAGE_REQUESTER_PAYS=true"),
+        ("403 InvalidObjectState", ArchivedError, "cold storage, restore it"),
+        ("403 SignatureDoesNotMatch", StorageError, "check AWS_SECRET_ACCESS_KEY"),
+        ("403 InvalidAccessKeyId", StorageError, "check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"),
+        ("403 RequestTimeTooSkewed", StorageError, "clock"),
+        ("400 ExpiredToken", StorageError, "have expired, get new ones"),
+        ("400 InvalidToken", StorageError, "check AWS_SESSION_TOKEN"),
         ("401 Unauthorized", StorageError, "check AWS_ACCESS_KEY_ID"),
+        ("400 AuthorizationHeaderMalformed", StorageError, "set AWS_REGION"),
+        ("400 KMS.DisabledException", DeniedError, "encryption key cannot be used"),
         ("404 NoSuchKey", NotFoundError, "does not exist"),
     ],
 )
@@ -622,7 +626,7 @@ def test_permanent_faults_are_not_retried(faulty, s3_bucket, fault, kind, text):
 
 def test_a_refused_existence_check_is_an_error_and_not_absence(faulty, s3_bucket):
     faulty.faults = ["403 AccessDenied"]
-    with pytest.raises(StorageError, match="access refused"):
+    with pytest.raises(DeniedError, match="access refused"):
         storage.exists(f"s3://{s3_bucket}/a")
 
 
@@ -689,7 +693,7 @@ def test_missing_credentials_name_the_variables(s3_server, monkeypatch, tmp_path
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.replace("127.0.0.1", "localhost"))  # a client of its own
-    with pytest.raises(StorageError, match="check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(StorageError, match="give credentials: AWS_ACCESS_KEY_ID and AWS_SECRET"):
         storage.read("s3://bucket/a")
 
 

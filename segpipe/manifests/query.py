@@ -21,6 +21,7 @@ from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.sql import connect
 from segpipe.manifests.store import open_manifest
+from segpipe.printable import printable
 from segpipe.redaction import redact
 
 Format = Literal["table", "json", "csv"]
@@ -175,7 +176,7 @@ def _plain(value: Any) -> Any:
         case bytes():
             return value.hex()
         case _:
-            return str(value)
+            return printable(str(value))
 
 
 def _csv_text(table: pa.Table) -> str:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -29,8 +29,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from segpipe import storage
+from segpipe.addresses import folded, is_local
 from segpipe.config import LabelSettings, Location
 from segpipe.errors import RunError, SegpipeError
+from segpipe.printable import is_printable
 from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,10 @@ class SourceEntry(BaseModel):
     def _only_name(cls, output: str) -> str:
         if re.search(r"[{}]", output.replace("{name}", "")):
             raise ValueError("only {name} may stand in braces")
+        if "{name}" in output and {".", ".."} & set(output.split("/")[1:]):
+            raise ValueError(
+                ". and .. may not stand beside {name}, which would let two names share an output"
+            )
         return output
 
 
@@ -172,10 +178,23 @@ def find_sources(file: SourcesFile) -> tuple[list[Source], list[Problem]]:
     for entry in file.entries:
         try:
             for source in sources_of(entry, file):
-                sources.setdefault(source.digest, source)
+                if other := _shares_output(source, sources.values()):
+                    said = f"its output {source.output} may be that of {other.url} on this disk: rename one"
+                    problems.append(Problem(source.url, said))
+                else:
+                    sources.setdefault(source.digest, source)
         except SegpipeError as error:
             problems.append(Problem(entry.pattern, str(error)))
     return list(sources.values()), problems
+
+
+def _shares_output(source: Source, others: Iterable[Source]) -> Source | None:
+    """Two names that differ to a bucket can be one folder on a disk that folds case or Unicode's forms."""
+    if not is_local(source.output):
+        return None
+    fold = folded(source.output)
+    others = (other for other in others if other.output != source.output)
+    return next((other for other in others if folded(other.output) == fold), None)
 
 
 def sources_of(entry: SourceEntry, file: SourcesFile) -> Iterator[Source]:
@@ -195,8 +214,22 @@ def sources_of(entry: SourceEntry, file: SourcesFile) -> Iterator[Source]:
 
 
 def _source(entry: SourceEntry, url: str, name: str) -> Source:
+    """Raises AddressError, and RunError for an OUTPUT that leaves what its template fixes."""
     output = storage.normalise(entry.output.replace("{name}", name))
+    _require_below_fixed_part(output, entry.output)
     return Source(storage.normalise(url), output, storage.normalise(entry.model), entry.settings)
+
+
+def _require_below_fixed_part(output: str, template: str) -> None:
+    """Whoever can put an object chooses {name}, and must not choose where outputs are."""
+    before, named, _ = template.partition("{name}")
+    if not named:
+        return
+    folder = before[: before.rfind("/") + 1]
+    fixed = folder if folder.endswith("://") else f"{storage.normalise(folder or '.').rstrip('/')}/"
+    rest = output.removeprefix(fixed)
+    if not output.startswith(fixed) or {"", ".", ".."} & set(rest.split("/")):
+        raise RunError(f"output {output} is no folder below {fixed}: let {{name}} be one there")
 
 
 def _refuse_own(url: str, file: SourcesFile) -> None:
@@ -224,8 +257,19 @@ def expand(pattern: str) -> list[tuple[str, str]]:
 def _matching(place: str, name: str, part: str) -> Iterator[tuple[str, str]]:
     is_wild = bool(_WILDCARD.search(part))
     for folder in storage.list_folders(place):
-        if fnmatchcase(folder, part) if is_wild else folder == part:
+        if not (fnmatchcase(folder, part) if is_wild else folder == part):
+            continue
+        if is_wild and not _is_plain_name(folder):
+            logger.warning("%s is left aside: '%s' is no plain name of a folder", redact(place), folder)
+        else:
             yield f"{place}{folder}/", f"{name}/{folder}".strip("/") if is_wild else name
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether it may become a part of an OUTPUT's name: nothing climbs, hides, steers a terminal or has two
+    spellings for one place."""
+    odd = name in ("", ".", "..") or "\\" in name or name != name.strip()
+    return not odd and is_printable(name)
 
 
 def _own_places(file: SourcesFile) -> list[list[str]]:
@@ -276,6 +320,8 @@ def _enclosing(uri: str, pattern: str) -> tuple[str, str] | None:
         return None
     pairs = list(zip(wanted, parts, strict=False))
     if not all(fnmatchcase(part, want) for want, part in pairs):
+        return None
+    if not all(_is_plain_name(part) for want, part in pairs if _WILDCARD.search(want)):
         return None
     names = [part for want, part in pairs if _WILDCARD.search(want)] or [wanted[-1]]
     return f"{scheme}{'/'.join(parts[: len(wanted)])}", "/".join(names)

@@ -257,3 +257,71 @@ def test_the_example_is_a_sources_file() -> None:
     ]
     assert file.entries[1].settings.confidence_maps
     assert file.entries[1].settings.shard_images == 256
+
+
+def matched(pattern: str, output: str) -> tuple[list[Source], list[str]]:
+    """What a file of one entry finds, and the messages of its problems."""
+    entry = SourceEntry(pattern=pattern, output=output, model="s3://models/m")
+    found, problems = find_sources(SourcesFile((entry,), (), None, None))
+    return found, [problem.message for problem in problems]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "", "a\x1b[31m", "a\u202eb", "a\u200bb", "a\\b", " a", "a\u2028b"]
+)
+def test_a_folder_without_a_plain_name_is_no_source_and_said(
+    s3_bucket: str, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    client = boto3.client("s3")
+    for folder in (name, "good"):
+        client.put_object(Bucket=s3_bucket, Key=f"raw/{folder}/x.png", Body=b"image")
+    found, problems = matched(f"s3://{s3_bucket}/raw/*", f"s3://{s3_bucket}-labels/out/{{name}}")
+    assert [source.output for source in found] == [f"s3://{s3_bucket}-labels/out/good"]
+    assert problems == []
+    assert "is no plain name of a folder" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "a\x1b", "a\\b"])
+def test_an_event_in_a_folder_without_a_plain_name_is_nobodys(name: str) -> None:
+    entry = SourceEntry(pattern="s3://bucket/raw/*", output="s3://labels/{name}", model="s3://models/m")
+    file = SourcesFile((entry,), (), None, None)
+    assert holder_of(f"s3://bucket/raw/{name}/x.png", file) is None
+    assert holder_of("s3://bucket/raw/a/x.png", file) is not None
+
+
+def test_an_output_that_leaves_what_its_template_fixes_is_a_problem() -> None:
+    found, [problem] = matched("s3://bucket/..", "s3://labels/out/{name}")
+    assert found == []
+    assert "output s3://labels/out/.. is no folder below s3://labels/out/" in problem
+    found, problems = matched("/raw/a", "/labels/x-{name}")
+    assert [source.output for source in found] == ["/labels/x-a"]
+    assert problems == []
+
+
+@pytest.mark.parametrize("output", ["/labels/{name}/../y", "/labels/../{name}", "/labels/{name}/."])
+def test_a_template_with_dots_beside_the_name_is_refused(output: str) -> None:
+    with pytest.raises(ValueError, match="may not stand beside"):
+        SourceEntry(pattern="/raw/*", output=output, model="/m")
+
+
+def test_two_sources_whose_outputs_a_disk_may_take_for_one_are_not_both_labelled(
+    s3_bucket: str, tmp_path: Path
+) -> None:
+    client = boto3.client("s3")
+    for folder in ("Street", "street", "cafe\u0301", "caf\u00e9"):
+        client.put_object(Bucket=s3_bucket, Key=f"raw/{folder}/x.png", Body=b"image")
+    found, problems = matched(f"s3://{s3_bucket}/raw/*", f"{tmp_path}/{{name}}")
+    assert [source.output for source in found] == [f"{tmp_path}/Street", f"{tmp_path}/cafe\u0301"]
+    assert all("may be that of" in problem for problem in problems)
+    assert len(problems) == 2
+    found, problems = matched(f"s3://{s3_bucket}/raw/*", "s3://labels/{name}")
+    assert len(found) == 4
+    assert problems == []
+
+
+@pytest.mark.parametrize("field", ["pattern", "output", "model"])
+def test_a_mistyped_url_in_an_entry_says_what_was_meant(tmp_path: Path, field: str) -> None:
+    values = {"pattern": "/raw", "output": "/labels", "model": "/model"} | {field: "s3:/bucket/x"}
+    lines = "\n".join(f'{name} = "{value}"' for name, value in values.items())
+    file = read_sources(written(tmp_path, f"[[source]]\n{lines}"))
+    assert "did you mean s3://bucket/x" in file.problems[0].message
