@@ -25,14 +25,15 @@ from segpipe import storage
 from segpipe.cli import run
 from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import RunError
-from segpipe.exchange.export import Format, export
-from segpipe.exchange.polygons import polygons
-from segpipe.exchange.runs import column_runs, row_runs
+from segpipe.exchange.export import export
+from segpipe.exchange.exports.polygons import polygons
+from segpipe.exchange.exports.runs import column_runs, row_runs
+from segpipe.exchange.exports.table import EXPORTS
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
 
-FORMATS: tuple[Format, ...] = ("indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat")
+FORMATS = tuple(EXPORTS)
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -132,7 +133,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_masks_come_back_as_they_were(labelled: Labelled, tmp_path: Path, layout: Format) -> None:
+def test_masks_come_back_as_they_were(labelled: Labelled, tmp_path: Path, layout: str) -> None:
     target = tmp_path / "exported"
     result = export(labelled.output, str(target), layout, "train")
     assert result.images == len(labelled.masks)
