@@ -9,7 +9,7 @@ import numpy as np
 
 from segpipe.errors import DatasetError
 from segpipe.exchange.imports import known_classes
-from segpipe.exchange.imports.colours import coloured_mask, is_coloured, mapped_mask
+from segpipe.exchange.imports.colours import coloured_mask, mapped_mask, mask_kind
 from segpipe.exchange.imports.label_maps import NAMES, read_label_map
 from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage
 from segpipe.exchange.imports.source import Source
@@ -36,11 +36,12 @@ def read(source: Source) -> Found:
 
 
 def _meaning(source: Source, first_mask: str) -> tuple[tuple[str, ...], Callable[[Source, str], np.ndarray]]:
-    if not is_coloured(source, first_mask):
+    """Classes, and how a mask is read, by what the first mask and a label map say."""
+    label_map, kind = read_label_map(source), mask_kind(source, first_mask)
+    if kind == "grey" or (kind == "palette" and label_map is None):
         meaning = np.arange(256, dtype=np.uint8)
         meaning[len(known_classes.CAMVID)] = IGNORED
         return known_classes.CAMVID, partial(mapped_mask, meaning=meaning)
-    label_map = read_label_map(source)
     if label_map is None:
         raise DatasetError(
             f"{source.place(first_mask)} is a mask of colours: put what they mean into the data set's root, "

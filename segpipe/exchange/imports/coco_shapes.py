@@ -7,7 +7,6 @@ what a perimeter asks for without looking.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -108,6 +107,8 @@ def _checked_polygons(polygons: list[Any], height: int, width: int) -> Polygons:
             left_out.append(reason)
     if not kept:
         raise OddShapeError(left_out[0])
+    if sum(map(_perimeter, kept)) > LONGEST:
+        raise OddShapeError(f"its polygons are over {LONGEST} pixels long together")
     return Polygons(kept, tuple(left_out))
 
 
@@ -117,18 +118,19 @@ def _oddity(polygon: Any, height: int, width: int) -> str | None:
         return "a polygon is no list of numbers"
     if len(polygon) % 2 or len(polygon) < POLYGON_NUMBERS:
         return f"a polygon has {len(polygon)} numbers; an area has three corners or more, of x and y"
-    xs, ys = polygon[::2], polygon[1::2]
-    # Not all(): it is false of what is no number.
-    if not (_all_near(xs, width) and _all_near(ys, height)):
+    if not (_all_near(polygon[::2], width) and _all_near(polygon[1::2], height)):
         return f"a polygon lies over {FARTHEST} image sizes outside, or is no number"
-    perimeter = sum(
-        max(abs(x - next_x), abs(y - next_y))
-        for (x, next_x), (y, next_y) in zip(pairwise([*xs, xs[0]]), pairwise([*ys, ys[0]]), strict=True)
-    )
-    return f"a polygon is over {LONGEST} pixels long" if perimeter > LONGEST else None
+    return None
+
+
+def _perimeter(polygon: list[float]) -> float:
+    """As drawing counts it: the longer of width and height of each edge."""
+    corners = np.array(polygon, np.float64).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _all_near(values: list[float], size: int) -> bool:
+    """False of NaN too."""
     return all(-FARTHEST * size <= value <= (1 + FARTHEST) * size for value in values)
 
 

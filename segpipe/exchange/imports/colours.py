@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -51,12 +52,15 @@ def coloured_mask(source: Source, key: str, colours: Colours) -> np.ndarray:
     return found.values if found.palette is None else _by_palette(found, colours, place)
 
 
-def is_coloured(source: Source, key: str) -> bool:
-    """Whether a mask is one of colours, not of indices."""
+def mask_kind(source: Source, key: str) -> Literal["grey", "palette", "colours"]:
+    """What tells a mask's classes. DatasetError names the file that is no mask."""
     try:
-        return decode_mask_colours(source.content(key)).values.ndim == 3
+        found = decode_mask_colours(source.content(key))
     except ImageError as error:
         raise _unusable(source, key, error) from error
+    if found.values.ndim == 3:
+        return "colours"
+    return "grey" if found.palette is None else "palette"
 
 
 def _unusable(source: Source, key: str, error: ImageError) -> DatasetError:

@@ -37,7 +37,8 @@ class LeftOut:
 
     def __str__(self) -> str:
         parts = (self.file, self.image and f"image {self.image}", self.annotation)
-        return f"{', '.join(part for part in parts if part)}: {self.reason}"
+        said = f"{', '.join(part for part in parts if part)}: {self.reason}"
+        return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in said)
 
 
 @dataclass(frozen=True)
