@@ -160,8 +160,15 @@ def decode_with_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[
     return pixels, found if found in range(1, 9) else 1
 
 
-def is_displayed_as_stored(image: ImageFile.ImageFile) -> bool:
-    """Whether no EXIF orientation turns what `open_image` gave."""
+def is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether other programs show these bytes as they are stored; image is what `open_image` gave of them.
+
+    Not so when an EXIF orientation turns it, or when long texts keep Pillow from a PNG.
+    """
+    try:
+        type(image)(BytesIO(data))
+    except Exception:  # decoders of odd files raise nearly every type there is
+        return False
     return _orientation(image) == 1
 
 

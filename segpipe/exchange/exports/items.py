@@ -22,7 +22,7 @@ from segpipe.images import (
     decode_image,
     decode_mask,
     encode_mask,
-    is_displayed_as_stored,
+    is_plain,
     open_image,
 )
 from segpipe.manifests.query import open_views
@@ -142,6 +142,6 @@ def _as_displayed(data: bytes, max_pixels: int) -> tuple[bytes, str]:
     """The file itself where every reader shows it as people see it, else its pixels as PNG."""
     image = open_image(data, max_pixels)
     kept = _KEPT.get(image.format or "")
-    if kept and image.mode in ("RGB", "L") and is_displayed_as_stored(image):
+    if kept and image.mode in ("RGB", "L") and is_plain(image, data):
         return data, kept
     return png(decode_image(data, max_pixels)), ".png"
