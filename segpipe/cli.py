@@ -30,6 +30,7 @@ from segpipe.config import (
     DoctorSettings,
     EvaluateSettings,
     ExportSettings,
+    ImportSettings,
     LabelSettings,
     PromoteSettings,
     PullSettings,
@@ -38,6 +39,9 @@ from segpipe.config import (
     TrainSettings,
 )
 from segpipe.errors import PolicyError, SegpipeError
+from segpipe.exchange.exports.table import EXPORTS
+from segpipe.exchange.imports.table import IMPORTS
+from segpipe.exchange.summaries import summaries
 from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.options import build, options_of
 from segpipe.printable import printable_lines
@@ -544,19 +548,13 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]),
-    help="Layout of the data set; indexed-png is what train takes.",
+    type=click.Choice(list(EXPORTS)),
+    help=f"Format of the data set. {summaries(EXPORTS)}.",
 )
 @options_of(ExportSettings)
 @_as_json
 @_debug
-def export(
-    output: str,
-    target: str,
-    layout: Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"],
-    as_json: bool,
-    **values: object,
-) -> None:
+def export(output: str, target: str, layout: str, as_json: bool, **values: object) -> None:
     """Write the accepted masks under OUTPUT, corrected ones included, to TARGET as a data set.
 
     TARGET is an empty folder at any fsspec URL; images.csv there says which file is which image.
@@ -574,18 +572,21 @@ def export(
     "--format",
     "layout",
     required=True,
-    type=click.Choice(["camvid", "cityscapes", "voc", "coco"]),
-    help="Layout of SOURCE: CamVid as SegNet has it, Cityscapes, PASCAL VOC, or COCO.",
+    type=click.Choice(list(IMPORTS)),
+    help=f"Layout of SOURCE. {summaries(IMPORTS)}.",
 )
+@options_of(ImportSettings)
 @_as_json
 @_debug
-def import_(
-    source: str, target: str, layout: Literal["camvid", "cityscapes", "voc", "coco"], as_json: bool
-) -> None:
-    """Turn a public data set at SOURCE into the one that train takes, at TARGET."""
+def import_(source: str, target: str, layout: str, as_json: bool, **values: object) -> None:
+    """Turn a public data set at SOURCE into the one that train takes, at TARGET.
+
+    What cannot be used is left out, counted and named in TARGET's left_out.csv.
+    """
+    settings = build(ImportSettings, values)
     from segpipe.exchange.importing import import_dataset
 
-    _print_result(asdict(import_dataset(source, target, layout)), as_json)
+    _print_result(asdict(import_dataset(source, target, layout, settings)), as_json)
 
 
 @cli.command()

@@ -320,6 +320,17 @@ class ExportSettings(_Settings):
     split: Annotated[str, AfterValidator(_one_folder)] = Field("train", description="Name of the split.")
 
 
+class ImportSettings(_Settings):
+    """How `segpipe import` reads what a layout leaves open."""
+
+    drawn_on: Literal["displayed", "stored"] = Field(
+        "displayed",
+        description="What the masks of photos with an EXIF turn were drawn on, where sizes cannot tell "
+        "(by 180 degrees, mirrored, square): displayed, the default, as browsers and annotation tools show "
+        "photos, or stored, as programs read them that know no EXIF.",
+    )
+
+
 class PullSettings(_Settings):
     """Where decisions come from."""
 

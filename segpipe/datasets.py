@@ -118,14 +118,19 @@ def fingerprint(dataset: Dataset, split: str) -> str:
     return digest.hexdigest()
 
 
-def write_dataset(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
-    """Write ROOT/dataset.json; DatasetError when the classes or the ignore index are unusable."""
+def described(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
+    """A data set still to be written; DatasetError when the classes or the ignore index are unusable."""
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
     checked = _checked_classes(list(classes), uri)
-    dataset = Dataset(root, name, checked, _checked_ignore_index(ignore_index, checked, uri))
-    description = {"name": name, "classes": list(checked), "ignore_index": ignore_index}
-    storage.put(uri, json.dumps(description, indent=1).encode())
+    return Dataset(root, name, checked, _checked_ignore_index(ignore_index, checked, uri))
+
+
+def write_dataset(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
+    """Write ROOT/dataset.json; DatasetError when the classes or the ignore index are unusable."""
+    dataset = described(root, name, classes, ignore_index)
+    description = {"name": name, "classes": list(dataset.classes), "ignore_index": ignore_index}
+    storage.put(storage.join(dataset.root, DESCRIPTION), json.dumps(description, indent=1).encode())
     return dataset
 
 

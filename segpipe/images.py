@@ -41,6 +41,7 @@ _OTHER_FORMATS = (
     (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
     (re.compile(rb"8BPS"), "Photoshop"),
 )
+_INDEX_MODES = ("1", "L", "P", "I;16")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 # What the decoding of a small file can take is bounded before it begins. Real JPEGs have a dozen scans.
@@ -68,6 +69,14 @@ class DecodedImage:
     pixels: np.ndarray
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class MaskColours:
+    """A mask file: HxW uint8 indices and its palette (Kx3 uint8; None for grey), or HxWx3 uint8 colours."""
+
+    values: np.ndarray
+    palette: np.ndarray | None
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -102,7 +111,7 @@ def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) 
             image.draft(None, smallest if _orientation(image) in _TURNED_BY_90 else smallest[::-1])
         rgb = _rgb(image)
         orientation = _orientation(image)  # asked again, since Pillow turns a TIFF itself as it loads it
-        pixels = np.ascontiguousarray(_turned(rgb, orientation))
+        pixels = np.ascontiguousarray(turned(rgb, orientation))
     seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
     return DecodedImage(pixels, *seen)
 
@@ -141,23 +150,52 @@ def pixel_digest(pixels: np.ndarray) -> str:
     return hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
+def decode_with_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
+    """As `decode_image`, and the EXIF orientation (1 to 8) by which stored pixels became displayed ones."""
+    image = open_image(data, max_pixels)
+    # A PNG tells its orientation once it is decoded, a TIFF only before.
+    before = 1 if isinstance(image, PngImageFile) else _orientation(image)
+    pixels = decode_opened(image, None).pixels
+    found = _orientation(image) if isinstance(image, PngImageFile) else before
+    return pixels, found if found in range(1, 9) else 1
+
+
+def is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
+    """Whether other programs show these bytes as they are stored; image is what `open_image` gave of them.
+
+    Not so when an EXIF orientation turns it, or when long texts keep Pillow from a PNG.
+    """
+    try:
+        type(image)(BytesIO(data))
+    except Exception:  # decoders of odd files raise nearly every type there is
+        return False
+    return _orientation(image) == 1
+
+
 def decode_mask(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Indexed or grey PNG to HxW uint8 class indices. ImageError as `decode_image`, and for colour masks."""
     with _image_errors():
-        image = _open(data, max_pixels)
-        if not isinstance(image, PngImageFile):
-            raise ImageError("unsupported", "a mask must be a PNG: other formats change class indices")
-        if image.mode not in ("1", "L", "P", "I;16"):
+        image = _open_mask(data, max_pixels)
+        if image.mode not in _INDEX_MODES:
             raise ImageError(
                 "unsupported", f"masks must be one channel of class indices, this one is {image.mode}"
             )
-        indices = np.asarray(image)
-        if indices.max() > 255:
+        return _indices(image, data)
+
+
+def decode_mask_colours(data: bytes, max_pixels: int = MAX_PIXELS) -> MaskColours:
+    """A PNG mask with what it says of colours. ImageError as `decode_image`, and for other kinds of masks."""
+    with _image_errors():
+        image = _open_mask(data, max_pixels)
+        if image.mode in ("RGB", "RGBA"):
+            return MaskColours(np.asarray(image.convert("RGB")), None)
+        if image.mode not in _INDEX_MODES:
             raise ImageError(
-                "unsupported", f"a mask holds class indices 0 to 255, this one has {indices.max()}"
+                "unsupported", f"a mask holds class indices or colours, this one is {image.mode}"
             )
-    step = _GREY_STEP.get(data[_PNG_DEPTH_BYTE], 1) if image.mode == "L" else 1
-    return indices.astype(np.uint8) // np.uint8(step)
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+        colours = None if palette is None else np.array(palette, np.uint8).reshape(-1, 3)
+        return MaskColours(_indices(image, data), colours)
 
 
 def class_palette(n_classes: int) -> np.ndarray:
@@ -180,6 +218,14 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
     blended = image.copy()
     blended[known] = np.rint((1 - opacity) * image[known] + opacity * palette[mask[known]])
     return blended
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels (HxW or HxWx3) as displayed, by an EXIF orientation 1 to 8 (Exif 2.32, tag 0x0112)."""
+    swapped = np.swapaxes(pixels, 0, 1) if orientation in _TURNED_BY_90 else pixels
+    upside_down = orientation in (3, 4, 7, 8)
+    mirrored = orientation in (2, 3, 6, 7)
+    return swapped[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
 
 
 @contextmanager
@@ -212,6 +258,22 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         raise ImageError("unsupported", "holds several frames, one is expected; split it into single images")
     _require_bounded_work(image, data)
     return image
+
+
+def _open_mask(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
+    image = _open(data, max_pixels)
+    if not isinstance(image, PngImageFile):
+        raise ImageError("unsupported", "a mask must be a PNG: other formats change class indices")
+    return image
+
+
+def _indices(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
+    """HxW uint8 of a PNG of one channel; ImageError for values above 255."""
+    indices = np.asarray(image)
+    if indices.max() > 255:
+        raise ImageError("unsupported", f"a mask holds class indices 0 to 255, this one has {indices.max()}")
+    step = _GREY_STEP.get(data[_PNG_DEPTH_BYTE], 1) if image.mode == "L" else 1
+    return indices.astype(np.uint8) // np.uint8(step)
 
 
 def _require_bounded_work(image: ImageFile.ImageFile, data: bytes) -> None:
@@ -300,11 +362,3 @@ def _orientation(image: ImageFile.ImageFile) -> int:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF is ignored by every viewer, and the picture is whole
         return 1
-
-
-def _turned(rgb: np.ndarray, orientation: int) -> np.ndarray:
-    """The picture as displayed, from EXIF orientation 1 to 8 (Exif 2.32, tag 0x0112)."""
-    swapped = rgb.transpose(1, 0, 2) if orientation in _TURNED_BY_90 else rgb
-    upside_down = orientation in (3, 4, 7, 8)
-    mirrored = orientation in (2, 3, 6, 7)
-    return swapped[:: -1 if upside_down else 1, :: -1 if mirrored else 1]

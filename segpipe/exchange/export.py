@@ -2,62 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, RunError
-from segpipe.exchange import formats
-from segpipe.exchange.items import Item, Target, accepted_items, index_csv
+from segpipe.exchange.exports.items import Item, LeftOut, Target, accepted_items
+from segpipe.exchange.exports.table import writer
+from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED, csv_text
 from segpipe.images import class_palette
 from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact
 
-Format = Literal["indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat"]
-WRITERS: dict[Format, formats.Write] = {
-    "indexed-png": formats.write_indexed_png,
-    "coco": formats.write_coco,
-    "voc": formats.write_voc,
-    "cityscapes": formats.write_cityscapes,
-    "yolo-seg": formats.write_yolo_seg,
-    "cvat": formats.write_cvat,
-}
+logger = logging.getLogger(__name__)
+
 INDEX = "images.csv"
+_UNFINISHED_TEXT = "This export has not ended: it may lack images. Do not use it; export again elsewhere.\n"
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """Where the data set is and how many images it has."""
+    """Where the data set is, how many images it has, and how many accepted ones it lacks."""
 
     target: str
     layout: str
     split: str
     images: int
+    left_out: int
 
 
-def export(output: str, target: str, layout: Format, split: str) -> ExportResult:
+@dataclass
+class _Done:
+    written: list[Item] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def export(output: str, target: str, layout: str, split: str) -> ExportResult:
     """Write the accepted images with their final masks; images.csv, which says what each file is, comes last.
 
-    Raises RunError (nothing accepted, a target that is not empty), NotFoundError, StorageError.
+    What cannot be exported is named in left_out.csv and in the log. Until all is written, TARGET holds
+    export-unfinished.txt. Raises RunError (an unknown format, nothing accepted, a target that is not empty, a
+    mask that was altered), NotFoundError, StorageError.
     """
+    write = writer(layout)
     output, root = storage.normalise(output), storage.normalise(target)
     _require_empty(root)
     classes = classes_of(output)
-    written: list[Item] = []
-    meaning = Target(root, split, classes, class_palette(max(len(classes), 1)))
-    WRITERS[layout](_remembered(output, written), meaning)
-    meaning.put(INDEX, index_csv(written))
-    return ExportResult(redact(root), layout, split, len(written))
+    meaning, done = Target(root, split, classes, class_palette(max(len(classes), 1))), _Done()
+    write(_remembered(output, meaning, done), meaning)
+    if done.left_out:
+        meaning.put(LEFT_OUT, _left_out_csv(done.left_out))
+    meaning.put(INDEX, _index_csv(done.written))
+    storage.delete(storage.join(root, UNFINISHED))
+    return ExportResult(redact(root), layout, split, len(done.written), len(done.left_out))
 
 
-def _remembered(output: str, written: list[Item]) -> Iterator[Item]:
-    """The items, and without their pixels what the index needs of them."""
+def _remembered(output: str, target: Target, done: _Done) -> Iterator[Item]:
+    """The items, and without their pixels what the index needs of them; what is left out is said."""
     for item in accepted_items(output):
+        if isinstance(item, LeftOut):
+            logger.warning("%s is left out: %s", redact(item.image_uri), item.reason)
+            done.left_out.append(item)
+            continue
+        if not done.written:
+            target.put(UNFINISHED, _UNFINISHED_TEXT)
         yield item
-        written.append(item.without_pixels())
-    if not written:
-        raise RunError(f"nothing is accepted under {redact(output)}: there is nothing to export")
+        done.written.append(item.without_pixels())
+    if not done.written:
+        raise RunError(_nothing_to_export(output, done.left_out))
+
+
+def _nothing_to_export(output: str, left_out: list[LeftOut]) -> str:
+    if not left_out:
+        return f"nothing is accepted under {redact(output)}: there is nothing to export"
+    first = f"{redact(left_out[0].image_uri)}: {left_out[0].reason}"
+    return f"none of {len(left_out)} images under {redact(output)} can be exported ({first})"
 
 
 def _require_empty(root: str) -> None:
@@ -67,3 +87,14 @@ def _require_empty(root: str) -> None:
         return
     if first is not None:
         raise RunError(f"{redact(root)} is not empty: export to a folder of its own")
+
+
+def _index_csv(items: Iterable[Item]) -> bytes:
+    """Which file is which image."""
+    names = ("key", "image_uri", "image_etag", "mask_sha256")
+    return csv_text(names, ((item.key, item.image_uri, item.image_etag, item.mask_sha256) for item in items))
+
+
+def _left_out_csv(left_out: Iterable[LeftOut]) -> bytes:
+    names = ("image_uri", "image_etag", "reason")
+    return csv_text(names, ((one.image_uri, one.image_etag, one.reason) for one in left_out))

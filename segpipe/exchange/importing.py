@@ -2,247 +2,131 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
+import logging
+from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import PurePosixPath
-from typing import Any, Literal
-
-import numpy as np
 
 from segpipe import storage
-from segpipe.datasets import IMAGE_EXTENSIONS, write_dataset
+from segpipe.concurrency import Budget, ordered_map
+from segpipe.config import ImportSettings
+from segpipe.datasets import described, write_dataset
 from segpipe.errors import DatasetError, NotFoundError
-from segpipe.exchange import known_classes
-from segpipe.images import class_palette, decode_image, decode_mask, encode_mask
+from segpipe.exchange.imports.copying import Copied, Place, copy
+from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage, LeftOut
+from segpipe.exchange.imports.source import Source, open_source
+from segpipe.exchange.imports.table import reader
+from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED, csv_text
+from segpipe.images import MAX_PIXELS
 from segpipe.progress import track
 from segpipe.redaction import redact
 
-Layout = Literal["camvid", "cityscapes", "voc", "coco"]
-IGNORED = 255
-BACKGROUND = "background"
+logger = logging.getLogger(__name__)
+
 THREADS = 8
-
-
-@dataclass(frozen=True)
-class Pair:
-    """An image's URI and how to get its mask, HxW uint8 of C1's class indices."""
-
-    split: str
-    key: str
-    image_uri: str
-    mask: Callable[[], np.ndarray]
+AHEAD = 32
+_SAID = 10
 
 
 @dataclass(frozen=True)
 class ImportResult:
-    """What there is now at the target."""
+    """What there is now at the target: images by split; how many images and annotations were left out; of how
+    many photos with an EXIF turn the mask was placed as the settings say, because sizes could not tell."""
 
     target: str
     classes: int
     images: dict[str, int]
+    left_out: int
+    turned_as_assumed: int
 
 
-def import_dataset(source: str, target: str, layout: Layout) -> ImportResult:
-    """Copy images as they are and write masks as indexed PNG; dataset.json comes last.
+def import_dataset(
+    source: str, target: str, layout: str, settings: ImportSettings | None = None
+) -> ImportResult:
+    """Copy images and write masks as indexed PNG; dataset.json comes last.
 
-    Raises DatasetError (the layout is not there, a mask does not fit its image or its classes), StorageError.
+    JPEG and PNG are copied as they are, other images written as PNG. What is left out is named in the log and
+    in left_out.csv. Raises DatasetError (the layout is unknown or not there, a mask does not fit its image or
+    its classes), NotFoundError, StorageError.
     """
+    read, drawn_on = reader(layout), (settings or ImportSettings()).drawn_on
     source, root = storage.normalise(source), storage.normalise(target)
-    classes, pairs = _READERS[layout](source)
-    if not pairs:
-        raise DatasetError(f"{redact(source)} has no images in the layout of {layout}: is it its root?")
-    with ThreadPoolExecutor(THREADS) as pool, track(len(pairs), "import") as progress:
-        for _ in pool.map(partial(_copy, root=root, classes=classes), pairs):
-            progress.advance()
-    write_dataset(root, PurePosixPath(source).name, classes, IGNORED)
-    splits = [pair.split for pair in pairs]
-    return ImportResult(redact(root), len(classes), {name: splits.count(name) for name in sorted({*splits})})
+    name = PurePosixPath(source).name
+    found = read(_opened(source))
+    if not found.images:
+        raise DatasetError(_nothing(source, layout, found.left_out))
+    _refuse_before_copying(found, root, name)
+    copied, odd = _copy_all(found, Place(root, found.classes, drawn_on))
+    left_out = [*found.left_out, *odd]
+    if not copied:
+        raise DatasetError(_nothing(source, layout, left_out))
+    assumed = sum(one.assumed for one in copied)
+    _say(left_out, root, assumed, drawn_on)
+    write_dataset(root, name, found.classes, IGNORED)
+    images = dict(sorted(Counter(one.split for one in copied).items()))
+    return ImportResult(redact(root), len(found.classes), images, len(left_out), assumed)
 
 
-def _copy(pair: Pair, root: str, classes: tuple[str, ...]) -> None:
-    content, mask = storage.read_bytes(pair.image_uri), pair.mask()
-    shape = decode_image(content).shape[:2]
-    if mask.shape != shape:
-        raise DatasetError(
-            f"{pair.image_uri} is {shape[::-1]}, its mask {mask.shape[::-1]}: correct one of them"
-        )
-    wrong = mask[(mask >= len(classes)) & (mask != IGNORED)]
-    if wrong.size:
-        raise DatasetError(
-            f"the mask of {pair.image_uri} holds {wrong.max()}, and there are {len(classes)} classes"
-        )
-    folder = storage.join(root, pair.split)
-    extension = PurePosixPath(pair.image_uri).suffix.lower()
-    storage.put(storage.join(folder, f"images/{pair.key}{extension}"), content)
-    storage.put(storage.join(folder, f"masks/{pair.key}.png"), encode_mask(mask, class_palette(len(classes))))
+def _opened(source: str) -> Source:
+    opened = open_source(source)
+    if UNFINISHED in opened.uris:
+        raise DatasetError(f"{redact(source)} holds an export that did not end: export it again")
+    return opened
 
 
-def _camvid(source: str) -> tuple[tuple[str, ...], list[Pair]]:
-    """SegNet's layout: train, val, test with trainannot and so on; 11 is void."""
-    meaning = np.arange(256, dtype=np.uint8)
-    meaning[len(known_classes.CAMVID)] = IGNORED
-    pairs = [
-        Pair(
-            split,
-            name,
-            uri,
-            partial(_mapped, _replaced(uri, f"/{split}/", f"/{split}annot/", ".png"), meaning),
-        )
-        for split in ("train", "val", "test")
-        for name, uri in _images(source, split)
-    ]
-    return known_classes.CAMVID, pairs
+def _nothing(source: str, layout: str, left_out: list[LeftOut]) -> str:
+    because = f" ({left_out[0]})" if left_out else ""
+    return f"{redact(source)} has no images in the layout of {layout}{because}: is it its root?"
 
 
-def _cityscapes(source: str) -> tuple[tuple[str, ...], list[Pair]]:
-    """leftImg8bit and gtFine; the 19 classes that are evaluated, or those of a labels.json beside them."""
-    classes, meaning = _cityscapes_meaning(source)
-    pairs = []
-    for split in ("train", "val"):
-        for name, uri in _images(source, f"leftImg8bit/{split}"):
-            labels = uri.replace("/leftImg8bit/", "/gtFine/").replace(
-                "_leftImg8bit.png", "_gtFine_labelIds.png"
+def _refuse_before_copying(found: Found, root: str, name: str) -> None:
+    described(root, name, found.classes, IGNORED)
+    seen: dict[tuple[str, str], str] = {}
+    for image in found.images:
+        other = seen.setdefault((image.split, image.key), image.described_in + image.uri)
+        if other != image.described_in + image.uri:
+            raise DatasetError(
+                f"{redact(image.uri)} is not the only image that becomes {image.key} in "
+                f"{image.split}: rename or remove one"
             )
-            key = name.removesuffix("_leftImg8bit")
-            pairs.append(Pair(split, key, uri, partial(_mapped, labels, meaning)))
-    return classes, pairs
 
 
-def _cityscapes_meaning(source: str) -> tuple[tuple[str, ...], np.ndarray]:
+def _copy_all(found: Found, place: Place) -> tuple[list[Copied], list[LeftOut]]:
+    work: Callable[[LabelledImage], Copied | LeftOut] = partial(copy, place=place, budget=Budget(MAX_PIXELS))
+    if found.may_lack_images:
+        work = partial(_copied_or_left_out, work=work)
+    copied: list[Copied] = []
+    left_out: list[LeftOut] = []
+    with ThreadPoolExecutor(THREADS) as pool, track(len(found.images), "import") as progress:
+        for outcome in ordered_map(pool, work, found.images, AHEAD):
+            copied += [outcome] if isinstance(outcome, Copied) else []
+            left_out += [outcome] if isinstance(outcome, LeftOut) else []
+            progress.advance()
+    return copied, left_out
+
+
+def _copied_or_left_out(
+    image: LabelledImage, work: Callable[[LabelledImage], Copied | LeftOut]
+) -> Copied | LeftOut:
     try:
-        labels = json.loads(storage.read_bytes(storage.join(source, "labels.json")))
-        used = [(label["name"], label["id"]) for label in labels if label["trainId"] != IGNORED]
-    except NotFoundError:
-        used = list(known_classes.CITYSCAPES.items())
-    meaning = np.full(256, IGNORED, np.uint8)
-    for number, (_, label_id) in enumerate(used):
-        meaning[label_id] = number
-    return tuple(name for name, _ in used), meaning
+        return work(image)
+    except (DatasetError, NotFoundError) as error:
+        return LeftOut(image.described_in, image.key, "", str(error))
 
 
-def _voc(source: str) -> tuple[tuple[str, ...], list[Pair]]:
-    """JPEGImages, SegmentationClass and ImageSets; VOC's 21 classes, or those of a labelmap.txt."""
-    images = dict(_images(source, "JPEGImages"))
-    as_they_are = np.arange(256, dtype=np.uint8)
-    pairs = []
-    for split, uri in _lists(source):
-        for key in storage.read_bytes(uri).decode().split():
-            mask = storage.join(source, f"SegmentationClass/{key}.png")
-            if key not in images:
-                raise DatasetError(
-                    f"{uri} names {key}, which is not in JPEGImages: remove the line or add the image"
-                )
-            pairs.append(Pair(split, key, images[key], partial(_mapped, mask, as_they_are)))
-    return _voc_classes(source), pairs
-
-
-def _lists(source: str) -> list[tuple[str, str]]:
-    found = _listed(storage.join(source, "ImageSets/Segmentation"))
-    lists = {PurePosixPath(item.key).stem: item.uri for item in found if item.key.endswith(".txt")}
-    if {"train", "val"} & lists.keys():
-        lists.pop("trainval", None)  # both again
-    return sorted(lists.items())
-
-
-def _voc_classes(source: str) -> tuple[str, ...]:
-    try:
-        lines = storage.read_bytes(storage.join(source, "labelmap.txt")).decode().splitlines()
-    except NotFoundError:
-        return known_classes.VOC
-    return tuple(line.rsplit(":", 3)[0] for line in lines if line and not _is_comment(line))
-
-
-def _is_comment(line: str) -> bool:
-    """A class's name may begin with # too: what makes a line one of a class is its colour."""
-    return line.startswith("#") and not re.search(r":\d+,\d+,\d+:[^:]*:[^:]*$", line)
-
-
-def _coco(source: str) -> tuple[tuple[str, ...], list[Pair]]:
-    """annotations/SPLIT.json with the images in SPLIT; of two annotations over a pixel the later one counts.
-
-    What no annotation covers is the category `background`, or class 0 of that name where there is none.
-    """
-    if find_spec("pycocotools") is None:
-        raise DatasetError("COCO's masks need pycocotools: pip install 'segpipe[coco]'")
-    pairs: list[Pair] = []
-    classes: tuple[str, ...] = ()
-    for item in _listed(storage.join(source, "annotations")):
-        content = json.loads(storage.read_bytes(item.uri))
-        found = _coco_classes(content)
-        if classes and found != classes:
-            raise DatasetError(f"{item.uri} has other categories than the files before it: import them apart")
-        classes = found
-        pairs += _coco_pairs(source, PurePosixPath(item.key).stem, content, classes)
-    return classes, pairs
-
-
-def _coco_classes(content: dict[str, Any]) -> tuple[str, ...]:
-    names = tuple(one["name"] for one in sorted(content["categories"], key=lambda one: one["id"]))
-    return names if BACKGROUND in names else (BACKGROUND, *names)
-
-
-def _coco_pairs(source: str, split: str, content: dict[str, Any], classes: tuple[str, ...]) -> Iterator[Pair]:
-    numbers = {one["id"]: classes.index(one["name"]) for one in content["categories"]}
-    uncovered = classes.index(BACKGROUND)
-    of_image: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        of_image.setdefault(annotation["image_id"], []).append(annotation)
-    for image in content["images"]:
-        uri = storage.join(source, f"{split}/{image['file_name']}")
-        key = str(PurePosixPath(image["file_name"]).with_suffix(""))
-        drawn = of_image.get(image["id"], [])
-        yield Pair(split, key, uri, partial(_coco_mask, image, drawn, numbers, uncovered))
-
-
-def _coco_mask(
-    image: dict[str, Any], drawn: list[dict[str, Any]], numbers: dict[int, int], uncovered: int
-) -> np.ndarray:
-    from pycocotools import mask as coco_masks
-
-    height, width = image["height"], image["width"]
-    mask = np.full((height, width), uncovered, np.uint8)
-    for annotation in drawn:
-        shape = annotation["segmentation"]
-        if isinstance(shape, list):
-            shape = coco_masks.merge(coco_masks.frPyObjects(shape, height, width))
-        elif isinstance(shape["counts"], list):
-            shape = coco_masks.frPyObjects(shape, height, width)
-        mask[coco_masks.decode(shape).astype(bool)] = numbers[annotation["category_id"]]
-    return mask
-
-
-def _mapped(uri: str, meaning: np.ndarray) -> np.ndarray:
-    """The mask at a URI with each value replaced by its meaning (256)."""
-    return np.asarray(meaning[decode_mask(storage.read_bytes(uri))])
-
-
-def _images(source: str, folder: str) -> Iterator[tuple[str, str]]:
-    """(path without extension, URI) of the images below a folder; none when it is not there."""
-    for item in _listed(storage.join(source, folder)):
-        if PurePosixPath(item.key).suffix.lower() in IMAGE_EXTENSIONS:
-            yield item.key.rpartition(".")[0], item.uri
-
-
-def _listed(folder: str) -> list[storage.StoredObject]:
-    try:
-        return list(storage.list_objects(folder))
-    except NotFoundError:
-        return []
-
-
-def _replaced(uri: str, old: str, new: str, extension: str) -> str:
-    head, _, tail = uri.rpartition(old)
-    return f"{head}{new}{tail.rpartition('.')[0]}{extension}"
-
-
-_READERS: dict[Layout, Callable[[str], tuple[tuple[str, ...], list[Pair]]]] = {
-    "camvid": _camvid,
-    "cityscapes": _cityscapes,
-    "voc": _voc,
-    "coco": _coco,
-}
+def _say(left_out: list[LeftOut], root: str, assumed: int, drawn_on: str) -> None:
+    for one in left_out[:_SAID]:
+        logger.warning("left out: %s", one)
+    if left_out:
+        rows = ((one.file, one.image, one.annotation, one.reason) for one in left_out)
+        storage.put(storage.join(root, LEFT_OUT), csv_text(("file", "image", "annotation", "reason"), rows))
+        logger.warning("%d left out in all: %s names them", len(left_out), LEFT_OUT)
+    if assumed:
+        logger.warning(
+            "%d photos carry an EXIF turn that sizes cannot tell in a mask: their masks are taken as drawn "
+            "on the %s pixels; look at some, and say --drawn-on %s if that is wrong",
+            assumed, drawn_on, "stored" if drawn_on == "displayed" else "displayed",
+        )  # fmt: skip

@@ -6,9 +6,11 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,22 +19,25 @@ import yaml
 from accepted_output import CLASSES, Labelled, accept, png_of
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
+from labelled_layouts import counts
 from matplotlib.path import Path as Outline
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pycocotools.coco import COCO
 
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import RunError
-from segpipe.exchange.export import Format, export
-from segpipe.exchange.polygons import polygons
-from segpipe.exchange.runs import column_runs, row_runs
+from segpipe.exchange.export import export
+from segpipe.exchange.exports.polygons import polygons
+from segpipe.exchange.exports.runs import column_runs, row_runs
+from segpipe.exchange.exports.table import EXPORTS
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
 
-FORMATS: tuple[Format, ...] = ("indexed-png", "coco", "voc", "cityscapes", "yolo-seg", "cvat")
+FORMATS = tuple(EXPORTS)
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -132,7 +137,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("layout", FORMATS)
-def test_masks_come_back_as_they_were(labelled: Labelled, tmp_path: Path, layout: Format) -> None:
+def test_masks_come_back_as_they_were(labelled: Labelled, tmp_path: Path, layout: str) -> None:
     target = tmp_path / "exported"
     result = export(labelled.output, str(target), layout, "train")
     assert result.images == len(labelled.masks)
@@ -232,3 +237,135 @@ def test_a_split_that_is_no_folder_name_is_wrong_usage(
     assert run(["export", "/nowhere", str(target), "--format", layout, "--split", split]) == 2
     assert "--split" in capsys.readouterr().err
     assert not target.exists()
+
+
+def exported_masks(target: Path, layout: str) -> dict[str, np.ndarray]:
+    return dict(READERS[layout](target))
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_an_image_beyond_the_usual_limit_is_exported(
+    tmp_path: Path, make_row: Callable[..., Row], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As label --max-image-pixels accepted it: the row says how large the image is."""
+    monkeypatch.setattr("segpipe.exchange.exports.items.MAX_PIXELS", 100)
+    mask = np.zeros((20, 30), np.uint8)
+    mask[3:9, 4:20] = 1
+    output = str(tmp_path / "labels")
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((20, 30, 4), np.uint8), "RGBA").save(content, "TIFF")
+    row = accept(tmp_path / "raw" / "a.tif", content.getvalue(), mask, output, make_row, image_width=30,
+                 image_height=20)  # fmt: skip
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([row], CLASSES))
+    result = export(output, str(tmp_path / "t"), layout, "train")
+    assert (result.images, result.left_out) == (1, 0)
+    (found,) = exported_masks(tmp_path / "t", layout).values()
+    assert np.array_equal(found == 1, mask == 1)
+
+
+def odd_images() -> dict[str, bytes]:
+    """What label accepts, by name."""
+    pixels = np.zeros((4, 6, 3), np.uint8)
+
+    def encoded(image: Image.Image, layout: str, **options: Any) -> bytes:
+        content = io.BytesIO()
+        image.save(content, layout, **options)
+        return content.getvalue()
+
+    grey16 = Image.fromarray(np.zeros((4, 6), np.uint16))
+    rgb = Image.fromarray(pixels)
+    bad_exif = b"Exif\0\0II*\0\xff\xff\xff\xff"
+    text = PngInfo()
+    text.add_text("comment", "x" * 3_000_000, zip=True)
+    return {
+        "bad-exif.jpg": encoded(rgb, "JPEG", exif=bad_exif),
+        "cmyk.jpg": encoded(rgb.convert("CMYK"), "JPEG"),
+        "grey.jpg": encoded(rgb.convert("L"), "JPEG"),
+        "long text.png": encoded(rgb, "PNG", pnginfo=text),
+        "palette.png": encoded(rgb.convert("P"), "PNG"),
+        "alpha.png": encoded(rgb.convert("RGBA"), "PNG"),
+        "grey16.tif": encoded(grey16, "TIFF"),
+        "one.gif": encoded(rgb.convert("P"), "GIF"),
+        "a.webp": encoded(rgb, "WEBP"),
+        "jpeg under another name.tif": encoded(rgb, "JPEG"),
+    }
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_every_kind_of_image_that_label_accepts_is_exported(
+    tmp_path: Path, make_row: Callable[..., Row], layout: str
+) -> None:
+    output, mask = str(tmp_path / "labels"), np.ones((4, 6), np.uint8)
+    rows = [
+        accept(tmp_path / "raw" / name, content, mask, output, make_row)
+        for name, content in odd_images().items()
+    ]
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table(rows, CLASSES))
+    result = export(output, str(tmp_path / "t"), layout, "train")
+    assert (result.images, result.left_out) == (len(rows), 0)
+    found = exported_masks(tmp_path / "t", layout).values()
+    assert [counts(mask) for mask in found] == [{1: 24}] * len(rows)
+    for path in (tmp_path / "t").rglob("*"):
+        if path.suffix in (".jpg", ".png"):
+            assert Image.open(path).size == (6, 4)
+
+
+def test_what_cannot_be_read_any_more_is_named_and_counted(
+    labelled: Labelled, tmp_path: Path, make_row: Callable[..., Row], capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = accept(
+        tmp_path / "raw" / "z.png", b"no image", np.ones((2, 2), np.uint8), labelled.output, make_row
+    )
+    assert commit_part(labelled.output, date(2026, 11, 25), "s", 0, rows_table([row], CLASSES))
+    next(Path(labelled.output, "masks").rglob("*noise*")).unlink()
+    assert run(["export", labelled.output, str(tmp_path / "t"), "--format", "voc", "--json"]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    assert (result["images"], result["left_out"]) == (len(labelled.masks) - 1, 2)
+    assert "z.png is left out: no image: it begins with b'no image'" in said.err
+    with (tmp_path / "t" / "left_out.csv").open() as file:
+        assert {Path(one["image_uri"]).name for one in csv.DictReader(file)} == {"z.png", "noise.png"}
+
+
+def test_an_export_of_which_nothing_can_be_read_says_why(
+    labelled: Labelled, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(labelled.raw)
+    assert run(["export", labelled.output, str(tmp_path / "t"), "--format", "voc"]) == 1
+    assert "none of 6 images" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_stopped_export_does_not_look_whole(labelled: Labelled, tmp_path: Path, layout: str) -> None:
+    changed = next(Path(labelled.output, "masks").rglob("*noise*"))
+    original = changed.read_bytes()
+    changed.write_bytes(encode_mask(np.zeros((17, 13), np.uint8), class_palette(3)))
+    target = tmp_path / "t"
+    with pytest.raises(RunError, match="is not the mask of the manifest"):
+        export(labelled.output, str(target), layout, "train")
+    assert "This export has not ended" in (target / "export-unfinished.txt").read_text()
+    assert not (target / "images.csv").exists()
+    changed.write_bytes(original)
+    export(labelled.output, str(tmp_path / "again"), layout, "train")
+    assert not (tmp_path / "again" / "export-unfinished.txt").exists()
+    assert not (tmp_path / "again" / "left_out.csv").exists()
+
+
+def test_yolo_folders_are_those_beside_the_file(labelled: Labelled, tmp_path: Path) -> None:
+    """Ultralytics takes a path, even '.', from the working directory."""
+    export(labelled.output, str(tmp_path / "t"), "yolo-seg", "train")
+    description = yaml.safe_load((tmp_path / "t" / "data.yaml").read_text())
+    assert set(description) == {"train", "val", "names"}
+    assert (tmp_path / "t" / description["train"]).is_dir()
+
+
+def test_polygons_of_a_large_region_are_cut_and_cover_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segpipe.exchange.exports.polygons.LARGEST", 4)
+    region = np.zeros((10, 11), bool)
+    region[1:9, 2:10] = True
+    region[4:6, 5:7] = False
+    union = np.zeros_like(region)
+    for polygon in polygons(region):
+        union |= filled(polygon, region.shape)
+    assert np.array_equal(union, region)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable
 from datetime import date
@@ -11,39 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accepted_output import CLASSES, Labelled, accept, png_of
-from PIL import Image
+from labelled_layouts import imported, picture, save
 
 from segpipe.cli import run
-from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.exchange.export import export
-from segpipe.exchange.importing import Layout, import_dataset
+from segpipe.exchange.importing import import_dataset
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
-
-
-def save(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "JPEG" if path.suffix == ".jpg" else "PNG")
-    path.write_bytes(content.getvalue())
-
-
-def picture(height: int, width: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def imported(root: Path, layout: Layout) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """The classes, and the masks by SPLIT/KEY."""
-    target = root.parent / f"{root.name}-imported"
-    import_dataset(str(root), str(target), layout)
-    dataset = open_dataset(str(target))
-    splits = [folder.name for folder in target.iterdir() if folder.is_dir()]
-    return dataset.classes, {
-        f"{split}/{sample.key}": read_sample(dataset, sample)[1]
-        for split in splits
-        for sample in list_samples(dataset, split)
-    }
 
 
 def test_camvid_as_segnet_lays_it_out(tmp_path: Path) -> None:
@@ -127,7 +101,7 @@ def test_another_layout_is_one_line(tmp_path: Path, layout: str, capsys: pytest.
 
 
 @pytest.mark.parametrize("layout", ["voc", "cityscapes", "coco"])
-def test_what_segpipe_exports_it_imports(labelled: Labelled, tmp_path: Path, layout: Layout) -> None:
+def test_what_segpipe_exports_it_imports(labelled: Labelled, tmp_path: Path, layout: str) -> None:
     target = tmp_path / "exported"
     export(labelled.output, str(target), layout, "train")
     classes, masks = imported(target, layout)
@@ -141,7 +115,7 @@ def test_what_segpipe_exports_it_imports(labelled: Labelled, tmp_path: Path, lay
 
 
 @pytest.mark.parametrize("layout", ["voc", "coco", "cityscapes"])
-def test_odd_class_names_come_back(tmp_path: Path, make_row: Callable[..., Row], layout: Layout) -> None:
+def test_odd_class_names_come_back(tmp_path: Path, make_row: Callable[..., Row], layout: str) -> None:
     classes, mask = ("#1: road", "# 2", "background"), np.array([[0, 1, 2, 2]] * 3, np.uint8)
     output = str(tmp_path / "labels")
     row = accept(tmp_path / "raw" / "a.png", png_of(picture(3, 4)), mask, output, make_row)

@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from segpipe import storage
-from segpipe.concurrency import ordered_map
-from segpipe.errors import NotFoundError, RunError
-from segpipe.images import decode_image, decode_mask
+from segpipe.concurrency import Budget, ordered_map
+from segpipe.errors import ImageError, NotFoundError, RunError
+from segpipe.exchange.png import png
+from segpipe.images import (
+    MAX_PIXELS,
+    decode_image,
+    decode_mask,
+    encode_mask,
+    is_plain,
+    open_image,
+)
 from segpipe.manifests.query import open_views
 from segpipe.redaction import redact
-
-logger = logging.getLogger(__name__)
 
 READ_THREADS = 8
 READ_AHEAD = 16
 STEM_CHARACTERS = 60
 IGNORED = 255
 _NO_PIXELS = np.zeros((0, 0), np.uint8)
-_ORIENTATION = 0x0112  # the EXIF tag
 _KEPT = {"JPEG": ".jpg", "PNG": ".png"}
 _ACCEPTED = """
-    SELECT image_uri, image_etag, mask_uri, mask_sha256 FROM accepted ORDER BY image_uri, image_etag"""
+    SELECT image_uri, image_etag, image_width, image_height, mask_uri, mask_sha256
+    FROM accepted ORDER BY image_uri, image_etag"""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ class Item:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """An accepted image that is not exported, and why."""
+
+    image_uri: str
+    image_etag: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Target:
     """Where a data set goes and what its masks mean; palette: Kx3 uint8."""
 
@@ -69,26 +81,20 @@ class Target:
             storage.join(self.root, name), content if isinstance(content, bytes) else content.encode()
         )
 
+    def encoded(self, item: Item) -> bytes:
+        """The item's mask as an indexed PNG in the colours of the palette."""
+        return encode_mask(item.mask, self.palette)
 
-def accepted_items(output: str) -> Iterator[Item]:
+
+def accepted_items(output: str) -> Iterator[Item | LeftOut]:
     """The view `accepted`, sorted by image, a bounded number at a time.
 
-    Images that were replaced or removed since are left out and logged. Raises NotFoundError, StorageError,
-    and RunError for a mask that is not the one of the manifest.
+    Left out are images and masks that are not there any more, images that were replaced since and those that
+    cannot be read. Raises NotFoundError, StorageError, and RunError for a mask that is not the manifest's.
     """
+    read = partial(_read, budget=Budget(MAX_PIXELS))
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for item in ordered_map(pool, _read, _rows(output), READ_AHEAD):
-            if item is not None:
-                yield item
-
-
-def index_csv(items: Iterable[Item]) -> str:
-    """Which file is which image: key, image_uri, image_etag, mask_sha256."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("key", "image_uri", "image_etag", "mask_sha256"))
-    writer.writerows((item.key, item.image_uri, item.image_etag, item.mask_sha256) for item in items)
-    return text.getvalue()
+        yield from ordered_map(pool, read, _rows(output), READ_AHEAD)
 
 
 def _rows(output: str) -> Iterator[dict[str, Any]]:
@@ -97,25 +103,33 @@ def _rows(output: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _read(row: dict[str, Any]) -> Item | None:
+def _read(row: dict[str, Any], budget: Budget) -> Item | LeftOut:
     uri, etag = row["image_uri"], row["image_etag"]
     try:
         blob = storage.read(uri)
-    except NotFoundError:
-        logger.warning("%s is left out: it is not there any more", redact(uri))
-        return None
-    if blob.etag != etag:
-        logger.warning("%s is left out: it was replaced since it was labelled", redact(uri))
-        return None
-    image, extension = _as_displayed(blob.data)
-    return Item(_key(uri, etag), uri, etag, row["mask_sha256"], extension, image, _mask(row))
+        if blob.etag != etag:
+            return LeftOut(uri, etag, "it was replaced since it was labelled")
+        pixels = _pixels_labelled(row)
+        with budget.held(pixels):
+            image, extension = _as_displayed(blob.data, pixels)
+            mask = _mask(row, pixels)
+    except NotFoundError as error:
+        return LeftOut(uri, etag, f"it is not there any more ({error})")
+    except ImageError as error:
+        return LeftOut(uri, etag, str(error))
+    return Item(_key(uri, etag), uri, etag, row["mask_sha256"], extension, image, mask)
 
 
-def _mask(row: dict[str, Any]) -> np.ndarray:
+def _pixels_labelled(row: dict[str, Any]) -> int:
+    """What the run that labelled it allowed at least, whatever its --max-image-pixels was."""
+    return max(MAX_PIXELS, (row["image_width"] or 0) * (row["image_height"] or 0))
+
+
+def _mask(row: dict[str, Any], max_pixels: int) -> np.ndarray:
     content = storage.read_bytes(row["mask_uri"])
     if hashlib.sha256(content).hexdigest() != row["mask_sha256"]:
         raise RunError(f"{redact(row['mask_uri'])} is not the mask of the manifest: restore it")
-    return decode_mask(content)
+    return decode_mask(content, max_pixels)
 
 
 def _key(uri: str, etag: str) -> str:
@@ -124,17 +138,10 @@ def _key(uri: str, etag: str) -> str:
     return f"{stem}-{identity[:12]}"
 
 
-def _as_displayed(data: bytes) -> tuple[bytes, str]:
+def _as_displayed(data: bytes, max_pixels: int) -> tuple[bytes, str]:
     """The file itself where every reader shows it as people see it, else its pixels as PNG."""
-    with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(_ORIENTATION, 1) != 1
-        if image.format in _KEPT and not turned and image.mode in ("RGB", "L"):
-            return data, _KEPT[image.format]
-    return png(decode_image(data)), ".png"
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """HxWx3 uint8 as a PNG file."""
-    content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG", compress_level=1)
-    return content.getvalue()
+    image = open_image(data, max_pixels)
+    kept = _KEPT.get(image.format or "")
+    if kept and image.mode in ("RGB", "L") and is_plain(image, data):
+        return data, kept
+    return png(decode_image(data, max_pixels)), ".png"

@@ -1,0 +1,1 @@
+"""Layouts that are imported: one file each, listed in table.py."""

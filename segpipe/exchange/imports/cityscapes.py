@@ -1,0 +1,84 @@
+"""Cityscapes: leftImg8bit and gtFine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from segpipe.errors import DatasetError
+from segpipe.exchange.imports import known_classes
+from segpipe.exchange.imports.colours import mapped_mask
+from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage
+from segpipe.exchange.imports.source import Source
+
+_LABELS = "labels.json"
+Label = tuple[str, int, int]  # name, id, trainId
+
+
+def read(source: Source) -> Found:
+    """The 19 classes that are evaluated, or those of a labels.json beside the folders.
+
+    Masks are labelIds or, where there are none, labelTrainIds. The test split, published without labels, is
+    not read.
+    """
+    labels = _labels(source)
+    return Found(tuple(name for name, _, _ in labels), list(_labelled_images(source, labels)))
+
+
+def _labelled_images(source: Source, labels: list[Label]) -> Iterator[LabelledImage]:
+    by_id = _meaning([label_id for _, label_id, _ in labels])
+    by_train_id = _meaning([train_id for _, _, train_id in labels])
+    for split in ("train", "val"):
+        for name, image in source.images(f"leftImg8bit/{split}"):
+            key = name.removesuffix("_leftImg8bit")
+            mask, meaning = f"gtFine/{split}/{key}_gtFine_labelIds.png", by_id
+            if mask not in source.uris:
+                mask, meaning = f"gtFine/{split}/{key}_gtFine_labelTrainIds.png", by_train_id
+            _require(source, mask, image)
+            yield LabelledImage(
+                split, key, source.uris[image], partial(mapped_mask, source, mask, meaning), mask
+            )
+
+
+def _require(source: Source, mask: str, image: str) -> None:
+    if mask not in source.uris:
+        folder = mask.rpartition("/")[0]
+        raise DatasetError(
+            f"{source.place(image)} has neither ..._gtFine_labelIds.png nor ..._gtFine_labelTrainIds.png: "
+            f"{source.holds(folder)}"
+        )
+
+
+def _meaning(values: list[int]) -> np.ndarray:
+    """Value in the file (256) -> class index, or what is ignored."""
+    meaning = np.full(256, IGNORED, np.uint8)
+    meaning[values] = np.arange(len(values))
+    return meaning
+
+
+def _labels(source: Source) -> list[Label]:
+    """Those that are evaluated, in the order of their classes."""
+    if _LABELS not in source.uris:
+        return [(name, at, number) for number, (name, at) in enumerate(known_classes.CITYSCAPES.items())]
+    place = source.place(_LABELS)
+    try:
+        content = json.loads(source.content(_LABELS))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{place} is not valid JSON ({error}): correct it") from None
+    if not isinstance(content, list) or not all(_is_label(one) for one in content):
+        raise DatasetError(f"{place} must be a list of name, id and trainId, as Cityscapes defines them")
+    used = [(one["name"], one["id"], one["trainId"]) for one in content]
+    return [label for label in used if label[1] in range(256) and label[2] in range(IGNORED)]
+
+
+def _is_label(label: Any) -> bool:
+    return (
+        isinstance(label, dict)
+        and isinstance(label.get("name"), str)
+        and type(label.get("id")) is int
+        and type(label.get("trainId")) is int
+    )
