@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -77,17 +78,37 @@ def _api() -> str:
     return os.environ.get("PREFECT_API_URL", "").rstrip("/")
 
 
+def login_wanted(api_url: str) -> str:
+    """What is to be done about a server that answered 401."""
+    where = "make up says where it is kept"
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        if os.environ.get(name):
+            return f"{redact(api_url)}: the server refuses what {name} holds: set it to the server's; {where}"
+    return f"{redact(api_url)}: the server wants a login: set PREFECT_API_AUTH_STRING; {where}"
+
+
 def _ask(path: str, body: dict[str, Any] | None = None) -> Any:
     """The parsed answer. Raises RunError that names the address and the reason."""
     url = _api() + path
     try:
-        method = "GET" if body is None else "POST"
-        answer = httpx.request(method, url, json=body, headers=_login(), timeout=ANSWER_SECONDS)
+        with httpx.Client(headers=_login(), timeout=ANSWER_SECONDS) as client:
+            answer = client.get(url) if body is None else client.post(url, json=body, headers=_token(client))
+        if answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise RunError(login_wanted(_api()))
         answer.raise_for_status()
     except httpx.HTTPError as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{url}: {reason}; make status says whether the stack runs") from None
     return answer.json()
+
+
+def _token(client: httpx.Client) -> dict[str, str]:
+    """What a server that protects itself from other pages wants to see in a POST; nothing from others."""
+    asker = str(uuid4())
+    answer = client.get(f"{_api()}/csrf-token", params={"client": asker})
+    if not answer.is_success:
+        return {}
+    return {"Prefect-Csrf-Token": answer.json()["token"], "Prefect-Csrf-Client": asker}
 
 
 def _login() -> dict[str, str]:
