@@ -17,7 +17,7 @@ from prefect.client.orchestration import get_client
 from deployments.alarms import SILENT_SECONDS, WEBHOOK_VARIABLE, register_alarms, register_crash_detection
 from deployments.pool import make_pool
 from deployments.settings import LEAST_SILENT_SECONDS
-from segpipe.doctor.server import login_wanted
+from segpipe.doctor.server import refusal
 from segpipe.errors import SegpipeError
 from segpipe.redaction import redact
 
@@ -45,8 +45,7 @@ def main(ui_url: str | None, silent_seconds: int) -> None:
             if webhook_url:
                 register_alarms(client, webhook_url, ui_url or api_url.removesuffix("/api"))
     except httpx.HTTPStatusError as error:
-        refused = error.response.status_code == httpx.codes.UNAUTHORIZED
-        raise click.ClickException(login_wanted(api_url) if refused else redact(str(error))) from None
+        raise click.ClickException(refusal(error.response, api_url) or redact(str(error))) from None
     except (SegpipeError, httpx.HTTPError) as error:
         raise click.ClickException(redact(str(error))) from None
     click.echo(

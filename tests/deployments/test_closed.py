@@ -34,9 +34,11 @@ ALONE = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run", f"--host-resolver-rules=MAP {REBOUND} 127.0.0.1",
 ]  # fmt: skip
+DOCTOR = ("segpipe", "doctor", "--json")
 WRONG = "segpipe:not-the-login"
 MADE = "made-by-another-page"
-# What a page of another origin can send: with headers of its own, and as a form would (no preflight).
+# What a page of another origin can send: with headers of its own, and as a form does, of which a browser asks
+# nobody first. Prefect takes what comes without a content type, as from a nameless Blob, for JSON.
 ATTACK = """
 async ([api, made, login]) => {
     const tried = {};
@@ -55,14 +57,18 @@ async ([api, made, login]) => {
         await attempt("json " + path, () => fetch(api + path, {method: "POST", headers: json, body}));
         await attempt("json with the login " + path,
                       () => fetch(api + path, {method: "POST", headers: {...json, ...authorized}, body}));
-        await attempt("form " + path, () => fetch(api + path, {method: "POST", mode: "no-cors", body}));
+        await attempt("form " + path,
+                      () => fetch(api + path, {method: "POST", mode: "no-cors", body: new Blob([body])}));
     }
     for (const path of ["/events/in", "/events/out", "/logs/out"]) {
         for (const protocol of ["prefect", "other"])
             tried["socket " + path + " " + protocol] = await new Promise((done) => {
                 const socket = new WebSocket(api.replace("http", "ws") + path, protocol);
                 let heard = "nothing";
-                socket.onopen = () => socket.send(JSON.stringify({type: "auth", token: "guessed"}));
+                socket.onopen = () => {
+                    socket.send(JSON.stringify({type: "auth", token: "guessed"}));
+                    setTimeout(() => done("stays open"), 20000);
+                };
                 socket.onmessage = (message) => { heard = message.data; };
                 socket.onclose = () => done(heard);
             });
@@ -279,20 +285,26 @@ def test_the_doctor_and_register_say_what_login_is_wanted(closed: Closed) -> Non
         assert "Traceback" not in done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def looked_at(**environment: str) -> dict[str, dict[str, str]]:
+        return {one["check"]: one for one in json.loads(run(*DOCTOR, **environment))}
+
     wanted = "the server wants a login: set PREFECT_API_AUTH_STRING"
     refused = "the server refuses what PREFECT_API_AUTH_STRING holds"
     assert wanted in run("deployments.register")
     assert refused in run("deployments.register", PREFECT_API_AUTH_STRING=WRONG)
+    elsewhere = {"PREFECT_API_URL": closed.stack.api.replace("127.0.0.1", "localhost")}
+    renamed = "the server has another name: set PREFECT_API_URL"
+    assert renamed in run("deployments.register", **elsewhere)
     checks = ("prefect server", "work pool", "deployments")
-    for given, said in (("", wanted), (WRONG, refused)):
-        found = {one["check"]: one for one in json.loads(run(*DOCTOR, PREFECT_API_AUTH_STRING=given))}
+    for environment, said in (
+        ({}, wanted), ({"PREFECT_API_AUTH_STRING": WRONG}, refused), (elsewhere, renamed)
+    ):  # fmt: skip
+        found = looked_at(**environment)
         assert [found[check]["status"] for check in checks] == ["FAIL"] * 3
-        assert all(said in found[check]["found"] for check in checks)
-    found = {one["check"]: one for one in json.loads(run(*DOCTOR, **closed.stack.access))}
+        for check in checks:
+            assert said in found[check]["found"]
+    found = looked_at(**closed.stack.access)
     assert [found[check]["status"] for check in checks] == ["ok"] * 3
-
-
-DOCTOR = ("segpipe", "doctor", "--json")
 
 
 def test_up_refuses_a_running_server_with_another_login_or_without_one(closed: Closed) -> None:
