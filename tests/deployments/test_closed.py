@@ -48,12 +48,15 @@ async ([api, made, login]) => {
     };
     const authorized = {"Authorization": "Basic " + btoa(login)};
     const json = {"Content-Type": "application/json"};
-    const body = JSON.stringify({name: made, value: made});
+    const bodies = {
+        "/variables/": {name: made, value: made}, "/flows/": {name: made}, "/block_types/": {name: made, slug: made},
+    };
     await attempt("health", () => fetch(api + "/health"));
     await attempt("read", () => fetch(api + "/variables/name/any", {credentials: "include"}));
     await attempt("read with the login", () => fetch(api + "/admin/version", {headers: authorized}));
     await attempt("token", () => fetch(api + "/csrf-token?client=a", {headers: authorized}));
-    for (const path of ["/variables/", "/flows/", "/block_types/"]) {
+    for (const [path, content] of Object.entries(bodies)) {
+        const body = JSON.stringify(content);
         await attempt("json " + path, () => fetch(api + path, {method: "POST", headers: json, body}));
         await attempt("json with the login " + path,
                       () => fetch(api + path, {method: "POST", headers: {...json, ...authorized}, body}));
