@@ -33,9 +33,13 @@ def make(folder: Path) -> None:
 def read(folder: Path) -> str:
     """The login. Raises RunError for one that others may know, or that is none."""
     path = login_file(folder)
-    with path.open() as file:
-        status = os.fstat(file.fileno())
-        text = file.read().strip()
+    try:
+        with path.open(encoding="ascii", errors="replace") as file:
+            status, text = os.fstat(file.fileno()), file.read().strip()
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read ({error.strerror}): run make down, remove it, make up"
+        ) from None
     if status.st_uid != os.geteuid() or status.st_mode & _OTHERS:
         raise RunError(
             f"{path} could be read or written by others: run make down and remove it, and make up makes a "

@@ -151,7 +151,6 @@ def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
     """Start what is missing, apply deployments and alarms; RunError when a port is taken or a start fails."""
     _refuse_changes(stack)
     _make_folder(stack.folder)
-    login.make(stack.folder)
     settings.remember(stack.folder, stack.settings, stack.database)
     _make_sources(stack)
     if stack.with_s3:
@@ -235,12 +234,13 @@ def _refuse_taken_port(url: str, variable: str) -> None:
 
 
 def _make_folder(folder: Path) -> None:
-    """Logs and database are for their owner alone; a folder that was there keeps its permissions."""
+    """Logs, database and login are for their owner alone; a folder that was there keeps its permissions."""
     try:
         folder.mkdir(0o700, parents=True, exist_ok=True)
         for name in ("logs", "prefect"):
             (folder / name).mkdir(exist_ok=True)
             (folder / name).chmod(0o700)
+        login.make(folder)
     except OSError as error:
         raise RunError(
             f"STACK={folder} cannot be made or written to ({error.strerror}): name another folder"

@@ -49,7 +49,9 @@ async ([api, made, login]) => {
     const authorized = {"Authorization": "Basic " + btoa(login)};
     const json = {"Content-Type": "application/json"};
     const bodies = {
-        "/variables/": {name: made, value: made}, "/flows/": {name: made}, "/block_types/": {name: made, slug: made},
+        "/variables/": {name: made, value: made},
+        "/flows/": {name: made},
+        "/block_types/": {name: made, slug: made},
     };
     await attempt("health", () => fetch(api + "/health"));
     await attempt("read", () => fetch(api + "/variables/name/any", {credentials: "include"}));

@@ -52,6 +52,12 @@ def test_what_is_no_login_is_refused_and_not_repeated(tmp_path: Path, text: str)
         login.read(tmp_path)
 
 
+def test_a_login_that_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    login.login_file(tmp_path).mkdir()
+    with pytest.raises(RunError, match=f"{login.FILE} cannot be read"):
+        login.read(tmp_path)
+
+
 def test_a_login_of_one_s_own_may_have_colons_in_its_password(tmp_path: Path) -> None:
     login.make(tmp_path)
     login.login_file(tmp_path).write_text("user:pass:word\n")
