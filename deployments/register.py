@@ -2,7 +2,8 @@
 
     SEGPIPE_WEBHOOK_URL=https://... python -m deployments.register
 
-Doing so again brings the automations up to date; the pool and the limit of its queue stay as they are.
+It needs PREFECT_API_URL and, where the server wants a login, PREFECT_API_AUTH_STRING. Registering again
+brings the automations up to date; the pool and the limit of its queue stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from prefect.client.orchestration import get_client
 from deployments.alarms import SILENT_SECONDS, WEBHOOK_VARIABLE, register_alarms, register_crash_detection
 from deployments.pool import make_pool
 from deployments.settings import LEAST_SILENT_SECONDS
+from segpipe.doctor.server import refusal
 from segpipe.errors import SegpipeError
 from segpipe.redaction import redact
 
@@ -42,6 +44,8 @@ def main(ui_url: str | None, silent_seconds: int) -> None:
             register_crash_detection(client, silent_seconds)
             if webhook_url:
                 register_alarms(client, webhook_url, ui_url or api_url.removesuffix("/api"))
+    except httpx.HTTPStatusError as error:
+        raise click.ClickException(refusal(error.response, api_url) or redact(str(error))) from None
     except (SegpipeError, httpx.HTTPError) as error:
         raise click.ClickException(redact(str(error))) from None
     click.echo(

@@ -15,6 +15,8 @@ from zoneinfo import available_timezones
 from segpipe.errors import RunError
 from segpipe.redaction import redact
 
+LOOPBACK = "127.0.0.1"
+HOSTS_VARIABLE = "SEGPIPE_SERVER_HOSTS"
 FILE = "settings.json"
 DEFAULTS = {
     "PORT": "4200",

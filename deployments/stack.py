@@ -1,7 +1,8 @@
 """`make up`, `make status`, `make down`: Prefect server, worker and, if asked, an S3 server on this machine.
 
 Nothing here is for a cluster: the programs listen on loopback only, and one that dies stays dead until the
-next `make up`, which starts what is missing and applies the deployments again.
+next `make up`, which starts what is missing and applies the deployments again. Whoever reaches the server's
+API runs commands on the worker, so the server wants a login, which the stack's folder keeps.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from urllib.parse import urlsplit
 import click
 import httpx
 
-from deployments import processes, settings
+from deployments import login, processes, settings
 from deployments.processes import Program, log_file
+from deployments.settings import HOSTS_VARIABLE, LOOPBACK
 from segpipe.errors import RunError, SegpipeError
 from segpipe.redaction import redact
 
@@ -37,7 +39,11 @@ STOP_SECONDS = 20.0
 DEFAULT_FOLDER = Path("stack")
 PROGRAMS = ("worker", "server", "s3")  # in the order in which they are to stop
 # What no program inherits; make puts what stands on its command line into the last three.
-SECRETS = ("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY", "MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES")
+SECRETS = (
+    *("DATABASE", "SEGPIPE_WEBHOOK_URL", "PREFECT_API_KEY"),
+    *("PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"),
+    *("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES"),
+)
 ERROR_LINE = re.compile(r"[\w.]+(?:Error|Exception)\w*: ")
 LINES_OF_A_FAILURE = 100
 EMPTY_SOURCES = """\
@@ -70,22 +76,22 @@ class Stack:
     @property
     def ui_url(self) -> str:
         """Address of Prefect's pages."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{LOOPBACK}:{self.port}"
 
     @property
     def s3_url(self) -> str:
         """Address of the S3 server."""
-        return f"http://127.0.0.1:{self.s3_port}"
+        return f"http://{LOOPBACK}:{self.s3_port}"
 
     @property
     def exports(self) -> dict[str, str]:
-        """What a shell needs in its environment to talk to the stack."""
+        """What a shell needs in its environment to talk to the stack, but for the login."""
         s3 = {"AWS_ENDPOINT_URL": self.s3_url, **MOTO_ENVIRONMENT} if self.with_s3 else {}
         return {"PREFECT_API_URL": f"{self.ui_url}/api", "SEGPIPE_SOURCES": self.sources, **s3}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of all programs; the two secrets are for those that need them."""
+        """The environment of all programs; the secrets are for those that need them."""
         return processes.environment_without(*SECRETS) | {
             **self.exports,
             "SEGPIPE_TIMEZONE": self.timezone,
@@ -97,11 +103,21 @@ class Stack:
             "PYTHONUNBUFFERED": "1",
         }
 
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """The environment of what asks the server; RunError for a login that is no secret."""
+        return self.environment | {"PREFECT_API_AUTH_STRING": login.read(self.folder)}
+
 
 def server(stack: Stack) -> Program:
     """The Prefect server."""
     own = {
         "PREFECT_UI_URL": stack.ui_url,
+        "PREFECT_SERVER_UI_API_URL": f"{stack.ui_url}/api",
+        "PREFECT_SERVER_API_AUTH_STRING": login.read(stack.folder),
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": stack.ui_url,
+        HOSTS_VARIABLE: LOOPBACK,
         # cleanup/weekly deletes flow runs; their logs and artifacts, and events, the server drops by itself.
         "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,orphans",
         # By default what waits for an earlier event is lost with the server, and alarms with it.
@@ -109,7 +125,8 @@ def server(stack: Stack) -> Program:
     }
     if stack.database:
         own["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = stack.database
-    command = _python("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(stack.port))
+    factory = ("--app-dir", str(ROOT), "--factory", "deployments.prefect_server:application")
+    command = _python("uvicorn", *factory, "--host", LOOPBACK, "--port", str(stack.port))
     return Program("server", command, stack.environment | own)
 
 
@@ -120,13 +137,14 @@ def worker(stack: Stack) -> Program:
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
     }
     options = ("--pool", POOL, "--limit", str(WORKER_LIMIT), "--name", "local")
-    return Program("worker", _python("prefect", "worker", "start", *options), stack.environment | own)
+    return Program("worker", _python("prefect", "worker", "start", *options), stack.client_environment | own)
 
 
 def s3(stack: Stack) -> Program:
-    """An S3 server that keeps everything in memory."""
-    command = _python("moto.server", "-H", "127.0.0.1", "-p", str(stack.s3_port))
-    return Program("s3", command, stack.environment)
+    """An S3 server that keeps everything in memory, and knows no login."""
+    own = {"MOTO_DISABLE_GLOBAL_CORS": "true"}
+    command = _python("moto.server", "-H", LOOPBACK, "-p", str(stack.s3_port))
+    return Program("s3", command, stack.environment | own)
 
 
 def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
@@ -138,6 +156,7 @@ def bring_up(stack: Stack, say: Callable[[str], None]) -> None:
     if stack.with_s3:
         _start_and_wait(stack.folder, s3(stack), f"{stack.s3_url}/moto-api/", "S3_PORT", say)
     _start_server(stack, say)
+    _refuse_another_login(stack)
     say(f"register  {_register(stack)}")
     _deploy(stack)
     say("deploy    all of deployments/prefect.yaml")
@@ -164,6 +183,29 @@ def _start_server(stack: Stack, say: Callable[[str], None]) -> None:
         raise RunError(f"{said}; is DATABASE right, and does its server run?") from None
 
 
+def _refuse_another_login(stack: Stack) -> None:
+    """A server that was running may be one without a login, or with one that is gone."""
+    url, again = f"{stack.ui_url}/api/admin/version", f"run {_make_down(stack.folder)} first"
+    if _lets_in(url, None):
+        raise RunError(f"the server of {stack.folder} runs without a login, so anyone may use it: {again}")
+    if not _lets_in(url, _credentials(stack)):
+        raise RunError(
+            f"the server does not take the login of {login.login_file(stack.folder)}, which is newer than "
+            f"the server: {again}"
+        )
+
+
+def _lets_in(url: str, credentials: tuple[str, str] | None) -> bool:
+    try:
+        return httpx.get(url, auth=credentials, timeout=30).is_success
+    except httpx.HTTPError as error:
+        raise RunError(f"{url}: {redact(str(error)) or type(error).__name__}; run make up again") from None
+
+
+def _credentials(stack: Stack) -> tuple[str, str]:
+    return login.as_pair(login.read(stack.folder))
+
+
 def _start_and_wait(
     folder: Path, program: Program, url: str, port_variable: str, say: Callable[[str], None]
 ) -> None:
@@ -183,7 +225,7 @@ def _refuse_taken_port(url: str, variable: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one just closed counts as free
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((LOOPBACK, port))
         except OSError:
             raise RunError(
                 f"port {port} is taken by another program: stop it, or choose another port, "
@@ -192,8 +234,13 @@ def _refuse_taken_port(url: str, variable: str) -> None:
 
 
 def _make_folder(folder: Path) -> None:
+    """Logs, database and login are for their owner alone; a folder that was there keeps its permissions."""
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+        for name in ("logs", "prefect"):
+            (folder / name).mkdir(exist_ok=True)
+            (folder / name).chmod(0o700)
+        login.make(folder)
     except OSError as error:
         raise RunError(
             f"STACK={folder} cannot be made or written to ({error.strerror}): name another folder"
@@ -251,13 +298,13 @@ def _own_sources(folder: Path) -> Path:
 
 def _deploy(stack: Stack) -> None:
     options = ("--no-prompt", "deploy", "--all", "--prefect-file", "deployments/prefect.yaml")
-    _run(_python("prefect", *options), stack.environment)
+    _run(_python("prefect", *options), stack.client_environment)
 
 
 def _register(stack: Stack) -> str:
     own = {"SEGPIPE_WEBHOOK_URL": stack.webhook_url} if stack.webhook_url else {}
     command = _python("deployments.register", "--silent-seconds", str(stack.silent_seconds))
-    return _run(command, stack.environment | own)
+    return _run(command, stack.client_environment | own)
 
 
 def _run(command: tuple[str, ...], environment: dict[str, str]) -> str:
@@ -270,12 +317,13 @@ def _run(command: tuple[str, ...], environment: dict[str, str]) -> str:
 
 
 def _wait_for_worker(stack: Stack) -> None:
-    _wait_until(lambda: _is_ready(f"{stack.ui_url}/api/work_pools/{POOL}"), stack.folder, "worker")
+    url = f"{stack.ui_url}/api/work_pools/{POOL}"
+    _wait_until(lambda: _is_ready(url, _credentials(stack)), stack.folder, "worker")
 
 
-def _is_ready(url: str) -> bool:
+def _is_ready(url: str, credentials: tuple[str, str]) -> bool:
     with suppress(httpx.TransportError):
-        return bool(httpx.get(url, timeout=10).json().get("status") == "READY")
+        return bool(httpx.get(url, auth=credentials, timeout=10).json().get("status") == "READY")
     return False
 
 
@@ -310,13 +358,16 @@ def _python(*arguments: str) -> tuple[str, ...]:
 def _how_to_go_on(stack: Stack) -> str:
     exports = "\n".join(f"  export {name}={value}" for name, value in stack.exports.items())
     s3_note = "\nThe S3 server keeps its buckets in memory: they are gone after make down." * stack.with_s3
+    secret = login.login_file(stack.folder)
     return f"""
 Pages    {stack.ui_url}
+Login    {secret}: the pages ask for that line; who has it runs commands on the worker
 Logs     {stack.folder / "logs"}
 Sources  {stack.sources}
 {s3_note}
 In a shell of yours:
 {exports}
+  export PREFECT_API_AUTH_STRING="$(cat {shlex.quote(str(secret))})"
   prefect deployment run label/on-bucket -p source=IMAGES -p output=LABELS -p model=MODEL
 Stop with: {_make_down(stack.folder)}"""
 
@@ -346,7 +397,7 @@ folder_option = click.option(
     type=click.Path(path_type=Path),
     default=DEFAULT_FOLDER,
     show_default=True,
-    help="Where logs, the SQLite database and process ids are kept.",
+    help="Where logs, login, the SQLite database and process ids are kept.",
 )
 
 
@@ -382,6 +433,8 @@ def status(folder: Path) -> None:
     pids = {name: processes.pid_of(folder, name) if folder.is_dir() else None for name in reversed(PROGRAMS)}
     for name, pid in pids.items():
         click.echo(f"{name:<9} {f'runs, process {pid}' if pid else 'does not run'}, {log_file(folder, name)}")
+    if (secret := login.login_file(folder)).is_file():
+        click.echo(f"login     {secret}")
     sys.exit(0 if pids["server"] and pids["worker"] else 1)
 
 

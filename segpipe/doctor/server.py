@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib.metadata import version
 from typing import Any
+from uuid import uuid4
 
 import httpx
 
@@ -77,17 +78,48 @@ def _api() -> str:
     return os.environ.get("PREFECT_API_URL", "").rstrip("/")
 
 
+def refusal(answer: httpx.Response, api_url: str) -> str | None:
+    """Why a server that is closed to others lets a request not in, and the remedy; None for other answers."""
+    if answer.status_code == httpx.codes.UNAUTHORIZED:
+        return f"{redact(api_url)}: the server {_login_wanted()}; make up says where it is kept"
+    if answer.status_code == httpx.codes.BAD_REQUEST and "Invalid host" in answer.text:
+        return f"{redact(api_url)}: the server has another name: set PREFECT_API_URL as make up prints it"
+    return None
+
+
+def _login_wanted() -> str:
+    for name in ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY"):
+        if os.environ.get(name):
+            return f"refuses what {name} holds: set it to the server's login"
+    return "wants a login: set PREFECT_API_AUTH_STRING"
+
+
 def _ask(path: str, body: dict[str, Any] | None = None) -> Any:
     """The parsed answer. Raises RunError that names the address and the reason."""
     url = _api() + path
     try:
-        method = "GET" if body is None else "POST"
-        answer = httpx.request(method, url, json=body, headers=_login(), timeout=ANSWER_SECONDS)
-        answer.raise_for_status()
+        with httpx.Client(headers=_login(), timeout=ANSWER_SECONDS) as client:
+            if body is None:
+                return _let_in(client.get(url)).json()
+            return _let_in(client.post(url, json=body, headers=_token(client))).json()
     except httpx.HTTPError as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{url}: {reason}; make status says whether the stack runs") from None
-    return answer.json()
+
+
+def _token(client: httpx.Client) -> dict[str, str]:
+    """What a server that protects itself from other pages wants to see in a POST; nothing from others."""
+    asker = str(uuid4())
+    answer = client.get(f"{_api()}/csrf-token", params={"client": asker})
+    if answer.status_code in (httpx.codes.UNPROCESSABLE_ENTITY, httpx.codes.NOT_FOUND):  # it is off; no such
+        return {}
+    return {"Prefect-Csrf-Token": _let_in(answer).json()["token"], "Prefect-Csrf-Client": asker}
+
+
+def _let_in(answer: httpx.Response) -> httpx.Response:
+    if reason := refusal(answer, _api()):
+        raise RunError(reason)
+    return answer.raise_for_status()
 
 
 def _login() -> dict[str, str]:

@@ -22,7 +22,7 @@ import httpx
 import kubernetes_validate
 import pytest
 import yaml
-from local_stack import free_port, wait_for
+from local_stack import csrf_headers, free_port, wait_for
 from postgres import PASSWORD, find_programs, postgres
 from prefect.client.orchestration import PrefectClient
 from prefect.server.schemas.actions import WorkPoolCreate
@@ -54,7 +54,10 @@ EXAMPLE = dict(
     if re.match(r"#?[A-Z_]+=", line)
 )
 VARIABLE = re.compile(r"(?<!\$)\$\{([A-Z_]+)(?::?([-?])([^}]*))?\}")
-SECRET = re.compile(r"PASSWORD|SECRET|KEY|TOKEN|WEBHOOK|AUTH")
+# The variables that say where the login lies hold none.
+NAMED_LOGIN = "PREFECT_INTEGRATIONS_KUBERNETES_WORKER_API_AUTH_STRING_SECRET"
+SECRET = re.compile(rf"^(?!{NAMED_LOGIN}).*(PASSWORD|SECRET|KEY|TOKEN|WEBHOOK|AUTH)")
+LOGIN = "segpipe:login-of-a-test-4711"
 
 
 def instruction(name: str) -> list[Any]:
@@ -160,6 +163,24 @@ def test_no_secret_is_written_down() -> None:
     for pod in [*PODS, POD_OF_RUN]:
         for one in pod["containers"][0]["env"]:
             assert not SECRET.search(one["name"]) or "secretKeyRef" in one["valueFrom"], one["name"]
+
+
+def test_nothing_starts_without_a_login() -> None:
+    asked = {"server": "PREFECT_SERVER_API_AUTH_STRING"} | dict.fromkeys(
+        ("deploy", "worker"), "PREFECT_API_AUTH_STRING"
+    )
+    for service, name in asked.items():
+        # What compose refuses to go on without.
+        assert SERVICES[service]["environment"][name].startswith("${PREFECT_API_AUTH_STRING:?"), service
+    for pod in PODS:
+        given = {one["name"]: one for one in pod["containers"][0]["env"]}
+        assert "optional" not in given["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]
+
+
+def test_a_run_s_job_names_the_login_s_secret_and_does_not_hold_it() -> None:
+    given = {one["name"]: one for one in PODS[0]["containers"][0]["env"]}
+    named = {"name": given[f"{NAMED_LOGIN}_NAME"]["value"], "key": given[f"{NAMED_LOGIN}_KEY"]["value"]}
+    assert named == given["PREFECT_API_AUTH_STRING"]["valueFrom"]["secretKeyRef"]
 
 
 def test_ports_are_open_to_this_machine_only() -> None:
@@ -293,7 +314,9 @@ def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, 
     database, port, health = free_port(), free_port(), free_port()
     running.enter_context(postgres(programs, database))
     values = EXAMPLE | {"POSTGRES_PASSWORD": PASSWORD, "SEGPIPE_TIMEZONE": "Europe/Berlin"}
+    values |= {"PREFECT_API_AUTH_STRING": LOGIN, "PORT": str(port)}
     places = {"http://server:4200": f"http://127.0.0.1:{port}", "4200": str(port), "8080": str(health)}
+    places |= {"/tmp/prefect-ui": str(tmp_path / "ui")}
     hosts = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_PORT": str(database)}
     home = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     database_check = SERVICES["postgres"]["healthcheck"]["test"][1:]
@@ -316,7 +339,10 @@ def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, 
         )
         assert done.returncode == 0, done.stdout + done.stderr
     api = f"http://127.0.0.1:{port}/api"
-    found = httpx.post(f"{api}/deployments/filter", json={}, timeout=30).json()
+    client = running.enter_context(
+        httpx.Client(base_url=api, auth=httpx.BasicAuth(*LOGIN.split(":")), timeout=30)
+    )
+    found = client.post("/deployments/filter", json={}, headers=csrf_headers(client)).json()
     prefect_file = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
     assert {one["name"] for one in found} == {one["name"] for one in prefect_file["deployments"]}
 
@@ -324,8 +350,12 @@ def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, 
     worker_environment = environment_of("worker", places, values) | home | port_of_health
     worker = start(running, command_of("worker"), worker_environment, tmp_path / "worker.log")
     wait_for(lambda: is_well(instruction("HEALTHCHECK"), places), "the worker", 120)
-    pool = f"{api}/work_pools/{POOL}"
-    wait_for(lambda: httpx.get(pool, timeout=30).json()["status"] == "READY", "the pool", 60)
+    pool = f"/work_pools/{POOL}"
+    wait_for(lambda: client.get(pool).json()["status"] == "READY", "the pool", 60)
+    assert httpx.get(f"{api}{pool}", timeout=30).status_code == 401
+    assert client.get(pool, headers={"Host": "elsewhere.example"}).status_code == 400
+    page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30, follow_redirects=True)
+    assert "<title>" in page.text
 
     asked = time.monotonic()
     worker.send_signal(signal.SIGTERM)
@@ -337,5 +367,5 @@ def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, 
     command = [sys.executable, "-m", "prefect", "--no-prompt", *create]
     done = subprocess.run(command, cwd=ROOT, env=deploying, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    stored = httpx.get(f"{api}/work_pools/cluster", timeout=30).json()["base_job_template"]
+    stored = client.get("/work_pools/cluster").json()["base_job_template"]
     assert stored["job_configuration"] == TEMPLATE["job_configuration"]

@@ -18,7 +18,7 @@ import psutil
 import pytest
 from local_stack import SECRET, LocalStack, Receiver, free_port, receiving, wait_for
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments.processes import pid_of
 from flows.events import send_drifted
@@ -186,7 +186,8 @@ def test_a_drifted_run_calls_the_webhook(
     run_id = sleepy()
     name = stack.get(f"/flow_runs/{run_id}")["name"]
     run = SimpleNamespace(run_id=f"flow-{run_id}", source="s3://raw", output="s3://labels")
-    with temporary_settings({PREFECT_API_URL: stack.api}), get_client(sync_client=True) as client:
+    access = {PREFECT_API_URL: stack.api, PREFECT_API_AUTH_STRING: stack.login}
+    with temporary_settings(access), get_client(sync_client=True) as client:
         for _ in range(2):  # as a retried task does
             send_drifted(client, run_id, name, run)  # type: ignore[arg-type]
     alarm = wait_for(lambda: webhook.call(lambda call: call["state"] == "Drifted"), "the alarm")

@@ -195,7 +195,35 @@ def test_a_server_with_a_login_is_shown_it(
         monkeypatch.setenv(variable, "admin:swordfish")
         welcome = findings()["prefect server"]
     assert (refused.status, welcome.status) == ("FAIL", "ok")
-    assert "401" in refused.found
+    assert "the server wants a login: set PREFECT_API_AUTH_STRING" in refused.found
+
+
+def test_a_server_that_wants_a_token_of_every_post_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, str] = {}
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        address, _, query = handler.path.partition("?client=")
+        if address.endswith("/csrf-token"):
+            given[query] = f"token-{len(given)}"
+            reply(handler, 200, f'{{"token": "{given[query]}"}}')
+        elif address.endswith("/deployments/filter"):
+            shown = handler.headers["Prefect-Csrf-Token"], handler.headers["Prefect-Csrf-Client"]
+            fits = shown[0] is not None and given.get(shown[1]) == shown[0]
+            reply(handler, 200 if fits else 403, "[]")
+        else:
+            reply(handler, 404, "{}")
+
+    with server(answer) as url:
+        monkeypatch.setenv("PREFECT_API_URL", f"{url}/api")
+        found = findings()["deployments"]
+    assert found.found.startswith("missing: buckets")
+
+
+def reply(handler: BaseHTTPRequestHandler, status: int, content: str) -> None:
+    handler.send_response(status)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content.encode())
 
 
 def test_a_server_that_is_down_is_named_with_its_address(monkeypatch: pytest.MonkeyPatch) -> None:

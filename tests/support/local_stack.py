@@ -15,11 +15,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import psutil
 import pytest
 
+from deployments import login
 from deployments.processes import pid_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,9 +89,19 @@ class LocalStack:
 
     def prefect(self, *arguments: str, cwd: Path = ROOT) -> None:
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
-        environment = self.environment | {"PREFECT_API_URL": self.api}
+        environment = self.environment | self.access
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    @property
+    def login(self) -> str:
+        """USER:PASSWORD of the server."""
+        return login.read(self.folder)
+
+    @property
+    def access(self) -> dict[str, str]:
+        """What a shell needs in its environment to ask the server."""
+        return {"PREFECT_API_URL": self.api, "PREFECT_API_AUTH_STRING": self.login}
 
     def kill(self, program: str) -> int:
         """Kill a program of the stack and all it has started, at once; its process id."""
@@ -101,10 +113,17 @@ class LocalStack:
         return leader.pid
 
     def get(self, path: str) -> Any:
-        return httpx.get(self.api + path, timeout=60).raise_for_status().json()
+        with self.client() as client:
+            return client.get(path).raise_for_status().json()
 
-    def post(self, path: str, body: dict[str, Any]) -> Any:
-        return httpx.post(self.api + path, json=body, timeout=60).raise_for_status().json()
+    def post(self, path: str, body: Any) -> Any:
+        with self.client() as client:
+            answer = client.post(path, json=body, headers=csrf_headers(client)).raise_for_status()
+            return answer.json() if answer.content else None
+
+    def client(self) -> httpx.Client:
+        """Asks the server as someone who has its login."""
+        return httpx.Client(base_url=self.api, auth=login.as_pair(self.login), timeout=60)
 
     def start(
         self, deployment: str, environment: Mapping[str, str] = MappingProxyType({}), **parameters: Any
@@ -144,10 +163,17 @@ class LocalStack:
             "payload": payload,
             "id": event_id or f"00000000-0000-4000-8000-{abs(hash(resource)) % 10**12:012d}",
         }
-        httpx.post(f"{self.api}/events", json=[event], timeout=30).raise_for_status()
+        self.post("/events", [event])
 
     def logs(self) -> str:
         return "".join(log.read_text(errors="replace") for log in (self.folder / "logs").iterdir())
+
+
+def csrf_headers(client: httpx.Client) -> dict[str, str]:
+    """What the server wants to see in every request that changes something, and in every filter."""
+    asker = str(uuid4())
+    token = client.get("/csrf-token", params={"client": asker}).raise_for_status().json()["token"]
+    return {"Prefect-Csrf-Client": asker, "Prefect-Csrf-Token": token}
 
 
 def free_port() -> int:
