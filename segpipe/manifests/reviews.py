@@ -7,6 +7,7 @@ writers at once one reads again, and no decision is written twice.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -23,8 +24,9 @@ from segpipe.manifests.store import table_bytes
 
 Verdict = Literal["accepted", "corrected", "rejected", "skipped"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # since 2 what was erased counts as wrong in draft_iou; before, it did not count
 FOLDER = "reviews"
+_NUMBERED = re.compile(rf"{FOLDER}/(\d{{8}})\.parquet")
 REVIEW_SCHEMA = pa.schema(
     [
         ("review_id", pa.string()),
@@ -54,9 +56,10 @@ class Review:
 
     review_id: digest of item, annotation and its last change, so that a changed one is a new decision;
     item_id: see `item_id`; final_mask: what the person wants, the draft when accepted, null when
-    rejected or skipped; draft_iou: mean IoU (0 to 1) of draft and final mask; overlap_pixels: claimed
-    by more than one region; audit, inclusion_probability: as in the manifest row; minutes spent; origin:
-    where the annotation lives. Of several decisions about one item the one with the latest reviewed_at holds.
+    rejected or skipped; draft_iou: mean IoU (0 to 1) of draft and final mask, the draft being wrong where
+    something was erased; overlap_pixels: claimed by more than one region; audit, inclusion_probability: as in
+    the manifest row; minutes spent; origin: where the annotation lives. Of several decisions about one item
+    the one with the latest reviewed_at holds.
     """
 
     review_id: str
@@ -93,7 +96,7 @@ def append_reviews(output: str, reviews: Iterable[Review]) -> list[Review]:
         if not new:
             return []
         try:
-            storage.create(storage.join(output, f"{FOLDER}/{len(parts) + 1:08d}.parquet"), _bytes(new))
+            storage.create(storage.join(output, f"{FOLDER}/{_next_number(parts):08d}.parquet"), _bytes(new))
         except AlreadyExistsError:
             continue  # another writer was quicker: look at what it has written
         return new
@@ -120,6 +123,12 @@ def _open(output: str, parts: list[str]) -> ds.Dataset:
 
 def _parts(output: str) -> list[str]:
     return [f"{FOLDER}/{part.key}" for part in list_parquet(storage.join(output, FOLDER))]
+
+
+def _next_number(parts: list[str]) -> int:
+    """After the highest, so that a part that was taken away leaves no number to be tried again for ever."""
+    numbers = [int(found[1]) for part in parts if (found := _NUMBERED.fullmatch(part))]
+    return max(numbers, default=0) + 1
 
 
 def _known_ids(output: str, parts: list[str]) -> set[str]:

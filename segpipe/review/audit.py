@@ -209,7 +209,7 @@ def _loss(
 ) -> float | None:
     """What a mask loses by the policy's own measure, 0 to 1; None when nobody has said what is right."""
     iou = {"accepted": 1.0, "corrected": draft_iou, "rejected": 0.0}.get(str(verdict))
-    if iou is None:
+    if iou is None or not 0 <= iou <= 1:
         return None
     return float(iou < promised.min_iou) if isinstance(promised, BadFractionPromise) else 1 - iou
 

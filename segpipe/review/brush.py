@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numba import njit
+from numpy.typing import NDArray
 
 from segpipe.errors import ReviewError
 
 _CHANNELS = 4
 _WORD_BITS = 8
 _RUN_BITS = (3, 4, 8, 16)
+_HEADER_BITS = 53
 _LONGEST = 1 << _RUN_BITS[-1]
 _DRAWN_FROM = 128  # the edge of a brush stroke is anti-aliased: a pixel is drawn from half its opacity on
 
@@ -57,30 +60,52 @@ def decode_brush(packed: Sequence[int], height: int, width: int) -> np.ndarray:
     Raises ReviewError for bytes that are no brush mask of this size.
     """
     try:
-        data = bytes(packed)
-        bits = f"{int.from_bytes(data, 'big'):0{len(data) * 8}b}"
-        values = _unpacked(bits, height * width * _CHANNELS)
-    except (TypeError, ValueError, IndexError) as error:
+        data = np.frombuffer(bytes(packed), np.uint8)
+        values = _unpacked(data, height * width * _CHANNELS)
+    except (TypeError, ValueError) as error:
         raise ReviewError(f"a brush mask cannot be read: {error}; draw the region again") from error
     return values.reshape(height, width, _CHANNELS)[..., 3] >= _DRAWN_FROM
 
 
-def _unpacked(bits: str, expected: int) -> np.ndarray:
-    count, place = int(bits[:32], 2), 53
-    word = int(bits[32:37], 2) + 1
-    sizes = [int(bits[start : start + 4], 2) + 1 for start in range(37, 53, 4)]
+def _unpacked(data: np.ndarray, expected: int) -> np.ndarray:
+    if len(data) * 8 < _HEADER_BITS:
+        raise ValueError("it has no header")
+    count, word = _bits(data, 0, 32), _bits(data, 32, 5) + 1
     if count != expected or word != _WORD_BITS:
         raise ValueError(f"it has {count} values of {word} bits, the image {expected} of {_WORD_BITS}")
+    sizes = np.array([_bits(data, start, 4) + 1 for start in range(37, _HEADER_BITS, 4)])
     values = np.zeros(count, np.uint8)
-    done = 0
-    while done < count:
-        size = sizes[int(bits[place + 1 : place + 3], 2)]
-        length = int(bits[place + 3 : place + 3 + size], 2) + 1
-        repeated, place = bits[place] == "1", place + 3 + size
-        end = place + word * (1 if repeated else length)
-        if done + length > count or end > len(bits):
-            raise ValueError("it ends in the middle of a run")
-        words = [int(bits[at : at + word], 2) for at in range(place, end, word)]
-        values[done : done + length] = words
-        done, place = done + length, end
+    if not _fill(values, data, sizes):
+        raise ValueError("it ends in the middle of a run")
     return values
+
+
+# Compiled, because a mask can have as many runs as the image has pixels.
+@njit(nogil=True)
+def _fill(values: NDArray[np.uint8], data: NDArray[np.uint8], sizes: NDArray[np.int64]) -> bool:
+    """Unpack all runs; False when they are not exactly as many values."""
+    done, place, end = 0, _HEADER_BITS, data.size * 8
+    while done < values.size:
+        if place + 3 > end:
+            return False
+        repeated, size = _bits(data, place, 1), sizes[_bits(data, place + 1, 2)]
+        if place + 3 + size > end:
+            return False
+        length = _bits(data, place + 3, size) + 1
+        place += 3 + size
+        words = 1 if repeated else length
+        if done + length > values.size or place + words * _WORD_BITS > end:
+            return False
+        for at in range(length):
+            values[done + at] = _bits(data, place if repeated else place + at * _WORD_BITS, _WORD_BITS)
+        done, place = done + length, place + words * _WORD_BITS
+    return True
+
+
+@njit(nogil=True)
+def _bits(data: NDArray[np.uint8], place: int, count: int) -> int:
+    """So many bits from this bit on, the highest first, as a number."""
+    found = 0
+    for at in range(place, place + count):
+        found = found * 2 + ((data[at >> 3] >> (7 - (at & 7))) & 1)
+    return found

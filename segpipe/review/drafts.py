@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +16,10 @@ from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
 from segpipe.review.queue import QueueItem
+from segpipe.review.tasks import ITEM_ID
 
-ITEM_ID = "segpipe_item_id"
+# Label Studio and browsers cut blanks off the ends of an address, and drop control characters from it.
+_CHANGED_ON_THE_WAY = re.compile(r"[\x00-\x1f\x7f-\x9f]|^\s|\s\Z")
 _SHOWN_FROM = ("s3://", "https://", "http://")
 
 
@@ -25,6 +29,10 @@ def why_not_shown(image_uri: str) -> str | None:
         return "Label Studio needs images in S3 or on the web"
     if image_uri.startswith("s3://") and "?" in image_uri:
         return "Label Studio cuts its key at the question mark: give the object another name"
+    if re.match(r"s3://[^/]*//", image_uri):
+        return "Label Studio takes the slash at its start for none: give the object another name"
+    if _CHANGED_ON_THE_WAY.search(image_uri):
+        return "its key has a control character, or a blank at its end: give the object another name"
     return None
 
 
@@ -34,18 +42,30 @@ def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> 
     Raises ReviewError where Label Studio would take it and show nonsense: another mask than the manifest's,
     classes that the project lacks; StorageError.
     """
-    mask = read_mask(item.mask_uri, item.mask_sha256)
-    if mask.max() >= len(classes):
-        raise ReviewError(
-            f"{item.mask_uri} holds class {mask.max()} of {len(classes)}: label the image again"
-        )
-    score = {"score": item.confidence} if with_score and item.confidence is not None else {}
+    mask = read_draft(item.mask_uri, item.mask_sha256, len(classes))
+    score = {"score": item.confidence} if with_score and _is_score(item.confidence) else {}
     draft = {"model_version": item.model_id, "result": list(_regions(mask, classes))} | score
     return {"data": {"image": item.image_uri, ITEM_ID: item.item_id}, "predictions": [draft]}
 
 
+def _is_score(confidence: float | None) -> bool:
+    """Whether JSON and Label Studio have a place for it."""
+    return confidence is not None and math.isfinite(confidence) and 0 <= confidence <= 1
+
+
+def read_draft(uri: str, sha256: str, n_classes: int) -> np.ndarray:
+    """As `read_mask`; ReviewError too for a mask with a class that is none of the n_classes."""
+    mask = read_mask(uri, sha256)
+    if mask.max() >= n_classes:
+        raise ReviewError(f"{uri} holds class {mask.max()} of {n_classes}: label the image again")
+    return mask
+
+
 def read_mask(uri: str, sha256: str) -> np.ndarray:
-    """The mask (HxW uint8) of a manifest row. Raises ReviewError (it is another or gone), StorageError."""
+    """The mask (HxW uint8) of a manifest row.
+
+    Raises ReviewError (it is another, gone, damaged or too large), StorageError.
+    """
     try:
         content = storage.read_bytes(uri)
     except NotFoundError as error:
@@ -55,7 +75,7 @@ def read_mask(uri: str, sha256: str) -> np.ndarray:
     try:
         return decode_mask(content)
     except ImageError as error:
-        raise ReviewError(f"{uri} cannot be read: {error}; restore it") from error
+        raise ReviewError(f"{uri} cannot be read: {error}") from error
 
 
 def _regions(mask: np.ndarray, classes: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait
 from segpipe.errors import ReviewError
 from segpipe.redaction import redact
 
-TASKS_PER_PAGE = 500
+TASKS_PER_PAGE = 512  # a power of two: a page that cannot be read is asked for in halves
 _TIMEOUT = httpx.Timeout(60, connect=10)
 _LONG_TIMEOUT = httpx.Timeout(300, connect=10)  # an import of 50 MB of drafts is answered once it is stored
+_REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE)
 _TOKEN_SECONDS = 240  # a personal token buys others that live 300 s
 
 
@@ -28,6 +30,14 @@ class Project:
     id: int
     title: str
     label_config: str
+
+
+class RefusedError(ReviewError):
+    """The server takes what was sent for wrong or too large; a part of it may be taken."""
+
+
+class UnreadableError(ReviewError):
+    """An answer is JSON that cannot be read; one for fewer tasks may be."""
 
 
 class _Token(httpx.Auth):
@@ -55,7 +65,7 @@ class _Token(httpx.Auth):
 def _bought(answer: httpx.Response, server: str) -> str:
     found = _content(answer, server)
     if not isinstance(found, dict) or "access" not in found:
-        raise _no_label_studio(answer, server)
+        raise _no_label_studio(server, answer.request.url.path)
     return str(found["access"])
 
 
@@ -68,19 +78,25 @@ class LabelStudio:
     def projects(self, title: str) -> list[Project]:
         """The projects of exactly this title, the oldest first."""
         found = self._pages("/api/projects/", {}, "results")
-        return sorted((_project(one) for one in found if one["title"] == title), key=lambda one: one.id)
+        of_title = [one for one in found if isinstance(one, dict) and one.get("title") == title]
+        return sorted(map(self._project, of_title), key=lambda one: one.id)
 
     def create_project(self, title: str, label_config: str) -> Project:
         """A new project that shows its tasks in the order of their numbers, with the draft in the editor."""
-        fields = {"title": title, "label_config": label_config, "sampling": "Sequential sampling"}
-        return _project(self._call("POST", "/api/projects/", json=fields | {"show_collab_predictions": True}))
+        fields: dict[str, Any] = {"title": title, "label_config": label_config}
+        fields |= {"sampling": "Sequential sampling"}
+        fields |= {"show_collab_predictions": True}
+        return self._project(self._call("POST", "/api/projects/", json=fields))
 
     def remove_project(self, project: Project) -> None:
         """Delete a project; gone already is as good."""
         self._call("DELETE", f"/api/projects/{project.id}/", accepted=(404,))
 
-    def tasks(self, project: Project) -> Iterator[dict[str, Any]]:
-        """All tasks by number, without what was drawn: id, data, how many annotations, skips and drafts."""
+    def tasks(self, project: Project) -> Iterator[object]:
+        """All tasks by number, without what was drawn: id, data, how many annotations, skips and drafts.
+
+        A row that cannot be read is given as {}.
+        """
         return self._pages(
             "/api/tasks/",
             {"project": project.id, "fields": "task_only", "ordering": "id"},
@@ -88,30 +104,37 @@ class LabelStudio:
         )
 
     def add_tasks(self, project: Project, tasks: Sequence[dict[str, Any]]) -> bool:
-        """Import tasks, all or none; False: a busy server has stored them without their drafts."""
+        """Import tasks, all or none; False: a busy server has stored them without their drafts.
+
+        Raises RefusedError: it takes none of them as they are.
+        """
         path = f"/api/projects/{project.id}/import"
         parameters = {"return_task_ids": "true"}
         added = self._call("POST", path, params=parameters, json=list(tasks), timeout=_LONG_TIMEOUT)
-        if len(added.get("task_ids", ())) != len(tasks):
-            raise ReviewError(
-                f"Label Studio took {len(added.get('task_ids', ()))} of {len(tasks)} tasks: push again"
-            )
+        if not isinstance(added, dict) or not isinstance(added.get("task_ids"), list):
+            raise _no_label_studio(self.server, path)
+        if len(added["task_ids"]) != len(tasks):
+            raise ReviewError(f"Label Studio took {len(added['task_ids'])} of {len(tasks)} tasks: push again")
         return bool(added.get("prediction_count") == len(tasks))
 
     def remove_task(self, task_id: int) -> None:
         """Delete a task; gone already is as good."""
         self._call("DELETE", f"/api/tasks/{task_id}/", accepted=(404,))
 
-    def annotated(self, project: Project, task_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """These tasks with their annotations, by the JSON export (skipped ones too)."""
+    def annotated(self, project: Project, task_ids: Sequence[int]) -> list[object]:
+        """These tasks with their annotations, by the JSON export (skipped ones too).
+
+        Raises UnreadableError: one of them keeps all from being read.
+        """
         parameters = [("exportType", "JSON"), ("download_all_tasks", "true")]
         parameters += [("ids[]", str(task_id)) for task_id in task_ids]
         path = f"/api/projects/{project.id}/export"
-        return list(self._call("GET", path, params=parameters, timeout=_LONG_TIMEOUT))
+        return self._list(path, params=parameters, timeout=_LONG_TIMEOUT)
 
-    def storages(self, project: Project) -> list[dict[str, Any]]:
+    def buckets(self, project: Project) -> set[str]:
         """The buckets that the project is connected to."""
-        return list(self._call("GET", "/api/storages/s3", params={"project": project.id}))
+        found = self._list("/api/storages/s3", params={"project": project.id})
+        return {str(one.get("bucket")) for one in found if isinstance(one, dict)}
 
     def connect_bucket(self, project: Project, fields: dict[str, Any]) -> None:
         """Let the project show the images of a bucket; the credentials are the server's own."""
@@ -119,20 +142,41 @@ class LabelStudio:
 
     def people(self) -> dict[int, str]:
         """The e-mail address of each user that the token may see."""
-        return {user["id"]: user["email"] for user in self._call("GET", "/api/users/")}
+        found = [user for user in self._list("/api/users/") if isinstance(user, dict)]
+        return {user["id"]: str(user.get("email")) for user in found if isinstance(user.get("id"), int)}
 
-    def _pages(self, path: str, parameters: dict[str, Any], rows: str) -> Iterator[dict[str, Any]]:
+    def _project(self, found: object) -> Project:
+        match found:
+            case {"id": int(number), "title": str(title), "label_config": str(config)}:
+                return Project(number, title, config)
+        raise _no_label_studio(self.server, "/api/projects/")
+
+    def _list(self, path: str, **request: Any) -> list[object]:
+        found = self._call("GET", path, **request)
+        if not isinstance(found, list):
+            raise _no_label_studio(self.server, path)
+        return found
+
+    def _pages(self, path: str, parameters: dict[str, Any], rows: str) -> Iterator[object]:
         page = 1
-        while True:
-            asked = parameters | {"page": page, "page_size": TASKS_PER_PAGE}
-            answer = self._answer("GET", path, params=asked)
-            if page > 1 and answer.status_code == httpx.codes.NOT_FOUND:
-                return
-            found = _rows(answer, self.server, rows)
+        while found := self._page(path, parameters, rows, page, TASKS_PER_PAGE):
             yield from found
             if len(found) < TASKS_PER_PAGE:
                 return
             page += 1
+
+    def _page(self, path: str, parameters: dict[str, Any], rows: str, page: int, size: int) -> list[object]:
+        """The rows of a page, in halves where one of them cannot be read; none after the last page."""
+        answer = self._answer("GET", path, params=parameters | {"page": page, "page_size": size})
+        if page > 1 and answer.status_code == httpx.codes.NOT_FOUND:
+            return []
+        try:
+            return _rows(answer, self.server, rows)
+        except UnreadableError:
+            if size == 1:
+                return [{}]
+        halves = (self._page(path, parameters, rows, half, size // 2) for half in (2 * page - 1, 2 * page))
+        return [row for half in halves for row in half]
 
     def _call(self, method: str, path: str, accepted: tuple[int, ...] = (), **request: Any) -> Any:
         answer = self._answer(method, path, **request)
@@ -141,8 +185,8 @@ class LabelStudio:
     def _answer(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             return self._sent(method, path, request)
-        except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = in_one_line(str(error)) or type(error).__name__
             raise ReviewError(
                 f"Label Studio at {redact(self.server)} does not answer: {reason}; start it or "
                 "correct its address"
@@ -198,46 +242,55 @@ def _is_address(server: str) -> bool:
     return named and parts.scheme in ("http", "https") and not {"?", "#"} & set(server)
 
 
-def _project(found: dict[str, Any]) -> Project:
-    return Project(found["id"], found["title"], found["label_config"])
-
-
 def _content(answer: httpx.Response, server: str) -> Any:
+    if answer.status_code in _REFUSED:
+        raise RefusedError(_refusal(answer, server))
     if answer.is_error:
         raise ReviewError(_refusal(answer, server))
     if answer.has_redirect_location:
         raise ReviewError(_redirection(answer, server))
     try:
-        return answer.json() if answer.content else {}
-    except ValueError as error:
-        raise _no_label_studio(answer, server) from error
+        return json.loads(answer.content) if answer.content else {}
+    except (ValueError, RecursionError) as error:
+        if answer.content.lstrip()[:1] in (b"[", b"{"):
+            raise UnreadableError(
+                f"Label Studio at {redact(server)} answered JSON that cannot be read to "
+                f"{answer.request.url.path} ({in_one_line(str(error))}); look at what was stored there"
+            ) from error
+        raise _no_label_studio(server, answer.request.url.path) from error
 
 
-def _rows(answer: httpx.Response, server: str, rows: str) -> list[dict[str, Any]]:
+def _rows(answer: httpx.Response, server: str, rows: str) -> list[object]:
     found = _content(answer, server)
     if not isinstance(found, dict) or not isinstance(found.get(rows), list):
-        raise _no_label_studio(answer, server)
+        raise _no_label_studio(server, answer.request.url.path)
     return list(found[rows])
 
 
-def _no_label_studio(answer: httpx.Response, server: str) -> ReviewError:
-    return ReviewError(
-        f"{redact(server)} is no Label Studio, by its answer to {answer.request.url.path}: "
-        "correct the address"
-    )
+def _no_label_studio(server: str, path: str) -> ReviewError:
+    return ReviewError(f"{redact(server)} is no Label Studio, by its answer to {path}: correct the address")
 
 
 def _redirection(answer: httpx.Response, server: str) -> str:
-    target = answer.request.url.join(answer.headers["Location"]).copy_with(query=None, fragment=None)
+    where = f"Label Studio at {redact(server)}"
+    try:
+        target = answer.request.url.join(answer.headers["Location"]).copy_with(query=None, fragment=None)
+    except httpx.InvalidURL:
+        return f"{where} redirects to what is no address: correct the address"
     address = str(target).removesuffix(answer.request.url.path)
-    return f"Label Studio at {redact(server)} redirects to {redact(address)}: give that address"
+    return f"{where} redirects to {redact(address)}: give that address"
 
 
 def _refusal(answer: httpx.Response, server: str) -> str:
     where = f"Label Studio at {redact(server)}"
     if answer.status_code in (401, 403):
         return f"{where} refuses the token ({answer.status_code}): make one in Account & Settings"
-    said = " ".join(redact(answer.text).split())[:300]
+    said = in_one_line(redact(answer.text))
     return (
         f"{where} answered {answer.status_code} to {answer.request.method} {answer.request.url.path}: {said}"
     )
+
+
+def in_one_line(said: str) -> str:
+    """What another program says, at most 300 characters of it, none of which steers a terminal."""
+    return "".join(one if one.isprintable() else "?" for one in " ".join(said[:1000].split()))[:300]

@@ -14,10 +14,12 @@ from segpipe.errors import ReviewError
 from segpipe.manifests.store import classes_of
 from segpipe.progress import track
 from segpipe.redaction import redact
-from segpipe.review.drafts import ITEM_ID, draft_task, why_not_shown
+from segpipe.review.drafts import draft_task, why_not_shown
 from segpipe.review.label_config import label_config, require_labels
-from segpipe.review.label_studio import LabelStudio, Project
+from segpipe.review.label_studio import LabelStudio, Project, RefusedError, in_one_line
+from segpipe.review.model_classes import classes_by_model
 from segpipe.review.queue import QueueItem, make_queue
+from segpipe.review.tasks import IMAGE_URI, ListedTask, listed_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,8 @@ TASKS_PER_REQUEST = 25  # four regions of two megapixels are 260 kB; the server 
 class PushSummary:
     """What the project had, got and what still waits for a place in it; project_url is for people.
 
-    left_out: Label Studio cannot show the image; each is named in the log and stays in the queue.
+    left_out: so many cannot be shown in Label Studio, as it is with one whose mask cannot be read; not_sent
+    says why, by image. They stay in the queue.
     """
 
     project_url: str
@@ -38,35 +41,38 @@ class PushSummary:
     duplicates_removed: int
     left_out: int
     waiting: int
+    not_sent: dict[str, str]
 
 
 def push(output: str, settings: PushSettings, chosen: QueueSettings, server: LabelStudio) -> PushSummary:
     """Make what the queue of OUTPUT gives into tasks of the project, those that are there left alone.
 
-    All drafts are made, and so checked, before the first is sent. A push that was killed is finished by the
-    next one, and a task that lost its draft in the server is sent again. Raises ReviewError,
-    StorageError, NotFoundError.
+    A mask that cannot be sent is left out and named. A push that was killed is finished by the next one, and
+    a task that lost its draft in the server is sent again. Raises ReviewError, StorageError, NotFoundError.
     """
     queue = make_queue(output, chosen)
     classes = classes_of(output)
     project = _project(server, settings.project, classes)
     _remove_bare(server, project)
     removed = _remove_duplicates(server, project)
-    there = {task["data"].get(ITEM_ID) for task in server.tasks(project)}
-    shown = list(_shown(queue.items))
+    there = {task.item for task in listed_tasks(server.tasks(project))}
+    not_sent = _not_shown(output, queue.items, classes)
+    shown = [item for item in queue.items if item.image_uri not in not_sent]
     new = [item for item in shown if item.item_id not in there]
-    tasks = _drafts(new, classes, with_score=not settings.hide_scores)
+    tasks, unusable = _drafts(new, classes, with_score=not settings.hide_scores)
     _connect_buckets(server, project, (item.image_uri for item in new), settings)
-    for start in range(0, len(tasks), TASKS_PER_REQUEST):
-        _send(server, project, tasks[start : start + TASKS_PER_REQUEST])
-    removed += _remove_duplicates(server, project)
+    refused = _send_all(server, project, tasks)
+    not_sent |= unusable | refused
+    for image_uri, reason in not_sent.items():
+        logger.warning("%s is left out: %s", in_one_line(redact(image_uri)), in_one_line(reason))
     return PushSummary(
-        f"{server.server}/projects/{project.id}/data",
-        len(new),
-        len(shown) - len(new),
-        removed,
-        len(queue.items) - len(shown),
-        queue.waiting - len(queue.items),
+        project_url=f"{server.server}/projects/{project.id}/data",
+        pushed=len(tasks) - len(refused),
+        already_there=len(shown) - len(new),
+        duplicates_removed=removed + _remove_duplicates(server, project),
+        left_out=len(not_sent),
+        waiting=queue.waiting - len(queue.items),
+        not_sent=not_sent,
     )
 
 
@@ -80,26 +86,58 @@ def _new_project(server: LabelStudio, title: str, classes: Sequence[str]) -> Pro
     """Two pushes at once make two of one title: the oldest is the project, the younger one goes again."""
     made = server.create_project(title, label_config(classes))
     oldest = min([made, *server.projects(title)], key=lambda one: one.id)
-    if oldest != made and not any(server.tasks(made)):
+    if oldest != made and not list(server.tasks(made)):
         server.remove_project(made)
     return oldest
 
 
-def _shown(items: Iterable[QueueItem]) -> Iterator[QueueItem]:
+def _not_shown(output: str, items: Sequence[QueueItem], classes: Sequence[str]) -> dict[str, str]:
+    """Why the project cannot show an image, or its mask, by image."""
+    of_models = classes_by_model(output, (item.model_id for item in items))
+    found = {}
     for item in items:
+        known = of_models.get(item.model_id, classes)
         if reason := why_not_shown(item.image_uri):
-            logger.warning("%s is left out: %s", redact(item.image_uri), reason)
-        else:
-            yield item
+            found[item.image_uri] = reason
+        elif tuple(known) != tuple(classes):
+            found[item.image_uri] = f"its model had the classes {', '.join(known)}: label the image again"
+    return found
 
 
-def _drafts(items: Sequence[QueueItem], classes: Sequence[str], *, with_score: bool) -> list[dict[str, Any]]:
-    tasks = []
+def _drafts(
+    items: Sequence[QueueItem], classes: Sequence[str], *, with_score: bool
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """The tasks, and why there is none, by image."""
+    tasks, unusable = [], {}
     with track(len(items), "drafts", "masks") as done:
         for item in items:
-            tasks.append(draft_task(item, classes, with_score=with_score))
+            try:
+                tasks.append(draft_task(item, classes, with_score=with_score))
+            except ReviewError as error:
+                unusable[item.image_uri] = str(error)
             done.advance()
-    return tasks
+    return tasks, unusable
+
+
+def _send_all(server: LabelStudio, project: Project, tasks: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Send the tasks; gives why the server takes one for wrong, by image."""
+    refused: dict[str, str] = {}
+    for start in range(0, len(tasks), TASKS_PER_REQUEST):
+        refused |= _send_taken(server, project, tasks[start : start + TASKS_PER_REQUEST])
+    return refused
+
+
+def _send_taken(server: LabelStudio, project: Project, tasks: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """One task that the server refuses keeps all of its request from being stored: so by halves."""
+    try:
+        _send(server, project, tasks)
+    except RefusedError as error:
+        if len(tasks) == 1:
+            return {tasks[0]["data"][IMAGE_URI]: str(error)}
+        middle = len(tasks) // 2
+        first = _send_taken(server, project, tasks[:middle])
+        return first | _send_taken(server, project, tasks[middle:])
+    return {}
 
 
 def _send(server: LabelStudio, project: Project, tasks: Sequence[dict[str, Any]]) -> None:
@@ -115,20 +153,19 @@ def _send(server: LabelStudio, project: Project, tasks: Sequence[dict[str, Any]]
 
 def _remove_bare(server: LabelStudio, project: Project) -> None:
     """Remove what opens with an empty canvas: submitted untouched it would be taken for a rejection."""
-    bare = bare_tasks(server.tasks(project))
+    bare = bare_tasks(listed_tasks(server.tasks(project)))
     _remove(server, bare, "that Label Studio had stored without their drafts")
 
 
-def bare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
+def bare_tasks(tasks: Iterable[ListedTask]) -> Iterator[int]:
     """The unanswered tasks of ours that have no draft."""
-    for task in tasks:
-        if task["data"].get(ITEM_ID) and not is_answered(task) and not task["total_predictions"]:
-            yield task["id"]
+    return (task.number for task in tasks if task.item and not task.is_answered and not task.has_draft)
 
 
 def _remove_duplicates(server: LabelStudio, project: Project) -> int:
     """Of tasks for one item (two pushes at once make several) leave those with answers, or the first."""
-    return _remove(server, spare_tasks(server.tasks(project)), "that another push had also made")
+    spare = spare_tasks(listed_tasks(server.tasks(project)))
+    return _remove(server, spare, "that another push had also made")
 
 
 def _remove(server: LabelStudio, task_ids: Iterable[int], which: str) -> int:
@@ -140,27 +177,22 @@ def _remove(server: LabelStudio, task_ids: Iterable[int], which: str) -> int:
     return len(removed)
 
 
-def spare_tasks(tasks: Iterable[dict[str, Any]]) -> Iterator[int]:
+def spare_tasks(tasks: Iterable[ListedTask]) -> Iterator[int]:
     """The unanswered tasks whose item has an answered or an earlier one."""
-    by_item: dict[str, list[dict[str, Any]]] = {}
+    by_item: dict[str, list[ListedTask]] = {}
     for task in tasks:
-        if name := task["data"].get(ITEM_ID):
-            by_item.setdefault(name, []).append(task)
+        if task.item:
+            by_item.setdefault(task.item, []).append(task)
     for same in by_item.values():
-        kept = [task for task in same if is_answered(task)] or [min(same, key=lambda task: task["id"])]
-        yield from (task["id"] for task in same if task not in kept)
-
-
-def is_answered(task: dict[str, Any]) -> bool:
-    """Whether anybody has submitted or skipped it."""
-    return bool(task.get("total_annotations") or task.get("cancelled_annotations"))
+        kept = [task for task in same if task.is_answered] or [min(same, key=lambda task: task.number)]
+        yield from (task.number for task in same if task not in kept)
 
 
 def _connect_buckets(
     server: LabelStudio, project: Project, image_uris: Iterable[str], settings: PushSettings
 ) -> None:
     needed = {urlsplit(uri).netloc for uri in image_uris if uri.startswith("s3://")}
-    connected = {storage["bucket"] for storage in server.storages(project)} if needed else set()
+    connected = server.buckets(project) if needed else set()
     for bucket in sorted(needed - connected):
         fields = bucket_fields(bucket, settings, os.environ)
         try:

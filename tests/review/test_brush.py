@@ -55,6 +55,33 @@ def test_garbage_is_refused_in_words_or_read(garbage: list[int]) -> None:
         assert decode_brush(garbage, 3, 2).shape == (3, 2)
 
 
+@given(
+    st.lists(st.integers(1, 16), min_size=4, max_size=4),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.binary(min_size=1, max_size=9)), max_size=12),
+    st.integers(1, 6),
+    st.binary(max_size=3),
+)
+def test_whatever_runs_there_are_they_are_read_as_the_format_says(
+    sizes: list[int], runs: list[tuple[bool, int, bytes]], pixels: int, tail: bytes
+) -> None:
+    bits, values = f"{pixels * 4:032b}00111" + "".join(f"{size - 1:04b}" for size in sizes), b""
+    for repeated, choice, words in runs:
+        words = words[: 1 << sizes[choice]]
+        sent = words[:1] if repeated else words
+        bits += f"{repeated:b}{choice:02b}{len(words) - 1:0{sizes[choice]}b}"
+        bits += "".join(f"{word:08b}" for word in sent)
+        values += sent * len(words) if repeated else sent
+        if len(values) >= pixels * 4:
+            break
+    bits += "0" * (-len(bits) % 8)
+    data = [int(bits[at : at + 8], 2) for at in range(0, len(bits), 8)] + list(tail)
+    if len(values) == pixels * 4:
+        assert decode_brush(data, 1, pixels).tolist() == [[value >= 128 for value in values[3::4]]]
+    elif len(values) > pixels * 4 or not tail:
+        with pytest.raises(ReviewError, match="cannot be read"):
+            decode_brush(data, 1, pixels)
+
+
 @pytest.mark.parametrize("cut", [0, 3, 7, -1])
 def test_a_cut_mask_is_refused(cut: int) -> None:
     whole = encode_brush(np.eye(9, dtype=bool))

@@ -1,4 +1,4 @@
-"""A local HTTP server that answers push as Label Studio does, and as it does when it is busy."""
+"""A local HTTP server that answers push and pull as Label Studio does, and as it does on bad days."""
 
 from __future__ import annotations
 
@@ -8,74 +8,110 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 
 class FakeStudio:
-    """One server: its projects, and its tasks by number.
+    """One server: its projects, its tasks by number, and what people have answered.
 
-    The first `drops_drafts` imports store no draft. `made_by_another`: a project that another push makes just
-    before ours.
+    The first `drops_drafts` imports store no draft; `refuses`: imports with such an image are answered 400.
+    `made_by_another`: a project that another push makes just before ours. `annotations`: by number of the
+    task; a text is sent as it is, be it JSON or not, and so is what `rows` has for a task in the list.
     """
 
     def __init__(self, url: str, drops_drafts: int) -> None:
         self.url, self.drops_drafts = url, drops_drafts
+        self.refuses: set[str] = set()
         self.made_by_another: dict[str, Any] | None = None
         self.projects: list[dict[str, Any]] = []
         self.tasks: dict[int, dict[str, Any]] = {}
+        self.drafts: dict[int, list[dict[str, Any]]] = {}
+        self.annotations: dict[int, list[Any] | str] = {}
+        self.rows: dict[int, str] = {}
+        self.buckets: list[dict[str, Any]] = []
         self._number = 0
 
-    def answer(self, method: str, path: str, body: Any) -> Any:
-        match method, path.strip("/").split("/")[1:]:
+    def answer(self, method: str, url: str, body: Any) -> tuple[int, dict[str, str], Any]:  # noqa: C901
+        asked = parse_qs(urlsplit(url).query)
+        match method, urlsplit(url).path.strip("/").split("/")[1:]:
             case "GET", ["projects"]:
-                return {"results": self.projects}
+                return 200, {}, {"results": self.projects}
             case "POST", ["projects"]:
                 body = body | {"title": body["title"].strip()}
                 others = [] if self.made_by_another is None else [self.made_by_another | {"id": self._next()}]
                 self.projects += [*others, body | {"id": self._next()}]
-                return self.projects[-1]
+                return 200, {}, self.projects[-1]
             case "DELETE", ["projects", number]:
                 self.projects = [one for one in self.projects if one["id"] != int(number)]
-                return {}
+                return 200, {}, {}
             case "GET", ["tasks"]:
-                return {"tasks": list(self.tasks.values())}
+                return self._listed(int(asked["page"][0]), int(asked["page_size"][0]))
             case "DELETE", ["tasks", number]:
-                return self.tasks.pop(int(number))
+                return 200, {}, self.tasks.pop(int(number))
             case "POST", ["projects", _, "import"]:
                 return self._imported(body)
-        raise AssertionError(f"push asks {method} {path}")
+            case "GET", ["projects", _, "export"]:
+                return 200, {}, _texts([self._exported(int(number)) for number in asked["ids[]"]])
+            case "GET", ["users"]:
+                return 200, {}, [{"id": 1, "email": "reviewer@example.com"}]
+            case "GET", ["storages", "s3"]:
+                return 200, {}, self.buckets
+            case "POST", ["storages", "s3"]:
+                self.buckets.append(body)
+                return 200, {}, body
+        raise AssertionError(f"nobody asks {method} {url}")
 
-    def _imported(self, tasks: list[dict[str, Any]]) -> dict[str, Any]:
+    def _listed(self, page: int, size: int) -> tuple[int, dict[str, str], bytes]:
+        rows = [self.rows.get(number) or json.dumps(self._row(number)) for number in sorted(self.tasks)]
+        chosen = rows[(page - 1) * size : page * size]
+        if page > 1 and not chosen:
+            return 404, {}, b"{}"
+        return 200, {}, b'{"tasks": ' + _texts(chosen) + b"}"
+
+    def _row(self, number: int) -> dict[str, Any]:
+        return {"total_annotations": int(number in self.annotations)} | self.tasks[number]
+
+    def _exported(self, number: int) -> str:
+        answers = self.annotations[number]
+        text = answers if isinstance(answers, str) else json.dumps(answers)
+        return f'{{"id": {number}, "data": {json.dumps(self.tasks[number]["data"])}, "annotations": {text}}}'
+
+    def _imported(self, tasks: list[dict[str, Any]]) -> tuple[int, dict[str, str], Any]:
+        if self.refuses & {task["data"]["image"] for task in tasks}:
+            return 400, {}, {"detail": "Validation error"}
         drafts = 0 if self.drops_drafts else 1
         self.drops_drafts = max(0, self.drops_drafts - 1)
         ids = [self._next() for _ in tasks]
         for number, task in zip(ids, tasks, strict=True):
             self.tasks[number] = {"id": number, "data": task["data"], "total_predictions": drafts}
-        return {"task_ids": ids, "prediction_count": drafts * len(tasks)}
+            self.drafts[number] = task["predictions"][0]["result"]
+        return 200, {}, {"task_ids": ids, "prediction_count": drafts * len(tasks)}
 
     def _next(self) -> int:
         self._number += 1
         return self._number
 
 
+def _texts(values: list[str]) -> bytes:
+    return f"[{','.join(values)}]".encode()
+
+
 @contextmanager
 def fake_studio(drops_drafts: int = 0) -> Iterator[FakeStudio]:
     """A server that runs until the block ends."""
-    with http_server(lambda method, path, body: (200, {}, studio.answer(method, path, body))) as url:
+    with http_server(lambda method, url, body: studio.answer(method, url, body)) as url:
         studio = FakeStudio(url, drops_drafts)
         yield studio
 
 
 @contextmanager
 def http_server(answer: Any) -> Iterator[str]:
-    """The address of a server whose answers are (status, headers, body) of (method, path, body)."""
+    """The address of a server whose answers are (status, headers, body) of (method, path?query, body)."""
 
     class Handler(BaseHTTPRequestHandler):
         def _answered(self) -> None:
             sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            status, headers, body = answer(
-                self.command, urlsplit(self.path).path, json.loads(sent) if sent else None
-            )
+            status, headers, body = answer(self.command, self.path, json.loads(sent) if sent else None)
             content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(content))}).items():
