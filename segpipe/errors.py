@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 ImageFailure = Literal["unreadable", "unsupported", "too_large"]
+FailureReason = Literal[ImageFailure, "storage", "denied", "archived", "inference"]
 
 
 class SegpipeError(Exception):
@@ -57,6 +58,10 @@ class ModelError(SegpipeError):
 
 class DeviceMemoryError(SegpipeError):
     """A batch of images does not fit in the memory of the device that computes."""
+
+
+class DeviceError(SegpipeError):
+    """The device that computes has failed; in this process it computes nothing any more."""
 
 
 class PolicyError(SegpipeError):
