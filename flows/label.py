@@ -23,6 +23,7 @@ from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
 from segpipe.errors import AddressError, NotFoundError, SegpipeError, StorageError
+from segpipe.labeling.giving_up import require_few_failures
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
@@ -107,12 +108,15 @@ def label(
 
     Returns:
         The run's summary: run_id, planned, accepted, review, failed, seconds, images_per_second, legs, more.
+        The run has failed when too large a share of its images has; what it labelled is kept.
     """
     try:
         with library_log(), without_secrets():
             labeler = load_model(model, settings.device)
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings)
-        return asdict(publish(plan, labeler, model, settings))
+        summary = publish(plan, labeler, model, settings)
+        require_few_failures(summary, settings.max_failure_rate)
+        return asdict(summary)
     except SegpipeError as error:
         return Failed(message=redact(str(error)))

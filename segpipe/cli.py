@@ -341,8 +341,7 @@ def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
 @click.argument("output")
 @_model
 @_limit
-@click.option("--inventory", help=LabelSettings.model_fields["inventory"].description)
-@click.option("--price-per-hour", type=float, help=LabelSettings.model_fields["price_per_hour"].description)
+@options_of(LabelSettings, "inventory", "price_per_hour", "retry")
 @_as_json
 @_debug
 def plan(source: str, output: str, model: str, limit: int | None, as_json: bool, **values: object) -> None:
@@ -387,9 +386,11 @@ def label(
 ) -> None:
     """Label what is new under SOURCE.
 
-    Masks, manifest and run record go to OUTPUT; both are folders at any fsspec URL.
+    Masks, manifest and run record go to OUTPUT; both are folders at any fsspec URL. Exit status 1, with the
+    result printed, when too large a share of the images failed.
     """
     settings = build(LabelSettings, values)
+    from segpipe.labeling.giving_up import require_few_failures
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
     from segpipe.models.labeler import load_model
@@ -402,6 +403,7 @@ def label(
         _print(_json_text(asdict(summary)))
     else:
         _print(_label_report(summary, labeler, model, settings.price_per_hour))
+    require_few_failures(summary, settings.max_failure_rate)
 
 
 def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_hour: float | None) -> str:

@@ -11,9 +11,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 from segpipe.addresses import require_address
-from segpipe.errors import AddressError
+from segpipe.errors import AddressError, FailureReason
+from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -435,7 +435,16 @@ class LabelSettings(_Settings):
         title="Failures, largest share",
         description="Share (0 to 1) of failed images beyond which the run stops, so that a broken or a wrong "
         "bucket does not fill the manifest with failures: of the last 64 images those that failed in storage "
-        "or in the model, of the last 1,000 all; with 0.5 a bucket may be half junk, 1 never stops.",
+        "or in the model, of the last 1,000 all but denied and archived ones. At its end a run of any size "
+        "counts as failed when more than this share of all its images has. With 0.5 a bucket may be half "
+        "junk, 1 never stops and never fails.",
+    )
+    retry: tuple[FailureReason, ...] = Field(
+        (),
+        title="Failures to try again",
+        description="Also label images again that failed for this reason; may be given more than once. "
+        "Failures in storage always are; denied and archived images otherwise wait until their content or "
+        "their storage class changes, others until their content does.",
     )
     drift_false_alarm_rate: float = Field(
         0.0001,

@@ -7,6 +7,7 @@ from typing import Literal
 from segpipe.printable import printable_lines
 
 ImageFailure = Literal["unreadable", "unsupported", "too_large"]
+FailureReason = Literal[ImageFailure, "storage", "denied", "archived", "inference"]
 
 
 class SegpipeError(Exception):
@@ -69,6 +70,10 @@ class ModelError(SegpipeError):
 
 class DeviceMemoryError(SegpipeError):
     """A batch of images does not fit in the memory of the device that computes."""
+
+
+class DeviceError(SegpipeError):
+    """The device that computes has failed; in this process it computes nothing any more."""
 
 
 class PolicyError(SegpipeError):

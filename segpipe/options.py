@@ -16,12 +16,12 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-def options_of(kind: type[BaseModel]) -> Callable[[Command], Command]:
-    """A decorator that gives a command one option per field of the settings."""
+def options_of(kind: type[BaseModel], *names: str) -> Callable[[Command], Command]:
+    """A decorator that gives a command one option per field of the settings, or of those named."""
 
     def decorate(command: Command) -> Command:
-        for name, field in reversed(kind.model_fields.items()):
-            command = _option(name, field)(command)
+        for name in reversed(names or tuple(kind.model_fields)):
+            command = _option(name, kind.model_fields[name])(command)
         return command
 
     return decorate

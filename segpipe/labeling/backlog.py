@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from segpipe import storage
-from segpipe.errors import NotFoundError
+from segpipe.errors import DeniedError, NotFoundError
 from segpipe.labeling.inventory import Inventory
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA
 from segpipe.labeling.mask_keys import PNG_FOLDERS
@@ -20,8 +21,6 @@ from segpipe.storage_retry import explained
 
 _LOOKS_AT_ONCE = 16
 
-# What failed in storage is tried again; the old row stays, as the fact it is.
-_DONE = ~((ds.field("decision") == "failed") & (ds.field("reason") == "storage"))
 # 128 bits stand for uri and etag: that two of 10 million meet has a chance of 10^-25.
 _IDENTITY = "md5_number(image_uri || chr(0) || image_etag)"
 _DONE_IDENTITIES = f"CREATE TABLE done_identities AS SELECT {_IDENTITY} AS identity FROM stream"  # noqa: S608
@@ -33,12 +32,12 @@ _LABELLED = """
     CREATE TABLE labelled (image_uri VARCHAR, image_etag VARCHAR, in_vain BOOLEAN, labeled_at TIMESTAMPTZ,
                            mask_key VARCHAR);
     CREATE VIEW done AS FROM labelled WHERE NOT in_vain;
-    CREATE VIEW storage_failures AS FROM labelled WHERE in_vain;
+    CREATE VIEW retried AS FROM labelled WHERE in_vain;
     CREATE VIEW taken AS SELECT mask_key AS key FROM labelled WHERE mask_key IS NOT NULL;"""
 _ADD_ROWS = """
     INSERT INTO labelled
     SELECT * FROM (
-        SELECT image_uri, image_etag, decision = 'failed' AND reason = 'storage', labeled_at,
+        SELECT image_uri, image_etag, decision = 'failed' AND list_contains($retry, reason), labeled_at,
                substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
         FROM stream)
     WHERE image_uri IN (SELECT image_uri FROM wanted)
@@ -61,40 +60,53 @@ _SETTLE = """
 
 
 def find_backlog(
-    connection: duckdb.DuckDBPyConnection, inventory: Inventory, output: str, model_id: str
+    connection: duckdb.DuckDBPyConnection,
+    inventory: Inventory,
+    output: str,
+    model_id: str,
+    retry: Collection[str],
 ) -> int:
     """Make the table `backlog` (OBJECT_SCHEMA): what this model has no row for. Returns how many have one.
 
-    Makes the views of `load_rows` as well. A list may be out of date: where it gives another ETag than
-    the one labelled the object itself is asked, so that no image gets a second row; where it gives none, an
-    image with a row counts as done.
+    Makes the views of `load_rows` as well. A row that failed for a reason in retry does not count. A list may
+    be out of date: where it gives another ETag than the one labelled the object itself is asked, so that no
+    image gets a second row; where it gives none, an image with a row counts as done.
     """
-    done = store.scan_manifest(output, ["image_uri", "image_etag"], _of_model(model_id) & _DONE)
+    labelled = _of_model(model_id) & ~_in_vain(retry)
+    done = store.scan_manifest(output, ["image_uri", "image_etag"], labelled)
     with explained(manifests_root(output)):
         _run_on(connection, _DONE_IDENTITIES, done, _schema(["image_uri", "image_etag"]))
     n_objects = _run_on(connection, _BACKLOG, inventory.objects, OBJECT_SCHEMA)
     connection.execute("CREATE VIEW wanted AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog")
-    load_rows(connection, output, model_id)
+    load_rows(connection, output, model_id, retry)
     if not inventory.live:
         _settle(connection)
     return n_objects - connection.sql("SELECT count(*) AS n FROM backlog").to_arrow_table()["n"][0].as_py()
 
 
-def load_rows(connection: duckdb.DuckDBPyConnection, output: str, model_id: str) -> None:
-    """Make the views `done`, `storage_failures` and `taken(key)`, the mask keys in use, of this model's rows.
+def load_rows(
+    connection: duckdb.DuckDBPyConnection, output: str, model_id: str, retry: Collection[str]
+) -> None:
+    """Make the views `done`, `retried` and `taken(key)`, the mask keys in use, of this model's rows.
 
-    They hold what matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
+    retried holds what failed for a reason in retry; the old row stays, as the fact it is. They hold what
+    matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
     """
     connection.execute(PNG_FOLDERS)
     connection.execute(_LABELLED)
     columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
     rows = store.scan_manifest(output, columns, _of_model(model_id))
+    parameters = {"marker": f"/masks/{model_id}/", "retry": list(retry)}
     with explained(manifests_root(output)):
-        _run_on(connection, _ADD_ROWS, rows, _schema(columns), {"marker": f"/masks/{model_id}/"})
+        _run_on(connection, _ADD_ROWS, rows, _schema(columns), parameters)
 
 
 def _of_model(model_id: str) -> ds.Expression:
     return ds.field("model_id") == model_id
+
+
+def _in_vain(retry: Collection[str]) -> ds.Expression:
+    return (ds.field("decision") == "failed") & ds.field("reason").isin(list(retry))
 
 
 def _schema(columns: list[str]) -> pa.Schema:
@@ -106,7 +118,7 @@ def _run_on(
     sql: str,
     batches: Iterator[pa.RecordBatch],
     schema: pa.Schema,
-    parameters: dict[str, str] | None = None,
+    parameters: dict[str, Any] | None = None,
 ) -> int:
     """Run SQL over the batches as the relation `stream`; returns their rows. Raises what they raise."""
     n_rows, raised = 0, list[BaseException]()
@@ -149,8 +161,8 @@ def _settle(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _etag(uri: str) -> str | None:
-    """The object's ETag now; None when it is gone, which labelling finds out and says."""
+    """The object's ETag now; None when it is gone or denied, which labelling finds out and says."""
     try:
         return storage.etag(uri)
-    except NotFoundError:
+    except (NotFoundError, DeniedError):
         return None

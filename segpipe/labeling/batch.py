@@ -17,7 +17,15 @@ from time import perf_counter
 from typing import Any, Generic, Literal, TypeVar, cast
 
 from segpipe.concurrency import Budget
-from segpipe.errors import DeviceMemoryError, ImageError, SegpipeError, StorageError
+from segpipe.errors import (
+    ArchivedError,
+    DeniedError,
+    DeviceMemoryError,
+    FailureReason,
+    ImageError,
+    SegpipeError,
+    StorageError,
+)
 from segpipe.labeling import steps
 from segpipe.labeling.items import (
     DecodedPixels,
@@ -30,7 +38,7 @@ from segpipe.labeling.items import (
     Target,
 )
 from segpipe.labeling.steps import BatchLimit, DecodingLimits
-from segpipe.manifests.schema import FailureReason, Row
+from segpipe.manifests.schema import Row
 
 # A batch ends before it has more listed bytes; an image whose size is not listed counts for so many.
 BATCH_BYTES = 128_000_000
@@ -205,6 +213,10 @@ def _reason(error: Exception, leg: Leg) -> FailureReason:
     match error:
         case ImageError():
             return error.reason
+        case DeniedError() if leg == "read":
+            return "denied"
+        case ArchivedError() if leg == "read":
+            return "archived"
         case StorageError() if leg in ("read", "write"):
             return "storage"
         case DeviceMemoryError():

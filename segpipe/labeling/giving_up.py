@@ -1,20 +1,24 @@
-"""When so many images fail that going on does harm: the run stops and leaves the rest to a resume."""
+"""When so many images fail that going on does harm, or that a run cannot be called a success."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from segpipe.errors import NotFoundError, RunError
+from segpipe.errors import FailureReason, NotFoundError, RunError
 
 if TYPE_CHECKING:
     from segpipe.labeling.items import Outcome
+    from segpipe.labeling.totals import RunSummary
 
 # Trouble around the images hits all of them and shows soon; bad images may lie together, a folder of them.
 JUDGED_FOR_SURROUNDINGS = 64
 JUDGED_FOR_ALL_REASONS = 1000
+# Lasting facts about one object, which may fill whole folders: the run goes on behind them, and no plan takes
+# them up again by itself.
+_PASSED_BY = frozenset({"denied", "archived"})
 
 
 @dataclass
@@ -38,17 +42,34 @@ def stop_when_too_many_fail(outcomes: Iterable[Outcome], max_failure_rate: float
     """The outcomes as they come; raises RunError as soon as too large a share of the latest has failed.
 
     max_failure_rate (0 to 1) is the share of the last 64 images that may fail in storage or in the model, and
-    of the last 1,000 that may fail for any reason; 1 never stops.
+    of the last 1,000 that may fail for any reason but denied and archived; 1 never stops.
     """
     in_surroundings, in_all = _Latest(JUDGED_FOR_SURROUNDINGS), _Latest(JUDGED_FOR_ALL_REASONS)
     for outcome in outcomes:
         reason = outcome.row.reason if outcome.row.decision == "failed" else None
         in_surroundings.add(reason if _blames_surroundings(outcome) else None)
-        in_all.add(reason)
+        in_all.add(None if reason in _PASSED_BY else reason)
         for window in (in_surroundings, in_all):
             if window.failures.total() > max_failure_rate * window.judged:
                 raise RunError(_why(window, outcome, max_failure_rate))
         yield outcome
+
+
+def require_few_failures(summary: RunSummary, max_failure_rate: float) -> None:
+    """Raise RunError when of all images of a finished run more than this share (0 to 1) have failed."""
+    images = summary.accepted + summary.review + summary.failed
+    if summary.failed > max_failure_rate * images:
+        raise RunError(_verdict(summary, images, max_failure_rate))
+
+
+def _verdict(summary: RunSummary, images: int, max_failure_rate: float) -> str:
+    failed = Counter({reason: summary.reasons.get(reason, 0) for reason in get_args(FailureReason)})
+    retried = "" if set(+failed) == {"storage"} else " with --retry REASON"
+    return (
+        f"{summary.failed} of the {images} images of run {summary.run_id} failed ({_counted(failed)}), more "
+        f"than --max-failure-rate {max_failure_rate:g}; all rows are kept, the view failures says why: mend "
+        f"that and label again{retried}, which tries them once more"
+    )
 
 
 def _blames_surroundings(outcome: Outcome) -> bool:
@@ -57,10 +78,14 @@ def _blames_surroundings(outcome: Outcome) -> bool:
 
 
 def _why(window: _Latest, last: Outcome, max_failure_rate: float) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in window.failures.most_common() if count)
-    failed = f"{window.failures.total()} of the last {len(window.latest)} images failed ({reasons})"
+    count = f"{window.failures.total()} of the last {len(window.latest)}"
+    failed = f"{count} images failed ({_counted(window.failures)})"
     return (
         f"{failed}, so run {last.row.run_id} stops before it fails the rest; the last, {last.row.image_uri}: "
         f"{last.row.error}; mend that and resume with the same run id, or allow more failures than "
         f"--max-failure-rate {max_failure_rate:g}"
     )
+
+
+def _counted(failures: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in failures.most_common() if count)

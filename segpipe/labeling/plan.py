@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
@@ -37,10 +38,11 @@ PLAN_SCHEMA = pa.schema(
         ("mask_key", pa.string()),
     ]
 )
+ALWAYS_RETRIED = ("storage",)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
-_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN storage_failures USING (image_uri, image_etag)"
+_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN retried USING (image_uri, image_etag)"
 # An image that another run labelled after this plan was made waits for the next plan even if its ETag
 # differs: this plan chose its mask key before that mask was there.
 _PENDING = """
@@ -56,8 +58,9 @@ class RunPlan:
     """A run's plan: `table` (PLAN_SCHEMA, ordered by shard) names each image and where its mask goes.
 
     already_done counts the images left out because this model has labelled them, retried those planned again
-    after a storage failure, skipped the objects left aside per reason. model_digest is the full digest that
-    model_id begins, None in a plan of a version that did not keep it.
+    after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
+    begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image is
+    planned again.
     """
 
     run_id: str
@@ -71,6 +74,7 @@ class RunPlan:
     skipped: dict[str, int]
     table: pa.Table
     model_digest: str | None = None
+    retry: Sequence[str] = ALWAYS_RETRIED  # a plan of an earlier version does not say
 
     @property
     def run_date(self) -> date:
@@ -134,8 +138,9 @@ def make_plan(
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
     inventory = take_inventory(source, output, settings.inventory)
+    retry = sorted({*ALWAYS_RETRIED, *settings.retry})
     with scratch() as connection:
-        already_done = find_backlog(connection, inventory, output, model_id)
+        already_done = find_backlog(connection, inventory, output, model_id, retry)
         images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
         return RunPlan(
             run_id=run_id,
@@ -149,6 +154,7 @@ def make_plan(
             skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
             model_digest=model_digest,
+            retry=retry,
         )
 
 
@@ -176,7 +182,7 @@ def pending_images(plan: RunPlan) -> pa.Table:
     with scratch() as connection:
         connection.register("planned", plan.table)
         connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")
-        load_rows(connection, plan.output, plan.model_id)
+        load_rows(connection, plan.output, plan.model_id, plan.retry)
         pending = connection.sql(_PENDING, params=parameters).to_arrow_table().cast(PLAN_SCHEMA)
         images = pending.append_column("image_key", pending["mask_key"])
         mask_keys = assign_mask_keys(connection, images, pending["mask_key"].combine_chunks())

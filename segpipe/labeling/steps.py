@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from segpipe import storage
 from segpipe.concurrency import Budget, Stopwatch, each_within
-from segpipe.errors import DeviceMemoryError, ImageError, SegpipeError
+from segpipe.errors import DeviceMemoryError, FailureReason, ImageError, SegpipeError
 from segpipe.images import decode_opened, encode_confidence_map, encode_mask, open_image
 from segpipe.labeling.items import (
     DecodedPixels,
@@ -28,7 +28,7 @@ from segpipe.labeling.items import (
     Target,
     one_line,
 )
-from segpipe.manifests.schema import FailureReason, Row
+from segpipe.manifests.schema import Row
 from segpipe.redaction import redact
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ from typing import Literal
 
 import pyarrow as pa
 
-from segpipe.errors import ImageFailure
+from segpipe.errors import FailureReason
 
 Decision = Literal["accepted", "review", "failed"]
-FailureReason = ImageFailure | Literal["storage", "inference"]
 RoutingReason = Literal["confident", "low_confidence", "audit", "no_policy", "drift", "suspended"]
 Reason = RoutingReason | FailureReason
 

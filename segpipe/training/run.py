@@ -16,8 +16,8 @@ from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
-from segpipe.kinds import OBJECTIVES
 from segpipe.digests import shown
+from segpipe.kinds import OBJECTIVES
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,

@@ -165,6 +165,20 @@ def test_a_retried_flow_run_resumes_the_same_labelling_run(
     assert len(rows(tmp_path / "out")) == 6
 
 
+def test_a_run_in_which_too_much_failed_is_failed_so_that_the_alarm_sounds_and_keeps_rows_and_page(
+    bucket: str, tiny_model: str, tmp_path: Path
+) -> None:
+    for image in Path(bucket).glob("[123].png"):
+        image.write_text("no image either")
+    settings = SETTINGS.model_copy(update={"max_failure_rate": 0.6})
+    state = label(bucket, str(tmp_path / "out"), tiny_model, settings=settings, return_state=True)
+    assert state.is_failed()
+    assert "4 of the 6 images of run flow-" in state.message
+    assert "(4 unreadable)" in state.message
+    assert len(rows(tmp_path / "out")) == 6
+    assert artifacts(state)["label-summary"].data.startswith("# 0 accepted, 2 to review, 4 failed\n")
+
+
 def test_a_missing_bucket_fails_the_run_at_once_with_one_line(
     tiny_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

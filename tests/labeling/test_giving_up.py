@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from segpipe.errors import NotFoundError, RunError, StorageError
+from segpipe.errors import ArchivedError, DeniedError, NotFoundError, RunError, StorageError
 from segpipe.labeling.giving_up import stop_when_too_many_fail
 from segpipe.labeling.items import Legs, Outcome
 from segpipe.manifests.schema import Reason, Row
@@ -26,6 +26,7 @@ def outcome(reason: Reason, error: Exception | None = None) -> Outcome:
 
 
 GOOD, BROKEN, DOWN = outcome("no_policy"), outcome("unreadable"), outcome("storage", StorageError("down"))
+DENIED, COLD = outcome("denied", DeniedError("no")), outcome("archived", ArchivedError("cold"))
 GONE, FAILING = outcome("storage", NotFoundError("gone")), outcome("inference", ValueError("nan"))
 
 
@@ -50,6 +51,8 @@ def finished(outcomes: Iterable[Outcome], max_failure_rate: float = 0.5) -> int:
         ([GONE] * 1000, 500),
         ([BROKEN] * 400 + [GOOD] * 1000 + [BROKEN] * 400, 1800),
         ([BROKEN] * 490 + [DOWN] * 30, 500),
+        ([DENIED] * 5000 + [GOOD], 5001),  # a denied folder, however large, is passed by
+        ([COLD] * 5000 + [DOWN] * 1000, 5032),
     ],
 )
 def test_where_a_run_stops(outcomes: list[Outcome], passed: int) -> None:
