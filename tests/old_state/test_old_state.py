@@ -127,6 +127,7 @@ def test_a_half_finished_run_ends_with_one_row_per_image(answers: Mapping[str, A
     after = decisions(OUTPUT, "night-2")
     assert after == answers["resumed"]
     assert summary["planned"] == len(after) == len(before) + len(answers["pending"])
+    assert summary["accepted"] + summary["review"] + summary["failed"] == len(after)
     assert sorted(after.keys() - before.keys()) == answers["pending"]
     doubles = "SELECT image_uri FROM labels GROUP BY image_uri, model_id HAVING count(*) > 1"
     assert asked(OUTPUT, doubles) == []
