@@ -186,18 +186,18 @@ def _start_server(stack: Stack, say: Callable[[str], None]) -> None:
 def _refuse_another_login(stack: Stack) -> None:
     """A server that was running may be one without a login, or with one that is gone."""
     url, again = f"{stack.ui_url}/api/admin/version", f"run {_make_down(stack.folder)} first"
-    if _lets_in(url, None):
+    if _status(url, None) != httpx.codes.UNAUTHORIZED:
         raise RunError(f"the server of {stack.folder} runs without a login, so anyone may use it: {again}")
-    if not _lets_in(url, _credentials(stack)):
+    if _status(url, _credentials(stack)) == httpx.codes.UNAUTHORIZED:
         raise RunError(
             f"the server does not take the login of {login.login_file(stack.folder)}, which is newer than "
             f"the server: {again}"
         )
 
 
-def _lets_in(url: str, credentials: tuple[str, str] | None) -> bool:
+def _status(url: str, credentials: tuple[str, str] | None) -> int:
     try:
-        return httpx.get(url, auth=credentials, timeout=30).is_success
+        return httpx.get(url, auth=credentials, timeout=30).status_code
     except httpx.HTTPError as error:
         raise RunError(f"{url}: {redact(str(error)) or type(error).__name__}; run make up again") from None
 

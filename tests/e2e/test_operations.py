@@ -238,7 +238,7 @@ def test_an_s3_server_that_goes_down_fails_the_run_in_one_line_and_calls_the_web
 
 def test_no_secret_is_in_any_log(operation: Operation) -> None:
     logs = operation.stack.logs()
-    for secret in (PASSWORD, SECRET, MOTO_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]):
+    for secret in (PASSWORD, SECRET, operation.stack.login, MOTO_ENVIRONMENT["AWS_SECRET_ACCESS_KEY"]):
         assert secret not in logs
 
 
