@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TEMPORARY_PREFIX", "Blob", "StoredObject", "normalise"]
 CONNECT_SECONDS = 10
+_NO_PLACES = frozenset(
+    (
+        *("zip", "tar", "libarchive", "reference", "dir", "blockcache", "filecache", "simplecache", "cached"),
+        *("data", "generic", "git", "github", "gist", "jupyter", "jlab", "async_wrapper", "asyncwrapper"),
+    )
+)
+_COPY_IT = "copy what is in it to a folder or a bucket"
 _HADOOP_FOLDER = "_$folder$"
 
 
@@ -192,9 +199,23 @@ def _filesystem(url: str, **options: Any) -> Any:
     except ValueError:
         known = "a local path, s3://, gs://, abfs://, memory:// or another fsspec scheme"
         raise failure(AddressError, f"{url}: unknown scheme '{scheme}'; use {known}") from None
-    with explained(url):
+    if scheme in _NO_PLACES:
+        raise failure(AddressError, f"{url}: {scheme}:// is no storage of its own; {_COPY_IT}")
+    with explained(url), _openable(scheme):
         # Only the host or bucket is parsed: a key may hold '?' and '#'.
         return kind(**kind._get_kwargs_from_urls(f"{scheme}://{path.partition('/')[0]}"), **options)
+
+
+@contextmanager
+def _openable(scheme: str) -> Iterator[None]:
+    """What a client says that lacks a library or an option; that a server is away is another matter."""
+    try:
+        yield
+    except (TypeError, ValueError, ImportError, OSError) as error:
+        if isinstance(error, OSError) and type(error) is not OSError:
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise failure(AddressError, f"{scheme}:// cannot be opened here ({reason}); {_COPY_IT}") from None
 
 
 def _is_listed(item: StoredObject) -> bool:

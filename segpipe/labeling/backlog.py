@@ -14,7 +14,7 @@ from segpipe import storage
 from segpipe.errors import DeniedError, NotFoundError
 from segpipe.labeling.inventory import Inventory
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA
-from segpipe.labeling.mask_keys import PNG_FOLDERS
+from segpipe.labeling.mask_keys import define_names
 from segpipe.manifests import store
 from segpipe.manifests.parts import manifests_root
 from segpipe.storage_retry import explained
@@ -41,9 +41,11 @@ _ADD_ROWS = """
                substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
         FROM stream)
     WHERE image_uri IN (SELECT image_uri FROM wanted)
-        OR mask_key IN (SELECT mask_key FROM wanted)
-        OR mask_key LIKE '%~%' OR mask_key LIKE '%.png/%'
-        OR mask_key IN (SELECT unnest(png_folders(mask_key)) FROM wanted WHERE mask_key LIKE '%.png/%')"""
+        OR stored_name(mask_key) IN (SELECT stored_name(mask_key) FROM wanted)
+        OR mask_key LIKE '%~%' OR stored_name(mask_key) LIKE '%.png/%'
+        OR stored_name(mask_key) IN (
+            SELECT unnest(png_folders(stored_name(mask_key))) FROM wanted
+            WHERE stored_name(mask_key) LIKE '%.png/%')"""
 # An ETag that a list does not give, or that differs from the one labelled, says nothing for certain.
 _UNCERTAIN = """
     SELECT DISTINCT image_uri, bool_and(image_etag IS NULL) AS unseen
@@ -92,7 +94,7 @@ def load_rows(
     retried holds what failed for a reason in retry; the old row stays, as the fact it is. They hold what
     matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
     """
-    connection.execute(PNG_FOLDERS)
+    define_names(connection, output)
     connection.execute(_LABELLED)
     columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
     rows = store.scan_manifest(output, columns, _of_model(model_id))

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from segpipe.addresses import is_local
 from segpipe.errors import RunError
 
 MAX_COMPONENT_BYTES = 200  # leaves room for ".png" below the 255 bytes of common file systems
@@ -22,23 +23,37 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _VERSION = "?versionId="  # s3fs reads what follows as the version of an object
 
 # A key "a.png" and a key "a.png/b.png" cannot both be files on a local disk.
-PNG_FOLDERS = """
+_PNG_FOLDERS = """
     CREATE OR REPLACE TEMP MACRO png_folders(key) AS list_filter(
         list_transform(range(1, len(string_split(key, '/'))),
                        lambda depth: array_to_string(string_split(key, '/')[1:depth], '/')),
         lambda folder: folder LIKE '%.png')"""
+_NAME_IN_BUCKET = "CREATE OR REPLACE TEMP MACRO stored_name(key) AS key"
+# What macOS, Windows and many shares take for one name; ss is how they fold a sharp s.
+_NAME_ON_DISK = """
+    CREATE OR REPLACE TEMP MACRO stored_name(key) AS
+        nfc_normalize(replace(lower(upper(nfc_normalize(key))), 'ß', 'ss'))"""
 _CONFLICTS = """
-    WITH doubled AS (SELECT key, min(row) AS first_row FROM planned_keys GROUP BY key HAVING count(*) > 1),
+    WITH planned AS (SELECT row, stored_name(key) AS key FROM planned_keys),
+    in_use AS (SELECT DISTINCT stored_name(key) AS key FROM taken),
+    doubled AS (SELECT key, min(row) AS first_row FROM planned GROUP BY key HAVING count(*) > 1),
     planned_folders AS (
-        SELECT row, unnest(png_folders(key)) AS folder FROM planned_keys WHERE key LIKE '%.png/%'),
+        SELECT row, unnest(png_folders(key)) AS folder FROM planned WHERE key LIKE '%.png/%'),
     taken_folders AS (
-        SELECT DISTINCT unnest(png_folders(key)) AS key FROM taken WHERE key LIKE '%.png/%')
-    SELECT row FROM planned_keys SEMI JOIN taken USING (key)
-    UNION SELECT row FROM planned_keys JOIN doubled USING (key) WHERE row <> first_row
-    UNION SELECT row FROM planned_folders SEMI JOIN planned_keys ON folder = planned_keys.key
-    UNION SELECT row FROM planned_folders SEMI JOIN taken ON folder = taken.key
-    UNION SELECT row FROM planned_keys SEMI JOIN taken_folders USING (key)
+        SELECT DISTINCT unnest(png_folders(key)) AS key FROM in_use WHERE key LIKE '%.png/%')
+    SELECT row FROM planned SEMI JOIN in_use USING (key)
+    UNION SELECT row FROM planned JOIN doubled USING (key) WHERE row <> first_row
+    UNION SELECT row FROM planned_folders SEMI JOIN planned ON folder = planned.key
+    UNION SELECT row FROM planned_folders SEMI JOIN in_use ON folder = in_use.key
+    UNION SELECT row FROM planned SEMI JOIN taken_folders USING (key)
     ORDER BY row"""
+
+
+def define_names(connection: duckdb.DuckDBPyConnection, output: str) -> None:
+    """Make the macros png_folders(key), and stored_name(key): the same for two keys that OUTPUT may not tell
+    apart. A bucket tells all keys apart; a disk may fold case and Unicode's forms."""
+    connection.execute(_PNG_FOLDERS)
+    connection.execute(_NAME_ON_DISK if is_local(output) else _NAME_IN_BUCKET)
 
 
 def natural_key(image_key: str) -> str | None:
@@ -75,11 +90,11 @@ def natural_keys(image_keys: pa.ChunkedArray) -> pa.Array:
 def assign_mask_keys(connection: duckdb.DuckDBPyConnection, images: pa.Table, wanted: pa.Array) -> pa.Array:
     """One mask key per image: the wanted one, or an alternative where that is null or in the way.
 
-    images has columns image_uri, image_etag, image_key. The connection sees a relation taken(key): masks that
-    exist and must stay as they are. The result and `taken` together hold no key twice and no key that is a
-    folder of another. Raises RunError in the all but impossible case that no free key is found.
+    images has columns image_uri, image_etag, image_key. The connection has what define_names makes, and a
+    relation taken(key): masks that exist and must stay as they are. The result and `taken` together hold no
+    stored name twice and none that is a folder of another. Raises RunError in the all but impossible case
+    that no free key is found.
     """
-    connection.execute(PNG_FOLDERS)
     keys = _with_alternatives(wanted, np.flatnonzero(wanted.is_null()), images, _DIGITS[0])
     for digits in _DIGITS:
         conflicts = _conflicts(connection, keys)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from segpipe import storage
 from segpipe.concurrency import Budget, Stopwatch, each_within
-from segpipe.errors import DeviceMemoryError, FailureReason, ImageError, SegpipeError
+from segpipe.errors import DeviceMemoryError, FailureReason, ImageError, SegpipeError, TooLargeError
 from segpipe.images import decode_opened, encode_confidence_map, encode_mask, open_image
 from segpipe.labeling.items import (
     DecodedPixels,
@@ -64,12 +64,17 @@ class BatchLimit:
 
 
 def fetch(image: PlannedImage, max_bytes: int) -> storage.Blob:
-    """An image's object. Raises ImageError when it was listed with more than max_bytes, StorageError."""
+    """An image's object. Raises ImageError when it has more than max_bytes, listed or not, StorageError."""
     if image.image_bytes > max_bytes:
-        raise ImageError(
-            "too_large", f"{image.image_bytes} bytes are over {max_bytes}; shrink it or raise the limit"
-        )
-    return storage.read(image.image_uri)
+        raise _too_large(image.image_bytes, max_bytes)
+    try:
+        return storage.read(image.image_uri, max_bytes)
+    except TooLargeError:
+        raise _too_large(max_bytes + 1, max_bytes) from None
+
+
+def _too_large(at_least: int, max_bytes: int) -> ImageError:
+    return ImageError("too_large", f"{at_least} bytes are over {max_bytes}; shrink it or raise the limit")
 
 
 def decode_each(

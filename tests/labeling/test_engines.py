@@ -143,7 +143,7 @@ def test_too_many_pixels_fail_undecoded(images, target, make_labeler) -> None:
 
 def test_an_object_of_too_many_bytes_is_not_even_read(images, target, make_labeler, monkeypatch) -> None:
     read = storage.read
-    monkeypatch.setattr(storage, "read", lambda uri: read(uri) if uri != images[1].image_uri else 1 / 0)
+    monkeypatch.setattr(storage, "read", lambda uri, *_: read(uri) if uri != images[1].image_uri else 1 / 0)
     large = [replace(image, image_bytes=2000) if n == 1 else image for n, image in enumerate(images)]
     outcomes = list(label_images(large, make_labeler(), target, LabelSettings(max_image_bytes=1999)))
     assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
@@ -220,10 +220,18 @@ def test_a_model_that_fails_on_everything_stops_the_run(images, target, settings
     assert len(seen) == 32
 
 
+def test_an_object_that_is_larger_than_listed_is_not_read_whole(images, target, make_labeler) -> None:
+    storage.put(images[1].image_uri, bytes(5_000_000))
+    unlisted = [replace(image, image_bytes=0) for image in images]  # as a list without sizes has it
+    outcomes = list(label_images(unlisted, make_labeler(), target, LabelSettings(max_image_bytes=4_999_999)))
+    assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
+    assert outcomes[1].row.error == "5000000 bytes are over 4999999; shrink it or raise the limit"
+
+
 def test_storage_that_is_down_stops_the_run(
     images, target, settings, make_labeler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def down(uri: str) -> storage.Blob:
+    def down(uri: str, max_bytes: int) -> storage.Blob:
         raise StorageError("no answer")
 
     monkeypatch.setattr(storage, "read", down)
@@ -269,11 +277,11 @@ def test_fetching_goes_on_while_the_model_works(images, target, settings, make_l
     read, all_read = storage.read, threading.Event()
     read_uris = set()
 
-    def recording(uri: str) -> storage.Blob:
+    def recording(uri: str, max_bytes: int) -> storage.Blob:
         read_uris.add(uri)
         if len(read_uris) > settings.batch_images:
             all_read.set()
-        return read(uri)
+        return read(uri, max_bytes)
 
     monkeypatch.setattr(storage, "read", recording)
     labeler = make_labeler(before=lambda batch: all_read.wait(20))
@@ -286,10 +294,10 @@ def test_what_was_fetched_and_waits_for_a_core_is_bounded(
 ) -> None:
     read, fetched, judged, waiting, changing = storage.read, [0], [0], [], threading.Lock()
 
-    def recording(uri: str) -> storage.Blob:
+    def recording(uri: str, max_bytes: int) -> storage.Blob:
         with changing:
             fetched[0] += 1
-        return read(uri)
+        return read(uri, max_bytes)
 
     def before(batch: list[np.ndarray]) -> None:
         with changing:
@@ -326,12 +334,12 @@ def test_a_batch_ends_at_its_number_of_images_or_of_bytes(images, monkeypatch: p
 def test_a_run_that_ends_early_fetches_no_more(images, target, make_labeler, monkeypatch) -> None:
     read, started, go_on, fetched = storage.read, threading.Event(), threading.Event(), []
 
-    def slow(uri: str) -> storage.Blob:
+    def slow(uri: str, max_bytes: int) -> storage.Blob:
         fetched.append(uri)
         if len(fetched) > 1:
             started.set()
             go_on.wait(60)
-        return read(uri)
+        return read(uri, max_bytes)
 
     monkeypatch.setattr(storage, "read", slow)
     settings = LabelSettings(batch_images=1, fetch_threads=1)

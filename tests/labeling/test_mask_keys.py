@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from segpipe.labeling.mask_keys import alternative_key, assign_mask_keys, natural_key, natural_keys
+from segpipe.labeling.mask_keys import (
+    alternative_key,
+    assign_mask_keys,
+    define_names,
+    natural_key,
+    natural_keys,
+)
 from segpipe.manifests.sql import connect
 
 
-def assign(keys: list[str], taken: list[str] = [], etags: list[str] | None = None) -> list[str]:  # noqa: B006
+def assign(
+    keys: list[str], taken: Sequence[str] = (), etags: list[str] | None = None, output: str = "s3://out"
+) -> list[str]:
     images = pa.table(
         {
             "image_key": pa.array(keys, pa.string()),
@@ -23,6 +32,7 @@ def assign(keys: list[str], taken: list[str] = [], etags: list[str] | None = Non
         }
     )
     with connect() as connection:
+        define_names(connection, output)
         connection.register("taken", pa.table({"key": pa.array(taken, pa.string())}))
         return assign_mask_keys(connection, images, natural_keys(images["image_key"])).to_pylist()
 
@@ -112,3 +122,31 @@ def test_an_image_named_like_anothers_alternative_does_not_meet_it() -> None:
 
 def test_names_do_not_depend_on_what_else_is_planned() -> None:
     assert assign(["x", "../a", "z"])[1] == assign(["../a"])[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("A.png", "a.png"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+        ("CAF\u00c9.jpg", "cafe\u0301.jpg"),
+        ("Stra\u00dfe.jpg", "STRASSE.jpg"),
+        ("\u03c3.jpg", "\u03c2.jpg"),
+        ("\u212a.jpg", "k.jpg"),  # the sign of Kelvin
+        ("Day/1.jpg", "day/1.jpg"),
+    ],
+)
+def test_names_that_a_disk_may_take_for_one_share_no_mask_there(first: str, second: str) -> None:
+    kept, other = assign([first, second], output="/out")
+    assert kept == f"{first}.png"
+    assert other == alternative_key(second, f"s3://b/{second}", "e")
+    [late] = assign([second], taken=[f"{first}.png"], output="/out")
+    assert late == other
+    assert assign([first, second], output="s3://out") == [f"{first}.png", f"{second}.png"]
+
+
+def test_a_mask_and_a_folder_that_a_disk_may_take_for_one_do_not_meet() -> None:
+    kept, other = assign(["A", "a.PNG/b"], output="/out")
+    assert (kept, other) == ("A.png", alternative_key("a.PNG/b", "s3://b/a.PNG/b", "e"))
+    [late] = assign(["a"], taken=["A.PNG/b.png"], output="/out")
+    assert late == alternative_key("a", "s3://b/a", "e")
