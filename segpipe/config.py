@@ -16,6 +16,7 @@ from segpipe.errors import AddressError, FailureReason
 from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
 Device = Literal["auto", "cpu", "cuda"]
+MAX_WORKING_PIXELS = 1024 * 2048  # labelling at twice as many took 3 GB and two minutes an image
 
 
 def _address(text: str) -> str:
@@ -32,7 +33,15 @@ Location = Annotated[str, AfterValidator(_address)]
 def _height_by_width(size: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
         raise ValueError(f"{size!r} is not HEIGHTxWIDTH in pixels, for example 240x320")
+    if math.prod(working_size(size)) > MAX_WORKING_PIXELS:
+        raise ValueError(f"{size!r} is more than {MAX_WORKING_PIXELS} pixels: 1024x2048 is the most")
     return size
+
+
+def working_size(image_size: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH as the networks take it, since every stage halves the image, five times in all."""
+    height, width = (max(32, round(int(side) / 32) * 32) for side in image_size.split("x"))
+    return height, width
 
 
 ImageSize = Annotated[str, AfterValidator(_height_by_width)]

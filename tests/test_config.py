@@ -52,6 +52,13 @@ def test_image_size_takes_height_by_width(size: str) -> None:
     assert TrainSettings(**PLACES, image_size=size).image_size == size
 
 
+def test_a_size_that_no_bundle_may_have_is_refused_before_training() -> None:
+    assert TrainSettings(**PLACES, image_size="1024x2048").image_size == "1024x2048"
+    for size in ("1024x2080", "8192x8192", "99999x99999"):
+        with pytest.raises(ValidationError, match="1024x2048 is the most"):
+            TrainSettings(**PLACES, image_size=size)
+
+
 @pytest.mark.parametrize(
     "size", ["", "240", "240X320", "240x", "0x320", "-1x2", "240x320x3", "a240x320", "240x320\n"]
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segpipe.confidence import guarantee
+from segpipe.confidence.arithmetic import N_QUANTILES
 from segpipe.confidence.calibration_error import cross_validated_error
 from segpipe.confidence.display import fit_display_map
 from segpipe.confidence.guarantee import Certificate, MeanLossCertificate
@@ -21,8 +22,6 @@ from segpipe.confidence.policy import (
     sealed,
 )
 from segpipe.errors import PolicyError
-
-N_QUANTILES = 101  # the minimum, every percentile, the maximum
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,8 @@ def make_policy(
     score_values, ious = _checked_calibration(scores, image_ious)
     drawn = _one_per_group(len(score_values), group)
     score_quantiles = _quantiles(score_values[drawn])
-    acceptable = np.where(_held_back(guards, class_confidences, len(score_values)), -np.inf, score_values)
+    held_back = _held_back(guards, class_confidences, len(score_values)) | ~np.isfinite(score_values)
+    acceptable = np.where(held_back, -np.inf, score_values)
     if candidate_thresholds is None:
         candidate_thresholds = _quantile_thresholds(acceptable[drawn], target, confidence)
     promised, certificate = _certified(

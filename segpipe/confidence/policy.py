@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
@@ -19,7 +20,7 @@ SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration 
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,10 @@ def to_json(policy: Policy) -> str:
 
 
 def from_json(text: str) -> Policy:
-    """Read policy.json; raises PolicyError for damaged, incomplete, edited or unknown-version content."""
+    """Read policy.json; raises PolicyError for damaged, incomplete, edited or unknown-version content.
+
+    Also for numbers that contradict each other, see arithmetic.disagreements.
+    """
     content = _json_object(text)
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
@@ -180,6 +184,8 @@ def from_json(text: str) -> Policy:
         )
     policy = _typed(content)
     _check_unedited(policy)
+    if problem := next(disagreements(policy), None):
+        raise PolicyError(f"policy.json does not add up ({problem}): run segpipe calibrate again")
     return policy
 
 
@@ -204,7 +210,7 @@ def _content_digest(policy: Policy) -> str:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PolicyError(f"policy.json is not JSON ({error}): run segpipe calibrate again") from error
     if not isinstance(content, dict):
         raise PolicyError("policy.json does not hold a JSON object: run segpipe calibrate again")

@@ -59,8 +59,8 @@ class RunPlan:
 
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
-    begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image is
-    planned again.
+    begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image
+    is planned again.
     """
 
     run_id: str

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import safetensors
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from segpipe import storage
+from segpipe.config import MAX_WORKING_PIXELS
 from segpipe.digests import covered, shown
-from segpipe.errors import ModelError, NotFoundError
+from segpipe.errors import ModelError, NotFoundError, TooLargeError
 from segpipe.kinds import ARCHITECTURES, OneOf
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
 
 BUNDLE_VERSION = 2
+MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
+SIDE_MULTIPLE, MIN_SIDE = 16, 32  # the networks halve an image up to five times
+
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_WORKING_PIXELS // MIN_SIDE, multiple_of=SIDE_MULTIPLE)]
+# Of values of 0 to 1, or of 0 to 255 brought there by the deviation alone.
+Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=0.001, le=10, allow_inf_nan=False)]
+ClassName = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModelSpec(BaseModel):
@@ -30,13 +41,23 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: Annotated[str, OneOf(ARCHITECTURES)]
-    classes: tuple[str, ...] = Field(min_length=2, max_length=255)
+    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=255)
     ignore_index: int = Field(ge=0, le=255)
-    working_size: tuple[int, int]
-    mean: tuple[float, float, float]
-    standard_deviation: tuple[float, float, float]
+    working_size: tuple[Side, Side]
+    mean: tuple[Mean, Mean, Mean]
+    standard_deviation: tuple[Deviation, Deviation, Deviation]
     shown_masks: Literal["hard", "soft"]
     """Which masks the game of stage 1 was played with: one-hot, or the generator's probabilities."""
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("classes: a name is there twice")
+        if self.ignore_index < len(self.classes):
+            raise ValueError(f"ignore_index: {self.ignore_index} is a class")
+        if math.prod(self.working_size) > MAX_WORKING_PIXELS:
+            raise ValueError(f"working_size: over {MAX_WORKING_PIXELS} pixels")
+        return self
 
     @property
     def mask_channels(self) -> int:
@@ -54,7 +75,7 @@ class ModelCard(BaseModel):
 
     bundle_version: Literal[2] = 2
     model_id: str
-    digest: str | None = None
+    digest: Digest | None = None
     spec: ModelSpec
     training_data: dict[str, str]
     training_settings: dict[str, Any]
@@ -126,9 +147,11 @@ def read_card(url: str) -> ModelCard:
     """The model.json of a bundle. Raises ModelError: missing, damaged or of another version."""
     uri = storage.join(storage.normalise(url), "model.json")
     try:
-        content = storage.read_bytes(uri)
+        content = storage.read(uri, MAX_CARD_BYTES).data
     except NotFoundError as error:
         raise ModelError(f"no model at {url}: {uri} is not there; train one with `segpipe train`") from error
+    except TooLargeError as error:
+        raise ModelError(_damaged(url, f"over {MAX_CARD_BYTES} bytes")) from error
     return _parse_card(url, content)
 
 
@@ -138,10 +161,20 @@ def _parse_card(url: str, content: bytes) -> ModelCard:
         if version != BUNDLE_VERSION:
             raise ModelError(f"model at {url} has bundle version {version}, not {BUNDLE_VERSION}: retrain it")
         return ModelCard.model_validate_json(content)
-    except (ValidationError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"model at {url} has a damaged model.json: copy the bundle again or retrain"
-        ) from error
+    except ValidationError as error:
+        raise ModelError(_damaged(url, _first_problem(error))) from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise ModelError(_damaged(url, "it is no JSON object that can be read")) from error
+
+
+def _damaged(url: str, what: str) -> str:
+    return f"model at {url} has a damaged model.json ({what}): copy the bundle again or retrain"
+
+
+def _first_problem(error: ValidationError) -> str:
+    first = error.errors(include_input=False, include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return " ".join(f"{where}: {first['msg']}".split())
 
 
 def load_bundle(url: str, device: str) -> Bundle:
@@ -182,3 +215,6 @@ def _fill(network: nn.Module, content: bytes, url: str) -> None:
         network.load_state_dict(tensors)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise ModelError(f"model at {url} has weights that do not fit its model.json: retrain it") from error
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            raise ModelError(f"model at {url} has weights that are no numbers (in {name}): retrain it")

@@ -183,6 +183,8 @@ class Labeler:
     def _confidence(self, score: float) -> float:
         if self.policy is not None:
             return display_confidence(self.policy, score)
+        if math.isnan(score):
+            return 0.0  # a mask that could not be judged earns no confidence
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
 
 

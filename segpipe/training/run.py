@@ -14,7 +14,7 @@ import torch
 
 from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
-from segpipe.config import TrainSettings
+from segpipe.config import TrainSettings, working_size
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
 from segpipe.digests import shown
 from segpipe.kinds import OBJECTIVES
@@ -138,9 +138,7 @@ def _make_spec(settings: TrainSettings, dataset: Dataset) -> ModelSpec:
 
 def _working_size(settings: TrainSettings, dataset: Dataset) -> tuple[int, int]:
     if settings.image_size is not None:
-        height, width = (int(side) for side in settings.image_size.split("x"))
-        # Every stage of the networks halves the image, five times in all.
-        return max(32, round(height / 32) * 32), max(32, round(width / 32) * 32)
+        return working_size(settings.image_size)
     samples = list_samples(dataset, settings.split)
     step = math.ceil(len(samples) / SIZES_LOOKED_AT)
     return choose_working_size([read_sample(dataset, sample)[1].shape for sample in samples[::step]])

@@ -248,7 +248,11 @@ def test_unknown_versions_and_fields_are_refused(policy, change, message):
         from_json(json.dumps({**json.loads(to_json(policy)), **change}))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '"policy"'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '"policy"', "[" * 100_000, '{"schema_version": 2' + "9" * 5000 + "}"],
+    ids=["empty", "open", "list", "null", "none", "text", "nested", "long number"],
+)
 def test_text_that_is_no_policy_is_refused(text):
     with pytest.raises(PolicyError, match=r"policy\.json") as caught:
         from_json(text)
@@ -279,6 +283,35 @@ def test_images_that_could_not_be_scored_count_but_are_not_accepted():
     judged = policy_for(scores, [0.0] * 10 + [0.9] * 40)
     assert (judged.n_calibration, judged.accepted, judged.promised.bad) == (50, 40, 0)
     assert display_confidence(judged, 5) == pytest.approx(0.9)
+
+
+def test_an_infinite_score_is_never_accepted_for_routing_accepts_none():
+    judged = policy_for([math.inf] * 10 + list(range(40)), [0.0] * 10 + [0.9] * 40)
+    assert (judged.n_calibration, judged.accepted, judged.promised.bad) == (50, 40, 0)
+
+
+# The model's full digest, and warnings.
+
+
+def test_a_policy_of_a_twin_that_shares_the_first_digits_is_refused():
+    digests = ["0123456789ab" + digit * 52 for digit in "01"]
+    bound = policy_for([1.0], [0.8], model_digest=digests[0])
+    check_policy_for_model(bound, bound.model_id, digests[0])
+    with pytest.raises(PolicyError, match="only begins with the same digits") as caught:
+        check_policy_for_model(bound, bound.model_id, digests[1])
+    assert "\n" not in str(caught.value)
+    check_policy_for_model(policy_for([1.0], [0.8]), bound.model_id, digests[1])  # of before full digests
+
+
+def test_warnings_and_the_models_digest_are_kept_and_protected():
+    warned = policy_for([1.0], [0.8], model_digest="0123456789ab" + "0" * 52, warnings=["car has no pixel"])
+    assert from_json(to_json(warned)) == warned
+    assert warned.warnings == ("car has no pixel",)
+    for field in ("warnings", "model_digest"):
+        content = json.loads(to_json(warned))
+        del content[field]
+        with pytest.raises(PolicyError, match="edited"):
+            from_json(json.dumps(content))
 
 
 # The mean loss.

@@ -19,6 +19,7 @@ from segpipe.datasets import list_samples, open_dataset, read_sample, write_data
 from segpipe.errors import DatasetError, PolicyError
 from segpipe.evaluation.calibration import calibrate, group_names
 from segpipe.metrics import image_iou
+from segpipe.models.bundle import read_card
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def test_a_mean_loss_policy_states_the_mean_loss_of_what_it_accepts(easy_streets
     assert isinstance(policy.promised, MeanLossPromise)
     assert policy.promised.mean_loss == pytest.approx(np.mean(losses), abs=1e-3)
     assert policy == from_json(storage.read_bytes(f"{model}/policy.json").decode())
+    assert policy.model_digest == read_card(model).digest
 
 
 def test_guarded_images_are_not_among_the_accepted(streets: str, model: str) -> None:

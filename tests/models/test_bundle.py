@@ -13,6 +13,7 @@ import pytest
 import segpipe
 from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
+from segpipe.digests import shown
 from segpipe.errors import ModelError
 from segpipe.models.bundle import encode_weights, load_bundle, model_digest, read_card
 
@@ -66,6 +67,105 @@ def test_a_damaged_model_json_is_one_clear_line(copied: Path, content: str) -> N
     with pytest.raises(ModelError, match=r"model at .*copy") as caught:
         load_bundle(str(copied), "cpu")
     assert "\n" not in str(caught.value)
+
+
+def copied_with(copied: Path, spec: dict[str, object], **card: object) -> str:
+    content = json.loads((copied / "model.json").read_text())
+    content = content | card | {"spec": content["spec"] | spec}
+    (copied / "model.json").write_text(json.dumps(content))
+    return str(copied)
+
+
+HUGE, NAN = 1e300, float("nan")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"working_size": [0, 32]}, "spec.working_size.0"),
+        ({"working_size": [32, -32]}, "spec.working_size.1"),
+        ({"working_size": [1, 1]}, "spec.working_size.0"),
+        ({"working_size": [33, 32]}, "multiple of 16"),
+        ({"working_size": [2**63, 32]}, "spec.working_size.0"),
+        ({"working_size": [10**400, 32]}, "spec.working_size.0"),
+        ({"working_size": [8192, 8192]}, "working_size: over 2097152 pixels"),
+        ({"working_size": [64]}, "spec.working_size"),
+        ({"classes": ["road", "car", "road"]}, "classes: a name is there twice"),
+        ({"classes": ["road", "", "sky"]}, "spec.classes.1"),
+        ({"classes": ["road", "\x1b[31mcar", "sky"]}, "spec.classes.1"),
+        ({"classes": ["road", "car\n", "sky"]}, "spec.classes.1"),
+        ({"classes": ["road"]}, "spec.classes"),
+        ({"ignore_index": 1}, "ignore_index: 1 is a class"),
+        ({"ignore_index": 256}, "spec.ignore_index"),
+        ({"mean": [0.5, NAN, 0.5]}, "spec.mean.1"),
+        ({"mean": [0.5, HUGE, 0.5]}, "spec.mean.1"),
+        ({"standard_deviation": [0, 0.2, 0.2]}, "spec.standard_deviation.0"),
+        ({"standard_deviation": [-0.2, 0.2, 0.2]}, "spec.standard_deviation.0"),
+        ({"standard_deviation": [0.2, 0.2, HUGE]}, "spec.standard_deviation.2"),
+        ({"standard_deviation": [0.2, 0.2, float("inf")]}, "spec.standard_deviation.2"),
+        ({"surplus": 1}, "spec.surplus"),
+    ],
+)
+def test_a_spec_that_no_model_can_have_is_one_clear_line(
+    copied: Path, spec: dict[str, object], said: str
+) -> None:
+    with pytest.raises(ModelError, match=f"damaged model.json .*{said}.*copy the bundle again") as caught:
+        read_card(copied_with(copied, spec))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"bundle_version": 2, "spec": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"bundle_version": ' + "9" * 5000 + "}",
+        '{"bundle_version": 2, "model_id": "' + "x" * 5_000_000 + '"}',
+        '{"bundle_version": 2, "model_id": "\ud800"}',
+        '{"bundle_version": NaN}',
+    ],
+    ids=["nested", "long number", "large", "half a character", "nan"],
+)
+def test_a_hostile_model_json_is_one_short_line(copied: Path, content: str) -> None:
+    (copied / "model.json").write_text(content, errors="surrogatepass")
+    with pytest.raises(ModelError, match="model at ") as caught:
+        read_card(str(copied))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_weights_that_are_no_numbers_are_refused(copied: Path) -> None:
+    bundle = load_bundle(str(copied), "cpu")
+    bundle.generator.get_parameter(next(name for name, _ in bundle.generator.named_parameters())).fill_(NAN)
+    weights = encode_weights(bundle.generator), encode_weights(bundle.discriminator)
+    digest = model_digest(bundle.spec, *weights)
+    (copied / "generator.safetensors").write_bytes(weights[0])
+    with pytest.raises(ModelError, match="weights that are no numbers") as caught:
+        load_bundle(copied_with(copied, {}, model_id=shown(digest), digest=digest), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+# --- the full digest ----------------------------------------------------------------------------------------
+
+
+def test_a_new_bundle_holds_its_full_digest(trained_model: str) -> None:
+    card, bundle = read_card(trained_model), load_bundle(trained_model, "cpu")
+    assert card.digest == bundle.digest
+    assert (len(str(card.digest)), str(card.digest)[:12]) == (64, card.model_id)
+
+
+def test_a_bundle_from_before_full_digests_loads_and_has_one(copied: Path) -> None:
+    digest = read_card(str(copied)).digest
+    content = json.loads((copied / "model.json").read_text())
+    del content["digest"]
+    (copied / "model.json").write_text(json.dumps(content))
+    assert read_card(str(copied)).digest is None
+    assert load_bundle(str(copied), "cpu").digest == digest
+
+
+def test_a_bundle_that_shares_only_the_first_digits_is_refused(copied: Path) -> None:
+    model_id = read_card(str(copied)).model_id
+    with pytest.raises(ModelError, match="its files were changed"):
+        load_bundle(copied_with(copied, {}, digest=model_id + "0" * 52), "cpu")
 
 
 def test_a_bundle_of_a_later_version_says_so(copied: Path) -> None:

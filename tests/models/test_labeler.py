@@ -113,7 +113,7 @@ def test_a_class_that_shows_at_full_size_only_gets_the_mean_confidence_and_one_t
     assert np.isnan(np.delete(labeled.class_confidences, 2)).all()
 
 
-@pytest.mark.parametrize(("score", "confidence"), [(-1e4, 0.0), (0.0, 0.5), (1e4, 1.0)])
+@pytest.mark.parametrize(("score", "confidence"), [(-1e4, 0.0), (0.0, 0.5), (1e4, 1.0), (math.nan, 0.0)])
 def test_the_most_extreme_score_has_a_confidence(labeler: Labeler, score: float, confidence: float) -> None:
     n_classes = len(labeler.classes)
     judged = judged_mask(torch.randn(n_classes, 4, 4), [0.5] * n_classes, score)
@@ -125,7 +125,7 @@ def test_no_images_give_no_masks(labeler: Labeler) -> None:
     assert labeler.label([]) == []
 
 
-def policy_for(model_id: str) -> bytes:
+def policy_for(model_id: str, model_digest: str | None = None) -> bytes:
     scores = np.linspace(-3, 3, 200)
     policy = make_policy(
         scores,
@@ -135,6 +135,7 @@ def policy_for(model_id: str) -> bytes:
         0.9,
         "0" * 64,
         "2026-01-01T00:00:00+00:00",
+        model_digest=model_digest,
     )
     return to_json(policy).encode()
 
@@ -164,6 +165,28 @@ def test_another_models_policy_is_left_out_and_said(
     with caplog.at_level(logging.WARNING):
         assert segpipe.load_model(str(bundle_folder), "cpu").policy is None
     assert "until then nothing is accepted" in caplog.text
+
+
+def test_a_policy_of_twelve_digits_holds_with_a_warning_and_one_of_all_without(
+    bundle_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = segpipe.load_model(str(bundle_folder), "cpu")
+    for digest, warned in ((None, True), (plain.digest, False)):
+        caplog.clear()
+        storage.put(str(bundle_folder / "policy.json"), policy_for(plain.model_id, digest))
+        with caplog.at_level(logging.WARNING):
+            assert segpipe.load_model(str(bundle_folder), "cpu").policy is not None
+        assert ("names its model by 12 digits only" in caplog.text) == warned
+
+
+def test_the_policy_of_a_twin_model_with_the_same_digits_is_left_out(
+    bundle_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model_id = segpipe.load_model(str(bundle_folder), "cpu").model_id
+    storage.put(str(bundle_folder / "policy.json"), policy_for(model_id, model_id + "0" * 52))
+    with caplog.at_level(logging.WARNING):
+        assert segpipe.load_model(str(bundle_folder), "cpu").policy is None
+    assert "only begins with the same digits" in caplog.text
 
 
 def test_a_damaged_policy_stops_the_run(bundle_folder: Path) -> None:
