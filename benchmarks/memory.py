@@ -21,6 +21,7 @@ import torch
 from machine import peak_bytes, write_results
 from PIL import Image
 
+from segpipe.digests import shown
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -67,7 +68,7 @@ def _save_model(url: str) -> None:
     )
     torch.manual_seed(0)
     weights = [encode_weights(network) for network in build_networks(spec)]
-    model_id = model_digest(spec, weights[0], weights[1])
+    model_id = shown(model_digest(spec, weights[0], weights[1]))
     nothing = {"training_data": {}, "training_settings": {}, "metrics": {}, "versions": {}}
     card = ModelCard(model_id=model_id, spec=spec, created_at="2026-01-01T00:00:00+00:00", **nothing)
     save_bundle(url, card, weights[0], weights[1])

@@ -258,7 +258,7 @@ def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool)
 
     check_writable(report)  # before the work, not after it
     labeler = load_without_policy(settings.model, settings.device)
-    policy, problem = _policy_to_show(settings.model, labeler.model_id)
+    policy, problem = _policy_to_show(settings.model, labeler)
     measurements = measure_split(replace(labeler, policy=policy), settings.data, settings.split)
     result = summarise(measurements)
     _print_result(asdict(result), as_json)
@@ -266,12 +266,12 @@ def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool)
     logger.info("report: %s", write_report(measurements, result, policy, facts, report))
 
 
-def _policy_to_show(model: str, model_id: str) -> tuple[Policy | None, str | None]:
+def _policy_to_show(model: str, labeler: Labeler) -> tuple[Policy | None, str | None]:
     """The model's policy, or why there is none to show: a damaged one hinders no evaluation."""
     from segpipe.models.labeler import load_policy
 
     try:
-        return load_policy(model, model_id), None
+        return load_policy(model, labeler.model_id, labeler.digest), None
     except PolicyError as error:
         logger.warning("the report leaves the policy aside: %s", error)
         return None, str(error)

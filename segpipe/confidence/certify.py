@@ -53,6 +53,8 @@ def make_policy(
     group: Sequence[str] | None = None,
     guards: Sequence[ClassGuard] = (),
     class_confidences: ArrayLike | None = None,
+    model_digest: str | None = None,
+    warnings: Sequence[str] = (),
 ) -> Policy:
     """Certify a threshold on labelled images and fit the score's display map.
 
@@ -63,6 +65,7 @@ def make_policy(
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
     images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
+    `warnings` are kept in the policy, one line each.
 
     Raises PolicyError when the inputs are empty, differ in length or are out of range (a NaN IoU is an image
     without a labelled pixel: leave it out), or no score is finite.
@@ -98,6 +101,8 @@ def make_policy(
         ),
         calibration_fingerprint=calibration_fingerprint,
         created_at=created_at,
+        model_digest=model_digest,
+        warnings=tuple(warnings),
     )
     return sealed(policy)
 

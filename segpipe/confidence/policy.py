@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from segpipe.confidence.display import displayed
+from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
 
 SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration error
@@ -78,6 +79,10 @@ class Policy:
     and `display_values` are the knots of the increasing map from score to expected IoU, `calibration_error`
     its expected calibration error (0 to 1) on images it was not fitted to, None where they were too few to
     tell. `policy_id` digests everything else; `created_at` is ISO 8601 in UTC.
+
+    `model_digest` is the full digest of the model (None in a policy of a version that did not store it),
+    `warnings` are lines about the calibration images that whoever relies on the promise should know. These
+    came after the first version: absent, that is None or empty, they are neither in the file nor in the id.
     """
 
     policy_id: str
@@ -97,8 +102,15 @@ class Policy:
     calibration_error: Share | None
     calibration_fingerprint: str
     created_at: str
+    model_digest: str | None = None
+    warnings: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+OPTIONAL_FIELDS = frozenset(
+    field.name for field in dataclasses.fields(Policy) if field.default is not dataclasses.MISSING
+)
 
 
 def on_classes(guards: Sequence[Guard], classes: Sequence[str]) -> tuple[ClassGuard, ...]:
@@ -135,12 +147,20 @@ def sealed(policy: Policy) -> Policy:
     return dataclasses.replace(policy, policy_id=_content_digest(policy))
 
 
-def check_policy_for_model(policy: Policy, model_id: str) -> None:
-    """Raise PolicyError when the policy was made for another model: its threshold means nothing here."""
+def check_policy_for_model(policy: Policy, model_id: str, digest: str | None = None) -> None:
+    """Raise PolicyError when the policy was made for another model: its threshold means nothing here.
+
+    Where the model's full digest is known and the policy names one, those are compared as well.
+    """
     if policy.model_id != model_id:
         raise PolicyError(
             f"policy {policy.policy_id} was made for model {policy.model_id}, not for {model_id}: "
             "run segpipe calibrate on this model"
+        )
+    if digest is not None and policy.model_digest not in (None, digest):
+        raise PolicyError(
+            f"policy {policy.policy_id} was made for model {policy.model_digest}, not for {digest}, which "
+            "only begins with the same digits: run segpipe calibrate on this model"
         )
 
 
@@ -169,8 +189,8 @@ def holds_back(guards: Sequence[ClassGuard], class_confidences: Sequence[float])
 
 
 def _content(policy: Policy) -> dict[str, Any]:
-    """Everything in one flat object, the promise's numbers beside the rest."""
-    content = dataclasses.asdict(policy)
+    """What is there in one flat object, the promise's numbers beside the rest."""
+    content = covered(dataclasses.asdict(policy), OPTIONAL_FIELDS)
     return content | content.pop("promised")
 
 
@@ -178,7 +198,7 @@ def _content_digest(policy: Policy) -> str:
     content = _content(policy)
     del content["policy_id"]
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return shown(hashlib.sha256(canonical.encode()).hexdigest())
 
 
 def _json_object(text: str) -> dict[str, Any]:
@@ -195,7 +215,7 @@ def _typed(content: dict[str, Any]) -> Policy:
     kind = MeanLossPromise if content.get("target") == "mean_loss" else BadFractionPromise
     of_promise = {field.name for field in dataclasses.fields(kind)}
     of_policy = {field.name for field in dataclasses.fields(Policy)} - {"promised"}
-    missing = (of_policy | of_promise) - content.keys()
+    missing = (of_policy | of_promise) - OPTIONAL_FIELDS - content.keys()
     if missing:
         first_missing = "target" if "target" in missing else min(missing)
         raise PolicyError(f"policy.json lacks {first_missing}: run segpipe calibrate again")

@@ -69,6 +69,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         group=None if groups is None else groups[measured].tolist(),
         guards=guards,
         class_confidences=judged.class_confidences[measured],
+        model_digest=labeler.digest,
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy

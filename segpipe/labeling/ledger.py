@@ -23,9 +23,10 @@ from segpipe.labeling.decisions import (
 from segpipe.labeling.items import FinishedShard, ImageLabeler
 from segpipe.labeling.plan import RunPlan, finished_parts
 from segpipe.labeling.totals import read_totals, to_metadata
+from segpipe.manifests.chain import Tip, find_tip, link_after, link_metadata
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.schema import rows_table
-from segpipe.manifests.store import commit_part
+from segpipe.manifests.store import commit_part, part_uri
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -39,7 +40,7 @@ class Ledger:
     """The state of a run that is going on.
 
     drift: the verdict on its first shard, None before it and where nothing is at stake; suspended: whether
-    the policy was found suspended, which stays so to the run's end.
+    the policy was found suspended, which stays so to the run's end; tip: the part committed last.
     """
 
     plan: RunPlan
@@ -48,6 +49,7 @@ class Ledger:
     settings: LabelSettings
     claim: Claim
     drift: Drift | None
+    tip: Tip | None
     suspended: bool = False
 
     def commit(self, shard: FinishedShard) -> None:
@@ -61,8 +63,17 @@ class Ledger:
         rules = Rules(self.policy, self.settings.audit_share, drifted, self.suspended)
         rows = decide(shard.rows, rules)
         self.claim.require_newest()
-        metadata = to_metadata(shard.seconds, shard.legs, shard.threads, self.drift)
-        _commit(self.plan, shard.shard, rows_table(rows, self.classes, metadata))
+        link = link_after(self.tip)
+        metadata = to_metadata(shard.seconds, shard.legs, shard.threads, self.drift) | link_metadata(link)
+        digest = _commit(self.plan, shard.shard, rows_table(rows, self.classes, metadata))
+        self.tip = Tip(link.number, digest) if digest else self._committed_meanwhile(shard.shard)
+
+    def _committed_meanwhile(self, shard: int) -> Tip | None:
+        logger.warning(
+            "shard %d of run %s had been committed meanwhile: its part stays", shard, self.plan.run_id
+        )
+        uri = part_uri(self.plan.output, self.plan.run_date, self.plan.run_id, shard)
+        return find_tip([uri]) or self.tip
 
     def _test_drift(self, first: FinishedShard) -> Drift | None:
         drift = tested_for_drift(first.rows, self.policy, self.settings)
@@ -72,26 +83,24 @@ class Ledger:
 
 def open_ledger(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Ledger:
     """The ledger of a run, with what its committed parts say; keeps the policy in OUTPUT. StorageError."""
-    drift = _committed_drift(plan, settings)
+    parts = finished_parts(plan)
+    drift = _committed_drift(parts, plan, settings)
+    tip = find_tip(uri for _, uri in parts)
     if labeler.policy:
         keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
-    return Ledger(plan, labeler.policy, tuple(labeler.classes), settings, claim, drift)
+    return Ledger(plan, labeler.policy, tuple(labeler.classes), settings, claim, drift, tip)
 
 
-def _committed_drift(plan: RunPlan, settings: LabelSettings) -> Drift | None:
+def _committed_drift(parts: list[tuple[int, str]], plan: RunPlan, settings: LabelSettings) -> Drift | None:
     """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
-    parts = finished_parts(plan)
     drift = read_totals(min(parts)[1]).drift if parts else None
     log_drift(drift, plan.run_id, settings)
     return drift
 
 
-def _commit(plan: RunPlan, shard: int, table: pa.Table) -> None:
+def _commit(plan: RunPlan, shard: int, table: pa.Table) -> str | None:
+    """The SHA-256 of the shard's new part; None when there is one already."""
     # In a thread, since a signal interrupts the main one only: a part that is under way when the run is told
     # to stop lands before the claim is let go; afterwards it could double another run's rows.
     with ThreadPoolExecutor(1) as committer:
-        created = committer.submit(
-            commit_part, plan.output, plan.run_date, plan.run_id, shard, table
-        ).result()
-    if not created:
-        logger.warning("shard %d of run %s had been committed meanwhile: its part stays", shard, plan.run_id)
+        return committer.submit(commit_part, plan.output, plan.run_date, plan.run_id, shard, table).result()

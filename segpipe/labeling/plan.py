@@ -56,7 +56,8 @@ class RunPlan:
     """A run's plan: `table` (PLAN_SCHEMA, ordered by shard) names each image and where its mask goes.
 
     already_done counts the images left out because this model has labelled them, retried those planned again
-    after a storage failure, skipped the objects left aside per reason.
+    after a storage failure, skipped the objects left aside per reason. model_digest is the full digest that
+    model_id begins, None in a plan of a version that did not keep it.
     """
 
     run_id: str
@@ -69,6 +70,7 @@ class RunPlan:
     retried: int
     skipped: dict[str, int]
     table: pa.Table
+    model_digest: str | None = None
 
     @property
     def run_date(self) -> date:
@@ -122,6 +124,8 @@ def make_plan(
     run_id: str,
     now: datetime,
     limit: int | None = None,
+    *,
+    model_digest: str | None = None,
 ) -> RunPlan:
     """Plan the images of SOURCE that this model has not labelled yet, at most `limit`; writes nothing.
 
@@ -144,6 +148,7 @@ def make_plan(
             retried=_count_retried(connection, images),
             skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
+            model_digest=model_digest,
         )
 
 

@@ -23,10 +23,18 @@ from segpipe.labeling.engines.local import finished_shards
 from segpipe.labeling.inventory import check_places
 from segpipe.labeling.items import ImageLabeler, PlannedImage, Target
 from segpipe.labeling.ledger import open_ledger
-from segpipe.labeling.plan import RunPlan, check_run_id, make_plan, new_run_id, pending_images
+from segpipe.labeling.plan import (
+    RunPlan,
+    check_run_id,
+    finished_parts,
+    make_plan,
+    new_run_id,
+    pending_images,
+)
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
+from segpipe.manifests.chain import find_tip
 from segpipe.progress import Advance, track
 
 if TYPE_CHECKING:
@@ -94,7 +102,7 @@ def finish_run(plan: RunPlan) -> RunSummary:
     summary = summarise_run(plan)
     if summary.labelled_elsewhere and (pending := pending_images(plan).num_rows):
         raise RunError(f"run {plan.run_id} has {pending} images to go: resume it with the same run id")
-    record_totals(plan, asdict(summary))
+    record_totals(plan, asdict(summary), find_tip(uri for _, uri in finished_parts(plan)))
     return summary
 
 
@@ -118,7 +126,17 @@ def _plan_or_resume(
         logger.info("resuming run %s of %d images", run_id, plan.table.num_rows)
         return plan
     now = datetime.now(UTC)
-    plan = make_plan(source, output, labeler.model_id, _policy_id(labeler), settings, run_id, now, limit)
+    plan = make_plan(
+        source,
+        output,
+        labeler.model_id,
+        _policy_id(labeler),
+        settings,
+        run_id,
+        now,
+        limit,
+        model_digest=labeler.digest,
+    )
     freeze_plan(plan, settings)
     logger.info(
         "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done
@@ -135,6 +153,11 @@ def _require_planned_labeler(plan: RunPlan, labeler: ImageLabeler) -> None:
     if labeler.model_id != plan.model_id:
         raise RunError(
             f"run {plan.run_id} uses model {plan.model_id}, not {labeler.model_id}: choose another run id"
+        )
+    if None not in (plan.model_digest, labeler.digest) and labeler.digest != plan.model_digest:
+        raise RunError(
+            f"run {plan.run_id} uses model {plan.model_digest}, not {labeler.digest}, which only begins with "
+            "the same digits: choose another run id"
         )
     if _policy_id(labeler) != plan.policy_id:
         raise RunError(

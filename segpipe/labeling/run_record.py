@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import platform
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
+from segpipe.manifests.chain import Tip
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
 from segpipe.storage_retry import explained
@@ -90,9 +91,10 @@ def delete_run(output: str, run_id: str) -> None:
     storage.delete(storage.join(output, f"runs/{run_id}/run.json"))
 
 
-def record_totals(plan: RunPlan, totals: dict[str, Any]) -> None:
-    """Add a run's totals to its run.json."""
-    _write_record(plan, _read_record(plan) | {"totals": totals})
+def record_totals(plan: RunPlan, totals: dict[str, Any], tip: Tip | None) -> None:
+    """Add a run's totals to its run.json, and where the chain of its parts ends."""
+    chain = {} if tip is None else {"chain": asdict(tip)}
+    _write_record(plan, _read_record(plan) | {"totals": totals} | chain)
 
 
 def _parse_plan(output: str, data: bytes) -> RunPlan:

@@ -18,6 +18,7 @@ from pyarrow.fs import SubTreeFileSystem
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError
 from segpipe.manifests import compacted
+from segpipe.manifests.chain import part_digest
 from segpipe.manifests.parts import list_parquet, manifests_root
 from segpipe.manifests.schema import ROW_SCHEMA
 
@@ -37,16 +38,17 @@ def part_uri(output: str, run_date: date, run_id: str, shard: int) -> str:
     return storage.join(run_date_folder(output, run_date), f"{run_id}-{shard:05d}.parquet")
 
 
-def commit_part(output: str, run_date: date, run_id: str, shard: int, table: pa.Table) -> bool:
-    """Create a shard's part, whole or not at all; False when the shard was already done.
+def commit_part(output: str, run_date: date, run_id: str, shard: int, table: pa.Table) -> str | None:
+    """Create a shard's part, whole or not at all: its SHA-256; None when the shard was already done.
 
     Raises StorageError when the part cannot be written.
     """
+    content = table_bytes(table)
     try:
-        storage.create(part_uri(output, run_date, run_id, shard), table_bytes(table))
+        storage.create(part_uri(output, run_date, run_id, shard), content)
     except AlreadyExistsError:
-        return False
-    return True
+        return None
+    return part_digest(content)
 
 
 def table_bytes(table: pa.Table) -> bytes:

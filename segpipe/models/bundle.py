@@ -15,6 +15,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from segpipe import storage
+from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError
 from segpipe.models.generator import Generator, build_generator
 from segpipe.models.judge import Discriminator
@@ -43,12 +44,17 @@ class ModelSpec(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """model.json: the spec, and where the model comes from."""
+    """model.json: the spec, and where the model comes from.
+
+    `digest` is the model's identity (see model_digest) and `model_id` its first 12 digits, for people and
+    paths; None in a bundle of a version that did not store it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bundle_version: Literal[2] = 2
     model_id: str
+    digest: str | None = None
     spec: ModelSpec
     training_data: dict[str, str]
     training_settings: dict[str, Any]
@@ -70,6 +76,11 @@ class Bundle:
         return self.card.model_id
 
     @property
+    def digest(self) -> str | None:
+        """64 hex digits; of a loaded bundle always there and always that of its content."""
+        return self.card.digest
+
+    @property
     def spec(self) -> ModelSpec:
         return self.card.spec
 
@@ -80,11 +91,17 @@ def encode_weights(network: nn.Module) -> bytes:
 
 
 def model_digest(spec: ModelSpec, generator: bytes, discriminator: bytes) -> str:
-    """model_id: the first 12 hex digits of the SHA-256 of both weight files and the spec."""
+    """The SHA-256, in hex, of both weight files and the spec: what a model is. model_id: its first 12."""
     digest = hashlib.sha256()
-    for part in (generator, discriminator, spec.model_dump_json().encode()):
+    for part in (generator, discriminator, spec_json(spec)):
         digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:12]
+    return digest.hexdigest()
+
+
+def spec_json(spec: ModelSpec) -> bytes:
+    """The spec as its digest sees it: in the order of its fields, without those that are absent."""
+    optional = {name for name, field in type(spec).model_fields.items() if not field.is_required()}
+    return spec.model_dump_json(include=set(covered(dict(spec), optional))).encode()
 
 
 def build_networks(
@@ -131,15 +148,21 @@ def load_bundle(url: str, device: str) -> Bundle:
     root = storage.normalise(url)
     card = read_card(root)
     weights = [_read_weights(root, name) for name in ("generator", "discriminator")]
-    if model_digest(card.spec, *weights) != card.model_id:
-        raise ModelError(
-            f"model at {url} is not {card.model_id}: its files were changed; copy the bundle again"
-        )
+    card = _verified(card, model_digest(card.spec, *weights), url)
     generator, discriminator = build_networks(card.spec)
     for network, content in zip((generator, discriminator), weights, strict=True):
         _fill(network, content, url)
         network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
     return Bundle(card, generator, discriminator)
+
+
+def _verified(card: ModelCard, digest: str, url: str) -> ModelCard:
+    """The card with the digest of the bundle's content, which it must name."""
+    if shown(digest) != card.model_id or card.digest not in (None, digest):
+        raise ModelError(
+            f"model at {url} is not {card.model_id}: its files were changed; copy the bundle again"
+        )
+    return card.model_copy(update={"digest": digest})
 
 
 def _read_weights(root: str, name: str) -> bytes:

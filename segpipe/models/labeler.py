@@ -86,6 +86,11 @@ class Labeler:
         return self.bundle.model_id
 
     @property
+    def digest(self) -> str | None:
+        """The 64 hex digits that model_id begins; None only of a bundle that was not loaded."""
+        return self.bundle.digest
+
+    @property
     def smallest_decode(self) -> tuple[int, int]:
         """Height and width below which no image may be scaled as it is decoded."""
         height, width = self.bundle.spec.working_size
@@ -225,7 +230,7 @@ def load_model(url: str, device: str = "auto") -> Labeler:
     """
     url = resolve(url)
     labeler = load_without_policy(url, device)
-    return replace(labeler, policy=load_policy(url, labeler.model_id))
+    return replace(labeler, policy=load_policy(url, labeler.model_id, labeler.digest))
 
 
 def load_without_policy(url: str, device: str) -> Labeler:
@@ -234,8 +239,10 @@ def load_without_policy(url: str, device: str) -> Labeler:
     return Labeler(load_bundle(url, chosen), None, chosen)
 
 
-def load_policy(url: str, model_id: str) -> Policy | None:
+def load_policy(url: str, model_id: str, digest: str | None) -> Policy | None:
     """The policy in a bundle's folder; None when there is none or it is another model's (contract C8).
+
+    A policy that names its model by 12 digits only holds, with a warning, until the next calibration.
 
     Raises PolicyError when the file is damaged.
     """
@@ -249,8 +256,14 @@ def load_policy(url: str, model_id: str) -> Policy | None:
     except PolicyError as error:
         raise PolicyError(f"{uri}: {error}") from error
     try:
-        check_policy_for_model(policy, model_id)
+        check_policy_for_model(policy, model_id, digest)
     except PolicyError as error:
         logger.warning("%s; until then nothing is accepted", error)
         return None
+    if policy.model_digest is None:
+        logger.warning(
+            "policy %s names its model by 12 digits only, which another model could be made to share: it "
+            "holds for now, run segpipe calibrate again when you can",
+            policy.policy_id,
+        )
     return policy

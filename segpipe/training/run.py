@@ -16,6 +16,7 @@ from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
+from segpipe.digests import shown
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -156,8 +157,10 @@ def _save(
     settings, spec, model_url = work.settings, work.spec, work.model_url
     weights = encode_weights(generator), encode_weights(discriminator)
     best = next(record for record in progress.history if record.epoch == progress.best_epoch)
+    digest = model_digest(spec, *weights)
     card = ModelCard(
-        model_id=model_digest(spec, *weights),
+        model_id=shown(digest),
+        digest=digest,
         spec=spec,
         training_data={
             "name": dataset.name,

@@ -41,6 +41,7 @@ class BrightnessLabeler:
     policy: Policy | None = None
     before: Callable[[list[np.ndarray]], None] = lambda images: None
     classes: tuple[str, ...] = ("dark", "bright")
+    digest: str | None = None
     seen: list[str] = field(default_factory=list)
 
     smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)

@@ -568,7 +568,7 @@ PROCESS = """
         class_confidences: tuple = (0.5, float("nan"))
 
     class Labeler:
-        model_id, policy, classes = "aaaaaaaaaaaa", None, ("dark", "bright")
+        model_id, digest, policy, classes = "aaaaaaaaaaaa", None, None, ("dark", "bright")
         batches = 0
 
         smallest_decode, computed_at_once, judged_at_once = (1000, 1000), 1, 1

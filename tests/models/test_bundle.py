@@ -83,9 +83,9 @@ def test_a_bundle_from_before_the_judge_says_to_train_again(copied: Path) -> Non
 def test_the_model_is_another_one_when_only_its_judge_is(copied: Path) -> None:
     bundle = load_bundle(str(copied), "cpu")
     weights = encode_weights(bundle.generator), encode_weights(bundle.discriminator)
-    assert model_digest(bundle.spec, *weights) == bundle.model_id
+    assert model_digest(bundle.spec, *weights) == bundle.digest
     bundle.discriminator.judge.combination[0] += 1
-    assert model_digest(bundle.spec, weights[0], encode_weights(bundle.discriminator)) != bundle.model_id
+    assert model_digest(bundle.spec, weights[0], encode_weights(bundle.discriminator)) != bundle.digest
 
 
 def test_the_fit_of_the_score_is_kept_and_told(copied: Path) -> None:

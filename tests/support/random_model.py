@@ -7,6 +7,7 @@ import torch
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction, make_policy
 from segpipe.confidence.policy import to_json
+from segpipe.digests import shown
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -33,8 +34,10 @@ def write_random_model(folder: str, classes: tuple[str, ...] = SPEC.classes) -> 
     torch.manual_seed(0)
     spec = SPEC.model_copy(update={"classes": classes})
     generator, discriminator = (encode_weights(network) for network in build_networks(spec))
+    digest = model_digest(spec, generator, discriminator)
     card = ModelCard(
-        model_id=model_digest(spec, generator, discriminator),
+        model_id=shown(digest),
+        digest=digest,
         spec=spec,
         training_data={},
         training_settings={},

@@ -1,0 +1,89 @@
+"""The chain of a run's parts: each names the digest of the part committed before it, run.json the last.
+
+A part that is changed, exchanged, removed or put in later breaks it. It is not keyed: whoever can write all
+of OUTPUT can write the chain anew, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.errors import StorageError
+
+_KEY = "segpipe.chain"
+_READERS = 16
+
+
+@dataclass(frozen=True)
+class Link:
+    """A part's place in its run's chain: the how manyth it is, from 1 on; the SHA-256 of the one before, None
+    of the first."""
+
+    number: int
+    previous: str | None
+
+
+@dataclass(frozen=True)
+class Tip:
+    """The newest part of a chain: how many parts there are up to it, and its SHA-256."""
+
+    parts: int
+    digest: str
+
+
+def part_digest(content: bytes) -> str:
+    """The SHA-256, in hex, of a part's bytes."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def link_after(tip: Tip | None) -> Link:
+    """The place of the part to be committed next."""
+    return Link(1, None) if tip is None else Link(tip.parts + 1, tip.digest)
+
+
+def link_metadata(link: Link) -> dict[str, str]:
+    """A part's place as the metadata it is committed with."""
+    return {_KEY: json.dumps({"number": link.number, "previous": link.previous})}
+
+
+def link_of_metadata(metadata: Mapping[bytes, bytes] | None) -> Link | None:
+    """A part's place; None for a part of a version without chain. ValueError when it is damaged."""
+    if (text := (metadata or {}).get(_KEY.encode())) is None:
+        return None
+    said = json.loads(text)
+    match said:
+        case {"number": int(number), "previous": str() | None as previous} if number > 0:
+            return Link(number, previous)
+    raise ValueError(f"{_KEY} is {said!r}")
+
+
+def find_tip(parts: Iterable[str]) -> Tip | None:
+    """The newest of a run's parts (URIs), by what they say themselves; None when none is in a chain.
+
+    Only the footers are read, and one part whole. Raises StorageError, also for a damaged part.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        links = list(pool.map(_read_link, uris := list(parts)))
+    numbered = [(link.number, uri) for link, uri in zip(links, uris, strict=True) if link is not None]
+    if not numbered:
+        return None
+    number, uri = max(numbered)
+    return Tip(number, part_digest(storage.read_bytes(uri)))
+
+
+def _read_link(uri: str) -> Link | None:
+    filesystem, path = storage.arrow_filesystem(uri)
+    try:
+        return link_of_metadata(pq.read_schema(path, filesystem=filesystem).metadata)
+    except (pa.ArrowException, ValueError) as error:
+        raise StorageError(
+            f"{uri} is damaged ({type(error).__name__}): restore it, or remove it and label again"
+        ) from error
