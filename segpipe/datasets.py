@@ -1,8 +1,9 @@
 """Labelled data sets (contract C1) at any fsspec URL: open, check, read and write.
 
 ROOT/dataset.json            {"name": ..., "classes": [...], "ignore_index": 255}
-ROOT/SPLIT/images/KEY.jpg    or .jpeg, .png
+ROOT/SPLIT/images/KEY.jpg    of any format that labelling takes, under any extension
 ROOT/SPLIT/masks/KEY.png     one channel, class indices, sized like the image as displayed
+ROOT/groups.csv              optional: which images belong together (groups.py)
 """
 
 from __future__ import annotations
@@ -10,24 +11,34 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from segpipe import storage
 from segpipe.errors import DatasetError, ImageError, NotFoundError
-from segpipe.images import class_palette, decode_image, decode_mask, encode_mask
+from segpipe.images import (
+    MAX_PIXELS,
+    DecodedImage,
+    MaskColours,
+    class_palette,
+    decode_mask_colours,
+    decode_scaled,
+    encode_mask,
+)
+from segpipe.listing import left_aside
 
 DESCRIPTION = "dataset.json"
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png"})
-MASK_EXTENSIONS = frozenset({".png"})
+MASK_EXTENSION = ".png"
 MAX_CLASSES = 255  # a mask stores one byte a pixel, and one value is left for the ignore index
 READ_THREADS = 8
+Content = TypeVar("Content")
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,23 @@ class Sample:
     key: str
     image_uri: str
     mask_uri: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's samples, sorted by key, and how many files were left aside, by their kind (listing.py)."""
+
+    samples: list[Sample]
+    left_aside: Counter[str]
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A sample's files, decoded and not yet checked against each other or the classes."""
+
+    image: DecodedImage
+    mask: np.ndarray
+    palette: np.ndarray | None
 
 
 def open_dataset(root: str) -> Dataset:
@@ -74,25 +102,32 @@ def open_dataset(root: str) -> Dataset:
 
 def list_splits(dataset: Dataset) -> list[str]:
     """Names of the splits that have images, sorted. StorageError."""
-    keys = (item.key for item in storage.list_objects(dataset.root))
-    return sorted({key.split("/")[0] for key in keys if "/images/" in key})
+    keys = (item.key.split("/", 2) for item in storage.list_objects(dataset.root))
+    return sorted({key[0] for key in keys if len(key) == 3 and key[1] == "images" and key[0][0] != "."})
 
 
 def list_samples(dataset: Dataset, split: str) -> list[Sample]:
-    """All samples of a split, sorted by key.
+    """All samples of a split, sorted by key. Raises DatasetError as `list_split`."""
+    return list_split(dataset, split).samples
+
+
+def list_split(dataset: Dataset, split: str) -> Split:
+    """What a split holds.
 
     Raises DatasetError when the split is missing or empty, when an image lacks its mask or a mask its image,
-    and when two images share a key. Files that are no images (a README, thumbnails) are not looked at.
+    and when two images share a key. Files that are no images by their name (listing.py) are counted.
     """
     uris = _split_uris(dataset, split)
-    images = _by_key(uris, "images/", IMAGE_EXTENSIONS)
-    masks = _by_key(uris, "masks/", MASK_EXTENSIONS)
+    skipped: Counter[str] = Counter()
+    images = _by_key(_looked_at(uris, "images/", skipped))
+    files = dict(_looked_at(uris, "masks/", skipped))
+    masks = _by_key((path, uri) for path, uri in files.items() if path.lower().endswith(MASK_EXTENSION))
     folder = storage.join(dataset.root, split)
     if not images:
-        raise DatasetError(f"{folder}/images holds no .jpg, .jpeg or .png: put the split's images there")
-    _refuse_unpaired(images.keys() - masks.keys(), images, f"no mask in {folder}/masks", "KEY.png")
-    _refuse_unpaired(masks.keys() - images.keys(), masks, f"no image in {folder}/images", "KEY.jpg or .png")
-    return [Sample(key, images[key], masks[key]) for key in sorted(images)]
+        raise DatasetError(f"{folder}/images holds no image: put the split's images there")
+    _refuse_unpaired(images, masks, files, folder)
+    samples = [Sample(key, images[key], masks[key]) for key in sorted(images)]
+    return Split(samples, skipped)
 
 
 def read_sample(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -100,11 +135,22 @@ def read_sample(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarra
 
     Raises DatasetError when either cannot be decoded, their sizes differ or a class is out of range.
     """
-    image = _decoded(decode_image, sample.image_uri)
-    mask = _decoded(decode_mask, sample.mask_uri)
-    _check_size(image, mask, sample)
-    _check_range(mask, dataset, sample.mask_uri)
-    return image, mask
+    labelled = read_labelled(sample)
+    check_labelled(dataset, sample, labelled)
+    return labelled.image.pixels, labelled.mask
+
+
+def read_labelled(sample: Sample) -> LabelledImage:
+    """A sample's files as they are. Raises DatasetError when either cannot be decoded."""
+    image = _decoded(_decode_image, sample.image_uri)
+    mask = _decoded(_decode_indices, sample.mask_uri)
+    return LabelledImage(image, mask.values, mask.palette)
+
+
+def check_labelled(dataset: Dataset, sample: Sample, labelled: LabelledImage) -> None:
+    """Raises DatasetError when the sizes differ or a class is out of range."""
+    _check_size(labelled.image, labelled.mask, sample)
+    _check_range(labelled.mask, dataset, sample.mask_uri)
 
 
 def fingerprint(dataset: Dataset, split: str) -> str:
@@ -138,8 +184,11 @@ def write_sample(dataset: Dataset, split: str, key: str, image: np.ndarray, mask
     """Write one sample without loss: image HxWx3 uint8, mask HxW uint8; DatasetError when they do not fit."""
     folder = storage.join(dataset.root, split)
     sample = Sample(key, storage.join(folder, f"images/{key}.png"), storage.join(folder, f"masks/{key}.png"))
-    _check_size(image, mask, sample)
-    _check_range(mask, dataset, sample.mask_uri)
+    check_labelled(
+        dataset,
+        sample,
+        LabelledImage(DecodedImage(image, image.shape[0], image.shape[1], 1, False), mask, None),
+    )
     storage.put(sample.mask_uri, encode_mask(mask, class_palette(len(dataset.classes))))
     storage.put(sample.image_uri, _encode_image(image))
 
@@ -178,38 +227,85 @@ def _split_uris(dataset: Dataset, split: str) -> dict[str, str]:
     return uris
 
 
-def _by_key(uris: dict[str, str], folder: str, extensions: frozenset[str]) -> dict[str, str]:
-    """Sample key -> URI of the files of one folder; DatasetError when two files share a key."""
-    found: dict[str, str] = {}
+def _looked_at(uris: dict[str, str], folder: str, skipped: Counter[str]) -> Iterator[tuple[str, str]]:
+    """(path below a folder, URI) of what may be an image; what is none by its name is counted."""
     for path, uri in uris.items():
-        if not path.startswith(folder) or PurePosixPath(path).suffix.lower() not in extensions:
+        if not path.startswith(folder):
             continue
-        key = path.removeprefix(folder).rpartition(".")[0]
+        if reason := left_aside(path.removeprefix(folder)):
+            skipped[reason] += 1
+        else:
+            yield path.removeprefix(folder), uri
+
+
+def _by_key(files: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Sample key -> URI; DatasetError when two files share a key."""
+    found: dict[str, str] = {}
+    for path, uri in files:
+        key = _without_extension(path)
         if key in found:
             raise DatasetError(f"{found[key]} and {uri} share the key {key!r}: rename or remove one")
         found[key] = uri
     return found
 
 
-def _refuse_unpaired(keys: set[str], uris: dict[str, str], lack: str, remedy: str) -> None:
-    if keys:
-        first, others = uris[min(keys)], len(keys) - 1
-        also = f" (nor have {others} more)" if others else ""
-        raise DatasetError(f"{first} has {lack}{also}: add {remedy} or remove the file")
+def _without_extension(path: str) -> str:
+    folder, slash, name = path.rpartition("/")
+    return folder + slash + (name.rpartition(".")[0] or name)
 
 
-def _decoded(decode: Any, uri: str) -> np.ndarray:
+def _refuse_unpaired(
+    images: dict[str, str], masks: dict[str, str], files: dict[str, str], folder: str
+) -> None:
+    """`files` is all that lies in the masks' folder, so that a mask under a wrong name can be named."""
+    if bare := images.keys() - masks.keys():
+        taken = {masks[key] for key in images.keys() & masks.keys()}
+        unused = sorted(path for path, uri in files.items() if uri not in taken)
+        lies_there = f"; {unused[0]} lies there, which is no KEY.png" if unused else ""
+        raise DatasetError(
+            f"{images[min(bare)]} has no mask in {folder}/masks{_more(bare)}{lies_there}: "
+            f"add masks/{min(bare)}.png or remove the image"
+        )
+    if bare := masks.keys() - images.keys():
+        raise DatasetError(
+            f"{masks[min(bare)]} has no image in {folder}/images{_more(bare)}: add KEY.jpg, or of another "
+            "format, or remove the file"
+        )
+
+
+def _more(keys: set[str]) -> str:
+    return f" (nor have {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _decode_image(data: bytes) -> DecodedImage:
+    return decode_scaled(data, MAX_PIXELS, None)
+
+
+def _decode_indices(data: bytes) -> MaskColours:
+    mask = decode_mask_colours(data)
+    if mask.values.ndim != 2:
+        raise ImageError("unsupported", "masks must be one channel of class indices, this one has colours")
+    return mask
+
+
+def _decoded(decode: Callable[[bytes], Content], uri: str) -> Content:
     try:
         return decode(storage.read_bytes(uri))
     except ImageError as error:
         raise DatasetError(f"{uri} cannot be used: {error}; replace or remove it") from error
 
 
-def _check_size(image: np.ndarray, mask: np.ndarray, sample: Sample) -> None:
-    if image.shape[:2] != mask.shape:
+def _check_size(image: DecodedImage, mask: np.ndarray, sample: Sample) -> None:
+    if (image.height, image.width) != mask.shape:
+        turned = (
+            f" (EXIF orientation {image.orientation} turns it; the mask has the size of its stored pixels)"
+            if mask.shape == (image.width, image.height) and image.orientation != 1
+            else ""
+        )
         raise DatasetError(
             f"{sample.mask_uri} is {mask.shape[1]}x{mask.shape[0]} but its image {sample.image_uri} is "
-            f"{image.shape[1]}x{image.shape[0]} as displayed: give the mask its image's size and orientation"
+            f"{image.width}x{image.height} as displayed{turned}: give the mask its image's size and "
+            "orientation"
         )
 
 

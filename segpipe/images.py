@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,62 +11,37 @@ from io import BytesIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 from segpipe.errors import ImageError
+from segpipe.image_headers import has_16_bits, open_header
 
 MAX_PIXELS = 100_000_000
 
-# By content, never by name; JpegImageFile takes the first picture of a multi-picture (MPO) file.
-_READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
-    (re.compile(rb"\xff\xd8\xff"), JpegImageFile),
-    (re.compile(rb"\x89PNG\r\n\x1a\n"), PngImageFile),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), WebPImageFile),
-    (re.compile(rb"II[*+]\0|MM\0[*+]"), TiffImageFile),
-    (re.compile(rb"GIF8[79]a"), GifImageFile),
-    (re.compile(rb"BM"), BmpImageFile),
-    (re.compile(rb"P[1-6f]\s"), PpmImageFile),
-)
-_OTHER_FORMATS = (
-    (re.compile(rb"....ftyp", re.DOTALL), "HEIC, AVIF or a video"),
-    (re.compile(rb"\0\0\0\x0cjP  "), "JPEG 2000"),
-    (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
-    (re.compile(rb"8BPS"), "Photoshop"),
-)
 _INDEX_MODES = ("1", "L", "P", "I;16")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-_QUIET_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-# What the decoding of a small file can take is bounded before it begins. Real JPEGs have a dozen scans.
-MAX_JPEG_SCANS = 100
-MAX_TIFF_TILES = 100_000
-MAX_SLOW_VALUES = 10_000_000  # pixels times channels, at up to 1 microsecond each
-_SLOW_CODECS = ("bmp_rle", "ppm", "ppm_plain")  # those that Pillow wrote in Python
-_JPEG_MARKER = re.compile(
-    rb"\xff+([^\x00\x01\xff\xd0-\xd8])", re.DOTALL
-)  # those with a length: 0 is a stuffed byte, 1 and d0 to d8 stand alone
-_JPEG_SCAN, _JPEG_END = 0xDA, 0xD9
-_JPEG_SCAN_MARKER = bytes([0xFF, _JPEG_SCAN])
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks, from their type on: those without which no picture is right (a capital), and where EXIF may be.
-_PNG_NEEDED = re.compile(rb"[A-Z]|eXIf|acTL|[tiz]TXt(XML:com\.adobe\.xmp|Raw profile type (exif|xmp|APP1))\0")
 _PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
 _TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
+_EIGHTH = 256 // 8
 _GREY_STEP = {2: 85, 4: 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """HxWx3 uint8 RGB, perhaps scaled down, with the height and width the image itself is displayed at."""
+    """HxWx3 uint8 RGB, perhaps scaled down, with the height and width the image itself is displayed at.
+
+    orientation: the EXIF one (1 to 8) by which stored pixels became displayed ones. nearly_black: the file
+    has more than 8 bits a channel and uses less than an eighth of their range, as 12 bits stored in 16 do.
+    """
 
     pixels: np.ndarray
     height: int
     width: int
+    orientation: int
+    nearly_black: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +72,7 @@ def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None
 def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """The image with its header read and what it asks for bounded; no pixel is decoded. ImageError."""
     with _image_errors():
-        return _open(data, max_pixels)
+        return open_header(data, max_pixels)
 
 
 def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) -> DecodedImage:
@@ -109,11 +82,14 @@ def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) 
         # Of JPEG alone: asking a PNG for its orientation would load it, and swallow that it is damaged.
         if smallest is not None and isinstance(image, JpegImageFile):
             image.draft(None, smallest if _orientation(image) in _TURNED_BY_90 else smallest[::-1])
+        deep = has_16_bits(image)  # asked before the decoding, and so is what Pillow does to a TIFF itself
+        turned_by_pillow = _orientation(image) if isinstance(image, TiffImageFile) else 1
         rgb = _rgb(image)
-        orientation = _orientation(image)  # asked again, since Pillow turns a TIFF itself as it loads it
+        orientation = _orientation(image)  # 1 for a TIFF now
         pixels = np.ascontiguousarray(turned(rgb, orientation))
     seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
-    return DecodedImage(pixels, *seen)
+    nearly_black = deep and int(rgb.max()) < _EIGHTH
+    return DecodedImage(pixels, *seen, max(orientation, turned_by_pillow), nearly_black)
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
@@ -152,12 +128,8 @@ def pixel_digest(pixels: np.ndarray) -> str:
 
 def decode_with_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
     """As `decode_image`, and the EXIF orientation (1 to 8) by which stored pixels became displayed ones."""
-    image = open_image(data, max_pixels)
-    # A PNG tells its orientation once it is decoded, a TIFF only before.
-    before = 1 if isinstance(image, PngImageFile) else _orientation(image)
-    pixels = decode_opened(image, None).pixels
-    found = _orientation(image) if isinstance(image, PngImageFile) else before
-    return pixels, found if found in range(1, 9) else 1
+    decoded = decode_scaled(data, max_pixels, None)
+    return decoded.pixels, decoded.orientation
 
 
 def is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
@@ -240,28 +212,8 @@ def _image_errors() -> Iterator[None]:
         raise ImageError("unreadable", f"damaged or cut off ({type(error).__name__}: {error})") from error
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """The image with its header read, of one frame and at most `max_pixels`; no pixel decoded yet.
-
-    The reader is called itself, because Image.open has a size limit of its own that is one for all threads.
-    """
-    _ignore_pillow_warnings()
-    reader = _reader(data)
-    image = reader(BytesIO(_pixel_chunks(data) if reader is PngImageFile else data))
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            "too_large", f"{width}x{height} is over {max_pixels} pixels; shrink it or raise the limit"
-        )
-    # Not how many: Pillow counts them one by one, and a small file can hold millions.
-    if getattr(image, "is_animated", False):
-        raise ImageError("unsupported", "holds several frames, one is expected; split it into single images")
-    _require_bounded_work(image, data)
-    return image
-
-
 def _open_mask(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    image = _open(data, max_pixels)
+    image = open_header(data, max_pixels)
     if not isinstance(image, PngImageFile):
         raise ImageError("unsupported", "a mask must be a PNG: other formats change class indices")
     return image
@@ -274,62 +226,6 @@ def _indices(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
         raise ImageError("unsupported", f"a mask holds class indices 0 to 255, this one has {indices.max()}")
     step = _GREY_STEP.get(data[_PNG_DEPTH_BYTE], 1) if image.mode == "L" else 1
     return indices.astype(np.uint8) // np.uint8(step)
-
-
-def _require_bounded_work(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse what is small and takes minutes to decode: a scan, a tile or a run may cost a few bytes."""
-    # At first sight only, which takes little time: every scan has this marker.
-    may_be_many = isinstance(image, JpegImageFile) and data.count(_JPEG_SCAN_MARKER) > MAX_JPEG_SCANS
-    if may_be_many and (scans := _jpeg_scans(data)) > MAX_JPEG_SCANS:
-        raise ImageError("too_large", f"has {scans} scans, over {MAX_JPEG_SCANS} are not read; save it anew")
-    if (tiles := len(image.tile)) > MAX_TIFF_TILES:
-        raise ImageError("too_large", f"has {tiles} tiles, over {MAX_TIFF_TILES} are not read; save it anew")
-    values = image.width * image.height * len(image.getbands())
-    if values > MAX_SLOW_VALUES and any(tile.codec_name in _SLOW_CODECS for tile in image.tile):
-        raise ImageError(
-            "too_large", f"{values} values in a kind of {image.format} that is slow to read; save it as PNG"
-        )
-
-
-def _jpeg_scans(data: bytes) -> int:
-    """The scans of the first picture: what follows its end, another picture or a video, is not looked at."""
-    scans, at = 0, 2
-    while (found := _JPEG_MARKER.search(data, at)) and found[1][0] != _JPEG_END:
-        scans += found[1][0] == _JPEG_SCAN
-        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    return scans
-
-
-def _pixel_chunks(data: bytes) -> bytes:
-    """A PNG without its texts and profiles, since Pillow gives up on a whole picture when these are long.
-
-    Text is kept where it may hold the EXIF orientation.
-    """
-    kept, at = [_PNG_SIGNATURE], len(_PNG_SIGNATURE)
-    while at + 12 <= len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4])
-        if _PNG_NEEDED.match(data, at + 4):
-            kept.append(data[at:end])
-        at = end
-    return b"".join(kept)
-
-
-def _reader(data: bytes) -> type[ImageFile.ImageFile]:
-    for signature, reader in _READERS:
-        if signature.match(data):
-            return reader
-    for signature, name in _OTHER_FORMATS:
-        if signature.match(data):
-            raise ImageError("unsupported", f"{name} is not supported; convert it to JPEG or PNG")
-    raise ImageError(
-        "unreadable", "the file is empty" if not data else f"no image: it begins with {data[:8]!r}"
-    )
-
-
-def _ignore_pillow_warnings() -> None:
-    """Keep Pillow's remarks on odd metadata quiet for good: catch_warnings is not safe with threads."""
-    if _QUIET_PILLOW not in warnings.filters[:1]:
-        warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _rgb(image: ImageFile.ImageFile) -> np.ndarray:
@@ -359,6 +255,7 @@ def _grey16_to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
 
 def _orientation(image: ImageFile.ImageFile) -> int:
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+        return found if found in range(1, 9) else 1
     except Exception:  # damaged EXIF is ignored by every viewer, and the picture is whole
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from segpipe.datasets import (
     Dataset,
     fingerprint,
     list_samples,
+    list_split,
     open_dataset,
     read_sample,
     write_dataset,
@@ -131,9 +133,50 @@ class TestSamples:
         assert [s.key for s in list_samples(dataset, "train")] == ["a/one", "two", "v1.2", "x", "y"]
 
     def test_other_files_are_not_samples(self, dataset: Dataset) -> None:
-        for name in ("images/README.md", "images/.DS_Store", "masks/notes.txt", "list.txt"):
+        for name in ("images/README.md", "images/README", "masks/notes.txt", "list.txt"):
             Path(dataset.root, "train", name).write_text("x")
         assert len(list_samples(dataset, "train")) == 2
+
+    def test_what_file_managers_leave_behind_is_counted_and_no_sample(self, dataset: Dataset) -> None:
+        for name in (
+            "images/.DS_Store",
+            "images/Thumbs.db",
+            "images/._two.png",
+            "images/__MACOSX/x.png",
+            "images/@eaDir/two.png/SYNO.jpg",
+            "masks/._two.png",
+        ):
+            path = Path(dataset.root, "train", name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"\0\5\x16\7")
+        found = list_split(dataset, "train")
+        assert [sample.key for sample in found.samples] == ["a/one", "two"]
+        assert found.left_aside == {"hidden": 5, ".db": 1}
+
+    @pytest.mark.parametrize("extension", ["tif", "TIFF", "bmp", "webp", "gif", "ppm", "xyz", ""])
+    def test_images_of_every_format_under_any_extension(
+        self, dataset: Dataset, extension: str, encoded: Callable[..., bytes]
+    ) -> None:
+        kinds = {"tif": "TIFF", "tiff": "TIFF", "bmp": "BMP", "webp": "WEBP", "gif": "GIF", "ppm": "PPM"}
+        image = Path(dataset.root, "train/images/two.png")
+        image.unlink()
+        grey = np.arange(96, dtype=np.uint8).reshape(8, 12)
+        options = {"lossless": True} if extension == "webp" else {}
+        content = encoded(grey, kinds.get(extension.lower(), "PNG"), **options)
+        image.with_name(f"two.{extension}" if extension else "two").write_bytes(content)
+        sample = list_samples(dataset, "train")[1]
+        assert sample.key == "two"
+        assert np.array_equal(read_sample(dataset, sample)[0], np.dstack([grey] * 3))
+
+    def test_a_mask_under_another_name_is_named(self, dataset: Dataset) -> None:
+        masks = Path(dataset.root, "train/masks")
+        (masks / "two.png").rename(masks / "two_mask.png")
+        message = _refused(list_samples, dataset, "train")
+        assert "train/images/two.png has no mask" in message
+        assert "two_mask.png lies there" in message
+        (masks / "two_mask.png").rename(masks / "two.jpg")
+        message = _refused(list_samples, dataset, "train")
+        assert "two.jpg lies there, which is no KEY.png: add masks/two.png" in message
 
     def test_missing_split_names_those_there(self, dataset: Dataset) -> None:
         write_sample(dataset, "val", "z", _image(), _mask())
@@ -142,7 +185,7 @@ class TestSamples:
     def test_split_without_images(self, dataset: Dataset) -> None:
         for path in Path(dataset.root, "train/images").rglob("*.png"):
             path.unlink()
-        assert "train/images holds no .jpg, .jpeg or .png" in _refused(list_samples, dataset, "train")
+        assert "train/images holds no image" in _refused(list_samples, dataset, "train")
 
     def test_image_without_mask(self, dataset: Dataset) -> None:
         Path(dataset.root, "train/masks/two.png").unlink()
@@ -225,7 +268,8 @@ class TestReading:
         assert sample.key == "turned"
         assert read_sample(dataset, sample)[0].shape == (12, 8, 3)
         Image.fromarray(_mask(8, 12)).save(Path(dataset.root, "train/masks/turned.png"))
-        assert "as displayed" in _refused(read_sample, dataset, sample)
+        message = _refused(read_sample, dataset, sample)
+        assert "8x12 as displayed (EXIF orientation 6 turns it; the mask has the size of its" in message
 
     def test_misfits_are_refused_on_writing(self, dataset: Dataset) -> None:
         assert "5x5" in _refused(write_sample, dataset, "train", "x", _image(), _mask(5, 5))

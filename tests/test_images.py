@@ -649,3 +649,99 @@ def test_overlay_blends_and_leaves_ignored_pixels_bare():
     np.testing.assert_array_equal(image[0, 0], (100, 100, 100))
     with pytest.raises(ImageError, match="differ in size"):
         overlay(image, np.zeros((2, 2), np.uint8), palette)
+
+
+# --- TIFFs of several pages, and what a value means ---
+
+
+def tiff(pages: list[tuple[np.ndarray, int]], photometric: int) -> bytes:
+    """An uncompressed TIFF written by hand (TIFF 6.0), of pages (HxW or HxWxC, NewSubfileType)."""
+    content, links = bytearray(b"II*\0\0\0\0\0"), [4]
+    for values, kind in pages:
+        planes = values.shape[2] if values.ndim == 3 else 1
+        pixels_at = len(content)
+        content += values.astype(values.dtype.newbyteorder("<")).tobytes()
+        bits_at = len(content)
+        content += struct.pack(f"<{planes}H", *[8 * values.itemsize] * planes)
+        content += bytes(len(content) % 2)
+        content[links[-1] : links[-1] + 4] = struct.pack("<I", len(content))
+        short, long = 3, 4
+        bits = 8 * values.itemsize if planes == 1 else bits_at if planes > 2 else 0
+        entries = [
+            (254, long, 1, kind),
+            (256, long, 1, values.shape[1]),
+            (257, long, 1, values.shape[0]),
+            (258, short, planes, bits),
+            (259, short, 1, 1),
+            (262, short, 1, photometric),
+            (273, long, 1, pixels_at),
+            (277, short, 1, planes),
+            (278, long, 1, values.shape[0]),
+            (279, long, 1, values.nbytes),
+        ]
+        content += struct.pack("<H", len(entries)) + b"".join(
+            struct.pack("<HHII", *entry) for entry in entries
+        )
+        links.append(len(content))
+        content += bytes(4)
+    return bytes(content)
+
+
+COLOURS = np.random.default_rng(3).integers(0, 256, (16, 24, 3), np.uint8)
+
+
+@pytest.mark.parametrize("kind", [1, 4, 5])
+def test_a_tiff_with_overviews_or_transparency_masks_is_its_first_page(kind):
+    data = tiff([(COLOURS, 0), (COLOURS[::2, ::2], kind), (COLOURS[::4, ::4], kind)], photometric=2)
+    np.testing.assert_array_equal(decode_image(data), COLOURS)
+
+
+def test_a_tiff_of_several_pictures_is_unsupported():
+    for kinds in ((0, 0), (1, 0), (0, 1, 0), (0, 2)):
+        assert failure(tiff([(COLOURS, kind) for kind in kinds], photometric=2)).reason == "unsupported"
+
+
+def test_a_tiff_of_millions_of_overviews_is_refused_at_once():
+    small = np.zeros((1, 1, 3), np.uint8)
+    assert failure(tiff([(COLOURS, 0), *[(small, 1)] * 100], photometric=2)).reason == "unsupported"
+
+
+def test_a_tiff_of_a_kind_that_is_not_read_is_unsupported_and_not_damaged():
+    error = failure(tiff([(COLOURS, 0)], photometric=1))  # three channels of which none is a colour
+    assert error.reason == "unsupported"
+    assert "save it as 8-bit RGB" in str(error)
+
+
+@pytest.mark.parametrize("values", [(0, 4095), (0, 8000)])
+def test_12_bits_in_16_are_called_nearly_black(encoded, values):
+    grey = np.array([values], np.uint16)
+    three = np.dstack([grey] * 3)
+    pgm = b"P5 2 1 65535\n" + grey.astype(">u2").tobytes()
+    rgb_png = png(2, 1, 16, 2, b"\0" + three.astype(">u2").tobytes())
+    for data in (
+        encoded(grey, "TIFF"),
+        encoded(grey, "PNG"),
+        pgm,
+        rgb_png,
+        tiff([(three, 0)], photometric=2),
+    ):
+        assert decode_scaled(data, 1000, None).nearly_black
+    whole = np.array([[0, 8192]], np.uint16)
+    for data in (encoded(whole, "TIFF"), encoded(whole, "PNG"), encoded((grey >> 8).astype(np.uint8), "PNG")):
+        assert not decode_scaled(data, 1000, None).nearly_black
+
+
+@pytest.mark.parametrize("file_type", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_the_orientation_that_turned_an_image_is_told(encoded, file_type):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    assert decode_scaled(encoded(COLOURS, file_type, exif=exif), 1000, None).orientation == 3
+    assert decode_scaled(encoded(COLOURS, file_type), 1000, None).orientation == 1
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_long_text_that_could_hold_an_orientation_costs_no_picture(packed):
+    text = b"XML:com.adobe.xmp\0" + (b"\1" if packed else b"\0") + b"\0\0\0"
+    text += zlib.compress(b"x" * 3_000_000) if packed else b"x" * 3_000_000
+    data = png(1, 1, 8, 2, b"\0\1\2\3", (b"iTXt", text))
+    np.testing.assert_array_equal(decode_image(data), [[(1, 2, 3)]])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,27 +13,12 @@ import pyarrow.compute as pc
 from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA, read_list
+from segpipe.listing import left_aside
 from segpipe.redaction import redact
 
-HIDDEN = "hidden"
-MASKS = "masks of another OUTPUT"
-CONFIDENCE_MAPS = "confidence maps of another OUTPUT"
-_OWN_IMAGE = re.compile(
-    r"(?:^|/)(?:(masks|confidence_maps)/[0-9a-f]{12}/.+|reviews/(masks)/[0-9a-f]{32}/[0-9a-f]{32})\.png$",
-    re.DOTALL,
-)
-# Files that lie next to images and say by their name that they are none. Any other object is planned: what it
-# holds is found out when it is decoded, so that an image under a wrong name is labelled all the same.
-SIDECAR_EXTENSIONS = frozenset(
-    (
-        *(".aae", ".arrow", ".csv", ".db", ".geojson", ".htm", ".html", ".ini", ".json"),
-        *(".jsonl", ".lock", ".log", ".md", ".md5", ".parquet", ".pdf", ".rst", ".sha256"),
-        *(".toml", ".tsv", ".txt", ".xml", ".xmp", ".yaml", ".yml"),
-    )
-)
-# Surely to be labelled, by RE2, unless a folder has the name of one of ours.
+# Surely to be labelled, by RE2, unless a folder has a name that listing.py looks at.
 _PLAIN_IMAGE = r"(?i)^(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*\.(?:jpe?g|png|tiff?|webp|bmp)$"
-_OWN_FOLDER = "(?:masks|confidence_maps)/"
+_OTHER_FOLDER = "(?:masks|confidence_maps|__MACOSX)/"
 _CHUNK = 50_000
 
 
@@ -102,10 +85,10 @@ def _labelable(found: Iterable[pa.RecordBatch], skipped: Counter[str]) -> Iterat
 
 
 def _all_left_aside(keys: pa.Array) -> pa.Array:
-    """`_left_aside` of each: keys that are plainly an image's without a Python object for each."""
+    """`left_aside` of each: keys that are plainly an image's without a Python object for each."""
     plain = pc.match_substring_regex(keys, _PLAIN_IMAGE)
-    odd = pc.or_(pc.invert(plain), pc.match_substring_regex(keys, _OWN_FOLDER))
-    reasons = [_left_aside(key) for key in keys.filter(odd).to_pylist()]
+    odd = pc.or_(pc.invert(plain), pc.match_substring_regex(keys, _OTHER_FOLDER))
+    reasons = [left_aside(key) for key in keys.filter(odd).to_pylist()]
     return pc.replace_with_mask(pa.nulls(len(keys), pa.string()), odd, pa.array(reasons, pa.string()))
 
 
@@ -118,17 +101,6 @@ def _not_empty(
         yield batch
     if not n_objects:
         raise RunError(_nothing_to_label(place, skipped))
-
-
-def _left_aside(key: str) -> str | None:
-    """Under which name the object is counted as left aside; None when it is to be labelled."""
-    components = key.split("/")
-    if any(component.startswith(".") and component not in (".", "..") for component in components):
-        return HIDDEN
-    if own := _OWN_IMAGE.search(key):
-        return CONFIDENCE_MAPS if own[1] == "confidence_maps" else MASKS
-    extension = PurePosixPath(components[-1]).suffix.lower()
-    return extension if extension in SIDECAR_EXTENSIONS else None
 
 
 def _nothing_to_label(place: str, skipped: Counter[str]) -> str:

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from segpipe import storage
 from segpipe.config import LabelSettings
-from segpipe.labeling.inventory import SIDECAR_EXTENSIONS, _all_left_aside
+from segpipe.labeling.inventory import _all_left_aside
 from segpipe.labeling.mask_keys import alternative_key, natural_key, natural_keys
 from segpipe.labeling.plan import make_plan
+from segpipe.listing import SIDECAR_EXTENSIONS, SIDECAR_NAMES
 from segpipe.manifests.schema import ROW_SCHEMA, Row, rows_table
 from segpipe.manifests.store import commit_part
 
@@ -29,6 +30,9 @@ NAMES = st.sampled_from(
         "x.TXT",
         ".h",
         "masks",
+        "__MACOSX",
+        "@eaDir",
+        "README",
         MODEL,
         "d e",
         "ü.jpg",
@@ -45,6 +49,10 @@ ROWS = st.sampled_from([None, "accepted", "unreadable", "storage", "older versio
 def left_aside(key: str) -> bool:
     """Written anew from the documented rules."""
     if any(part.startswith(".") and part not in (".", "..") for part in key.split("/")):
+        return True
+    if {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"} & {*key.split("/")}:
+        return True
+    if key.split("/")[-1].lower() in SIDECAR_NAMES:
         return True
     own = re.search(r"(?:^|/)(?:masks|confidence_maps)/[0-9a-f]{12}/.+\.png\Z", key, re.DOTALL)
     return bool(own) or PurePosixPath(key.split("/")[-1]).suffix.lower() in SIDECAR_EXTENSIONS
