@@ -250,21 +250,23 @@ def evaluate(as_json: bool, **values: object) -> None:
     if settings.report is None:
         from segpipe.evaluation.measure import evaluate
 
-        result = evaluate(settings.model, settings.data, settings.split, settings.device)
+        result = evaluate(settings.model, settings.data, settings.split, settings.device, settings.allow)
         _print_result(asdict(result), as_json)
     else:
         _evaluate_and_report(settings, settings.report, as_json)
 
 
 def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool) -> None:
-    from segpipe.evaluation.measure import measure_split, summarise
+    from segpipe.evaluation.measure import measure_checked, summarise
     from segpipe.models.labeler import load_without_policy
     from segpipe.reports.confidence import check_writable, write_report
 
     check_writable(report)  # before the work, not after it
     labeler = load_without_policy(settings.model, settings.device)
     policy, problem = _policy_to_show(settings.model, labeler)
-    measurements = measure_split(replace(labeler, policy=policy), settings.data, settings.split)
+    measurements = measure_checked(
+        replace(labeler, policy=policy), settings.model, settings.data, settings.split, settings.allow
+    )
     result = summarise(measurements)
     _print_result(asdict(result), as_json)
     facts = _report_facts(settings, labeler.model_id, policy, problem)
@@ -333,6 +335,7 @@ def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
             else f"{error:.3f} (confidence shown against true IoU)",
         ),
         ("policy", policy.policy_id),
+        *(("warning", line) for line in policy.warnings),
     ]
 
 

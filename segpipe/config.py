@@ -92,6 +92,22 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+Check = Literal["unreadable", "shared", "duplicates"]
+CHECKS: dict[Check, str] = {
+    "unreadable": "leaves out images that cannot be used with their masks",
+    "shared": "takes images that training has seen, which flatter every figure",
+    "duplicates": "counts copies of an image as evidence of their own, which voids a promise",
+}
+Allowed = Annotated[
+    tuple[Check, ...],
+    Field(
+        description="Go on in spite of a check that refuses the data set; may be given more than once: "
+        + ", ".join(f"{name} {meaning}" for name, meaning in CHECKS.items())
+        + "."
+    ),
+]
+
+
 class StorageSettings(_Settings):
     """How storage is talked to; read from the environment, as the credentials are.
 
@@ -177,6 +193,7 @@ class TrainSettings(_Settings):
         gt=0,
         description="Adam's step size; unset: 0.0002 for the published recipe, larger for the others.",
     )
+    allow: Allowed = ()
 
 
 class EvaluateSettings(_Settings):
@@ -191,6 +208,7 @@ class EvaluateSettings(_Settings):
         description="Also write plots and one self-contained page, index.html, to this folder at any fsspec "
         "URL; with the model's policy, if it has one. Unset: figures only.",
     )
+    allow: Allowed = ()
 
 
 class CalibrateSettings(_Settings):
@@ -231,14 +249,16 @@ class CalibrateSettings(_Settings):
     group_by: RegularExpression | None = Field(
         None,
         description="Regular expression whose first match in an image's key (its first group, if it has one) "
-        "names what the image belongs to, for example '^[^_]+' for SEQUENCE_FRAME; unset: images are "
-        "independent. Frames of one video are not: they count as one, else the promise is void.",
+        "names what the image belongs to, for example '^[^_]+' for SEQUENCE_FRAME; unset: as the data set's "
+        "groups.csv says, and without one images are independent. Frames of one video are not: they count as "
+        "one, else the promise is void.",
     )
     guard: Guards = Field(
         (),
         description="CLASS:CONFIDENCE, for example person:0.5: a mask that shows the class with less class "
         "confidence (0 to 1) goes to review whatever its score; may be given for several classes.",
     )
+    allow: Allowed = ()
     device: Device = Field("auto", description=_DEVICE)
 
     @model_validator(mode="after")
@@ -270,7 +290,7 @@ class PromoteSettings(_Settings):
     group_by: RegularExpression | None = Field(
         None,
         description="Regular expression whose first match in an image's key names what the image belongs to, "
-        "as for calibrate: frames of one video count as one. Unset: images are independent.",
+        "as for calibrate: frames of one video count as one. Unset: by groups.csv, if there is one.",
     )
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap's draws.")
     device: Device = Field("auto", description=_DEVICE)

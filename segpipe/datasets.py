@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from segpipe import storage
+from segpipe.concurrency import Budget
 from segpipe.errors import DatasetError, ImageError, NotFoundError
 from segpipe.images import (
     MAX_PIXELS,
@@ -29,8 +31,9 @@ from segpipe.images import (
     MaskColours,
     class_palette,
     decode_mask_colours,
-    decode_scaled,
+    decode_opened,
     encode_mask,
+    open_image,
 )
 from segpipe.listing import left_aside
 
@@ -130,19 +133,25 @@ def list_split(dataset: Dataset, split: str) -> Split:
     return Split(samples, skipped)
 
 
-def read_sample(dataset: Dataset, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+def read_sample(
+    dataset: Dataset, sample: Sample, in_work: Budget | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Image (HxWx3 uint8, displayed orientation) and mask (HxW uint8, class indices or the ignore index).
 
-    Raises DatasetError when either cannot be decoded, their sizes differ or a class is out of range.
+    `in_work` bounds the pixels of the images that are being read at once. Raises DatasetError when either
+    cannot be decoded, their sizes differ or a class is out of range.
     """
-    labelled = read_labelled(sample)
+    labelled = read_labelled(sample, in_work or Budget(MAX_PIXELS))
     check_labelled(dataset, sample, labelled)
     return labelled.image.pixels, labelled.mask
 
 
-def read_labelled(sample: Sample) -> LabelledImage:
-    """A sample's files as they are. Raises DatasetError when either cannot be decoded."""
-    image = _decoded(_decode_image, sample.image_uri)
+def read_labelled(sample: Sample, in_work: Budget) -> LabelledImage:
+    """A sample's files as they are; `in_work` bounds the pixels of all that are being read at once.
+
+    Raises DatasetError when either cannot be decoded.
+    """
+    image = _decoded(partial(_decode_image, in_work=in_work), sample.image_uri)
     mask = _decoded(_decode_indices, sample.mask_uri)
     return LabelledImage(image, mask.values, mask.palette)
 
@@ -261,7 +270,7 @@ def _refuse_unpaired(
     if bare := images.keys() - masks.keys():
         taken = {masks[key] for key in images.keys() & masks.keys()}
         unused = sorted(path for path, uri in files.items() if uri not in taken)
-        lies_there = f"; {unused[0]} lies there, which is no KEY.png" if unused else ""
+        lies_there = f"; {unused[0]} lies there, which is the KEY.png of no image" if unused else ""
         raise DatasetError(
             f"{images[min(bare)]} has no mask in {folder}/masks{_more(bare)}{lies_there}: "
             f"add masks/{min(bare)}.png or remove the image"
@@ -277,8 +286,10 @@ def _more(keys: set[str]) -> str:
     return f" (nor have {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
-def _decode_image(data: bytes) -> DecodedImage:
-    return decode_scaled(data, MAX_PIXELS, None)
+def _decode_image(data: bytes, in_work: Budget) -> DecodedImage:
+    image = open_image(data, MAX_PIXELS)
+    with in_work.held(image.width * image.height):
+        return decode_opened(image, None)
 
 
 def _decode_indices(data: bytes) -> MaskColours:

@@ -37,4 +37,6 @@ def columns(rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple | list):
+        return "; ".join(map(str, value)) or "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -176,7 +176,7 @@ class TestSamples:
         assert "two_mask.png lies there" in message
         (masks / "two_mask.png").rename(masks / "two.jpg")
         message = _refused(list_samples, dataset, "train")
-        assert "two.jpg lies there, which is no KEY.png: add masks/two.png" in message
+        assert "two.jpg lies there, which is the KEY.png of no image: add masks/two.png" in message
 
     def test_missing_split_names_those_there(self, dataset: Dataset) -> None:
         write_sample(dataset, "val", "z", _image(), _mask())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -17,40 +15,55 @@ from segpipe.config import CalibrateSettings, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError
 from segpipe.evaluation.measure import open_matching_dataset, read_in_batches
+from segpipe.groups import image_groups
+from segpipe.inspection.checks import (
+    never_shown,
+    require_no_copies,
+    require_unseen,
+    require_usable,
+    say,
+    warnings_of,
+)
+from segpipe.inspection.facts import SplitFacts, look_through
+from segpipe.inspection.looks import value_counts
 from segpipe.metrics import image_iou
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
-from segpipe.training.learnt_images import first_seen, seen_images
-
-logger = logging.getLogger(__name__)
+from segpipe.training.learnt_images import seen_images
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """Raw scores (n,), IoUs (n,), NaN without a labelled pixel, and class confidences (n, K) of n images."""
+    """Raw scores (n,), IoUs (n,), NaN without a labelled pixel, and class confidences (n, K) of n images;
+    shown_pixels (256,): pixels of each class in all masks together."""
 
     scores: np.ndarray
     ious: np.ndarray
     class_confidences: np.ndarray
+    shown_pixels: np.ndarray
 
 
 def calibrate(settings: CalibrateSettings) -> Policy:
     """Certify a threshold on a labelled split and write policy.json into the model's folder.
 
-    Raises DatasetError (also when the split was trained on: its scores would flatter the model, and when
-    an image's key names no group), PolicyError (a guarded class that the model has not), ModelError,
-    StorageError.
+    Raises DatasetError (also for what inspection.checks refuses, as a split that was trained on, whose scores
+    would flatter the model, and when an image has no group), PolicyError (a guarded class that the model has
+    not), ModelError, StorageError.
     """
     labeler = load_without_policy(settings.model, settings.device)
     guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], labeler.classes)
     dataset = open_matching_dataset(labeler, settings.data)
-    samples = list_samples(dataset, settings.split)
-    keys = [sample.key for sample in samples]
-    groups = None if settings.group_by is None else np.asarray(group_names(keys, settings.group_by))
+    keys = [sample.key for sample in list_samples(dataset, settings.split)]
+    names = image_groups(dataset, keys, settings.group_by)
+    groups = None if names is None else dict(zip(keys, names, strict=True))
     calibration_fingerprint = fingerprint(dataset, settings.split)
-    _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
-    _check_no_image_seen(samples, settings)
-    judged = _judge(labeler, dataset, samples)
+    known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
+    facts = look_through(dataset, settings.split)
+    warnings = say([*known, *_checked(facts, groups, settings)])
+    judged = _judge(labeler, dataset, facts.usable)
+    n_classes = len(labeler.classes)
+    shown, there = judged.shown_pixels[:n_classes].tolist(), facts.pixels[:n_classes].tolist()
+    warnings += say(never_shown(labeler.classes, there, shown, settings.split))
     # An image without one labelled pixel says nothing about its mask.
     measured = ~np.isnan(judged.ious)
     if not measured.any():
@@ -66,32 +79,20 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         settings.confidence,
         calibration_fingerprint,
         datetime.now(UTC).isoformat(timespec="seconds"),
-        group=None if groups is None else groups[measured].tolist(),
+        group=None if groups is None else _measured_groups(groups, facts.usable, measured),
         guards=guards,
         class_confidences=judged.class_confidences[measured],
         model_digest=labeler.digest,
+        warnings=warnings,
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
 
 
-def group_names(keys: Sequence[str], pattern: str) -> list[str]:
-    """What each image belongs to: the pattern's first match in its key, or that match's first group.
-
-    Raises DatasetError for a key without a match.
-    """
-    return [_group_name(key, re.compile(pattern)) for key in keys]
-
-
-def _group_name(key: str, pattern: re.Pattern[str]) -> str:
-    match = pattern.search(key)
-    name = match and match[1 if pattern.groups else 0]
-    if not name:
-        raise DatasetError(
-            f"{pattern.pattern!r} finds no group in the image key {key!r}: "
-            "give --group-by a regular expression that matches every key"
-        )
-    return name
+def _measured_groups(groups: Mapping[str, str], samples: list[Sample], measured: np.ndarray) -> list[str]:
+    return [
+        groups[sample.key] for sample, is_known in zip(samples, measured.tolist(), strict=True) if is_known
+    ]
 
 
 def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss:
@@ -102,34 +103,40 @@ def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss:
     return BadFraction(settings.min_iou, settings.max_bad_fraction)
 
 
-def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> None:
+def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> list[str]:
+    """Warnings; DatasetError for the split that the model was trained on, unless that is allowed."""
     place = f"split {settings.split} of {settings.data}"
     if training_data["fingerprint"] == fingerprint:
-        raise DatasetError(f"the model was trained on {place}: calibrate on images it has not seen")
+        if "shared" not in settings.allow:
+            raise DatasetError(f"the model was trained on {place}: calibrate on images it has not seen")
+        return [f"allowed: the model was trained on {place}: the promise is flattered"]
     if training_data.get("validation_fingerprint") == fingerprint:
-        logger.warning(
-            "%s picked the model's best weights, so the promise may be a little flattered: "
-            "prefer images that training has not looked at",
-            place,
-        )
+        return [
+            f"{place} picked the model's best weights, so the promise may be a little flattered: prefer "
+            "images that training has not looked at"
+        ]
+    return []
 
 
-def _check_no_image_seen(samples: list[Sample], settings: CalibrateSettings) -> None:
-    seen = seen_images(storage.normalise(settings.model))
-    if uri := first_seen(samples, seen):
-        raise DatasetError(
-            f"{uri} is among the images the model was trained on: calibrate on others, or train again "
-            "without it"
-        )
+def _checked(facts: SplitFacts, groups: Mapping[str, str] | None, settings: CalibrateSettings) -> list[str]:
+    """What to say of the split. Raises DatasetError for what no promise can rest on."""
+    return [
+        *require_usable(facts, settings.allow),
+        *require_unseen(facts, seen_images(settings.model), settings.allow),
+        *require_no_copies(facts, groups, settings.allow),
+        *warnings_of(facts),
+    ]
 
 
 def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Judged:
     scores, ious, class_confidences = [], [], []
+    shown = np.zeros(256, np.int64)
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
             for (_, truth), labeled in zip(pairs, labeler.label([image for image, _ in pairs]), strict=True):
                 scores.append(labeled.discriminator_score)
                 ious.append(image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index))
                 class_confidences.append(labeled.class_confidences)
+                shown += value_counts(labeled.mask)
             progress.advance(len(pairs))
-    return _Judged(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences))
+    return _Judged(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences), shown)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 
 import numpy as np
 from torch import Tensor
 
+from segpipe.concurrency import Budget
 from segpipe.confidence import baselines
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.confidence.selective import selective_metrics
+from segpipe.config import Check
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
+from segpipe.images import MAX_PIXELS
+from segpipe.inspection.checks import copies, never_shown, require_unseen, require_usable, say, warnings_of
+from segpipe.inspection.facts import look_through
 from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
 from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
 from segpipe.models.labeler import Labeler, load_without_policy, split_masks
 from segpipe.models.masks import class_logits
 from segpipe.progress import track
+from segpipe.training.learnt_images import seen_images
 
 READ_THREADS = 4
 
@@ -34,7 +40,8 @@ class Measurements:
     image_ious (n,): mean IoU of each mask, NaN for an image without a labelled pixel. confidences (n,): the
     expected IoU that a manifest would show. class_confidences (n,K): the same of each class, NaN for a class
     not in the mask. scores: (n,) per name, higher is surer; `discriminator` is the one that routes. confusion
-    (K,K): pixel counts, truth by prediction.
+    (K,K): pixel counts, truth by prediction. warnings: what to know of the split and of the figures, a line
+    each.
     """
 
     classes: tuple[str, ...]
@@ -44,6 +51,7 @@ class Measurements:
     class_confidences: np.ndarray
     scores: dict[str, np.ndarray]
     confusion: np.ndarray
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,17 +64,48 @@ class Evaluation:
     per_class_iou: dict[str, float | None]
     mean_image_iou: float
     scores: dict[str, dict[str, float]]
+    warnings: tuple[str, ...] = ()
 
 
-def evaluate(model_url: str, data: str, split: str, device: str = "auto") -> Evaluation:
-    """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError."""
-    return summarise(measure_split(load_without_policy(model_url, device), data, split))
+def evaluate(
+    model_url: str, data: str, split: str, device: str = "auto", allow: Collection[Check] = ()
+) -> Evaluation:
+    """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError.
+
+    DatasetError also for what inspection.checks refuses and `allow` does not waive.
+    """
+    labeler = load_without_policy(model_url, device)
+    return summarise(measure_checked(labeler, model_url, data, split, allow))
+
+
+def measure_checked(
+    labeler: Labeler, model_url: str, data: str, split: str, allow: Collection[Check]
+) -> Measurements:
+    """As `measure_split`, of a split that is looked at first; with warnings, which are logged.
+
+    Raises DatasetError also for a split that is refused: the model at `model_url` has learnt from it, or its
+    images cannot be used.
+    """
+    facts = look_through(open_matching_dataset(labeler, data), split)
+    waived = [
+        *require_usable(facts, allow),
+        *require_unseen(facts, seen_images(model_url), allow),
+    ]
+    repeated = [line] if (line := copies(facts)) else []
+    known = say([*waived, *repeated, *warnings_of(facts)])
+    measured = _measure_samples(labeler, facts.dataset, facts.usable)
+    shown = measured.confusion.sum(axis=0).tolist()
+    missed = never_shown(labeler.classes, measured.confusion.sum(axis=1).tolist(), shown, split)
+    return replace(measured, warnings=(*known, *say(missed)))
 
 
 def measure_split(labeler: Labeler, data: str, split: str) -> Measurements:
     """The labeler on every image of a split. Raises DatasetError, StorageError."""
     dataset = open_matching_dataset(labeler, data)
-    samples = list_samples(dataset, split)
+    return _measure_samples(labeler, dataset, list_samples(dataset, split))
+
+
+def _measure_samples(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> Measurements:
     batches = read_in_batches(dataset, samples, labeler.batch_size)
     return measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
 
@@ -148,6 +187,7 @@ def summarise(measurements: Measurements) -> Evaluation:
             name: asdict(selective_metrics(1 - ious, values[measured]))
             for name, values in measurements.scores.items()
         },
+        warnings=measurements.warnings,
     )
 
 
@@ -164,7 +204,7 @@ def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:
 
 def read_in_batches(dataset: Dataset, samples: list[Sample], batch_size: int) -> Iterator[list[Pair]]:
     """Images and truths of the samples, in order. Raises DatasetError."""
-    remaining = iter(samples)
+    remaining, read = iter(samples), partial(read_sample, dataset, in_work=Budget(MAX_PIXELS))
     with ThreadPoolExecutor(READ_THREADS) as pool:
         while chunk := list(islice(remaining, batch_size)):
-            yield list(pool.map(partial(read_sample, dataset), chunk))
+            yield list(pool.map(read, chunk))

@@ -14,8 +14,8 @@ from segpipe import storage
 from segpipe.config import PromoteSettings
 from segpipe.datasets import fingerprint, list_samples, open_dataset
 from segpipe.errors import DatasetError, ModelError
-from segpipe.evaluation.calibration import group_names
 from segpipe.evaluation.measure import measure_split
+from segpipe.groups import image_groups
 from segpipe.models import promotion_line
 from segpipe.models.labeler import Labeler, load_model
 from segpipe.redaction import redact
@@ -100,7 +100,7 @@ def compare(old: Labeler, new: Labeler, settings: PromoteSettings) -> Comparison
     keys = [key for key, is_known in zip(measured[0].keys, known, strict=True) if is_known]
     if len(keys) < 2:
         raise DatasetError(f"split {settings.split} has {len(keys)} usable images: compare on some dozens")
-    groups = keys if settings.group_by is None else group_names(keys, settings.group_by)
+    groups = image_groups(open_dataset(settings.data), keys, settings.group_by) or keys
     old_ious, new_ious = (_mean_by_group(one.image_ious[known], groups) for one in measured)
     return compare_paired(old_ious, new_ious, settings.confidence, settings.seed)
 

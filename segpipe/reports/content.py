@@ -79,6 +79,7 @@ def _remarks(evaluation: Evaluation, judged: Judged, about: ReportFacts) -> Iter
             f"Without one labelled pixel, so that no IoU is known: {without_truth} of {evaluation.n} images. "
             "What compares scores with IoU leaves them out."
         )
+    yield from (f"Warning: {redact(line)}" for line in evaluation.warnings)
     if about.policy_problem is not None:
         yield f"The policy was left aside: {redact(about.policy_problem)}"
 

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.datasets import Dataset, list_samples, read_sample
+from segpipe.concurrency import Budget
+from segpipe.datasets import Dataset, Sample, list_samples, read_sample
 from segpipe.errors import DatasetError
+from segpipe.images import MAX_PIXELS
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
 
 READ_THREADS = 4
-SIZE_MULTIPLE = 32
-LARGEST_WORKING_AREA = 256 * 352
 
 Read = Callable[[], tuple[np.ndarray, np.ndarray]]
 
@@ -43,26 +43,25 @@ class LabelledPixels:
         return torch.from_numpy(self.images[rows]), torch.from_numpy(self.masks[rows])
 
 
-def choose_working_size(shapes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The working size (height, width) for images of these sizes: their upper-quartile area, at most 256x352
-    pixels, in their median shape, as multiples of 32."""
-    sizes = np.asarray(shapes, dtype=float)
-    area = min(float(np.quantile(sizes.prod(axis=1), 0.75)), LARGEST_WORKING_AREA)
-    ratio = float(np.median(sizes[:, 0] / sizes[:, 1]))
-    height, width = np.sqrt(area * ratio), np.sqrt(area / ratio)
-    rounded = [max(SIZE_MULTIPLE, round(side / SIZE_MULTIPLE) * SIZE_MULTIPLE) for side in (height, width)]
-    return rounded[0], rounded[1]
-
-
-def reads_of(dataset: Dataset, split: str) -> list[Read]:
-    """How to read each sample of a split, in the order of the keys. Raises DatasetError."""
-    return [partial(read_sample, dataset, sample) for sample in list_samples(dataset, split)]
+def reads_of(dataset: Dataset, samples: Sequence[Sample]) -> list[Read]:
+    """How to read each sample, in the same order; at once so many pixels as one image may have."""
+    in_work = Budget(MAX_PIXELS)
+    return [partial(read_sample, dataset, sample, in_work) for sample in samples]
 
 
 @contextmanager
 def load_split(dataset: Dataset, split: str, working_size: tuple[int, int]) -> Iterator[LabelledPixels]:
-    """A split's pixels, each image as often as any other. Raises DatasetError."""
-    reads = reads_of(dataset, split)
+    """As `load_samples`, of all samples of a split."""
+    with load_samples(dataset, list_samples(dataset, split), working_size) as labelled:
+        yield labelled
+
+
+@contextmanager
+def load_samples(
+    dataset: Dataset, samples: Sequence[Sample], working_size: tuple[int, int]
+) -> Iterator[LabelledPixels]:
+    """The samples' pixels, each image as often as any other. Raises DatasetError."""
+    reads = reads_of(dataset, samples)
     with load_pixels(reads, [1.0] * len(reads), working_size) as labelled:
         yield labelled
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from segpipe import storage
 from segpipe.datasets import Sample
 from segpipe.errors import NotFoundError
 from segpipe.images import decode_image, pixel_digest
-from segpipe.training.labelled_pixels import READ_THREADS, Read
+from segpipe.training.labelled_pixels import READ_THREADS
 
 FILE = "seen_images.txt"
 
 
-def keep_seen(model_url: str, reads: Iterable[Read]) -> None:
+def keep_seen(model_url: str, digests: Collection[str]) -> None:
     """Write the digests of the images' pixels, a line each, into the model's folder. StorageError."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        digests = set(pool.map(lambda read: pixel_digest(read()[0]), reads))
-    storage.put(storage.join(model_url, FILE), "".join(f"{digest}\n" for digest in sorted(digests)).encode())
+    lines = "".join(f"{digest}\n" for digest in sorted(set(digests)))
+    storage.put(storage.join(model_url, FILE), lines.encode())
 
 
 def seen_images(model_url: str) -> frozenset[str]:
     """The digests; none for a model that kept none (of an older segpipe). StorageError."""
+    folder = storage.normalise(model_url)
     try:
-        return frozenset(storage.read_bytes(storage.join(model_url, FILE)).decode().split())
+        return frozenset(storage.read_bytes(storage.join(folder, FILE)).decode().split())
     except NotFoundError:
         return frozenset()
 

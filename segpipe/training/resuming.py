@@ -42,5 +42,6 @@ def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | Non
 
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
-    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"})
+    without_default = {"allow"} if not settings.allow else set()  # older checkpoints know no such setting
+    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"} | without_default)
     return kept | {"data": storage.normalise(settings.data)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import platform
 import time
 from dataclasses import dataclass
@@ -15,8 +14,11 @@ import torch
 from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings, working_size
-from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset, read_sample
+from segpipe.datasets import Dataset, fingerprint, open_dataset
 from segpipe.digests import shown
+from segpipe.images import pixel_digest
+from segpipe.inspection.checks import copies, require_apart, require_usable, say, warnings_of
+from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.kinds import OBJECTIVES
 from segpipe.models.bundle import (
     ModelCard,
@@ -43,17 +45,16 @@ from segpipe.training.corrections import (
 from segpipe.training.gan_loop import Progress
 from segpipe.training.history import RoundRecord, history_csv, history_png
 from segpipe.training.holdout import split_parts, with_corrections
-from segpipe.training.labelled_pixels import Read, choose_working_size, load_pixels, load_split, reads_of
+from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
 from segpipe.training.learnt_images import keep_seen
 from segpipe.training.resuming import start_or_resume
 from segpipe.training.stages import Work, judge, play
-
-SIZES_LOOKED_AT = 64
+from segpipe.working_size import choose_working_size
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where the model is and how good it is on the validation split."""
+    """Where the model is, how good it is on the validation split, what is odd about the data set."""
 
     model: str
     model_id: str
@@ -62,25 +63,26 @@ class TrainResult:
     mean_iou: float
     pixel_accuracy: float
     seconds: float
+    warnings: tuple[str, ...] = ()
 
 
 def train(settings: TrainSettings) -> TrainResult:
     """Train a generator and its discriminator and write the bundle.
 
-    Raises DatasetError, RunError (a model is there already, or --resume does not fit), StorageError.
+    Raises DatasetError (also for what inspection.checks refuses), RunError (a model is there already, or
+    --resume does not fit), StorageError.
     """
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
     dataset = open_dataset(settings.data)
+    train_facts, val_facts = (look_through(dataset, split) for split in (settings.split, settings.val_split))
+    warnings = say(_checked(train_facts, val_facts, settings))
     corrections = _corrections(settings, model_url, dataset, checkpoint)
-    reads: list[Read] = [
-        *reads_of(dataset, settings.split),
-        *(partial(read_correction, correction, dataset) for correction in corrections),
-    ]
-    n_labelled = len(reads) - len(corrections)
+    corrected: list[Read] = [partial(read_correction, correction, dataset) for correction in corrections]
+    reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
-    spec = _make_spec(settings, dataset)
+    spec = _make_spec(settings, dataset, train_facts)
     device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     generator, discriminator = (
@@ -89,14 +91,14 @@ def train(settings: TrainSettings) -> TrainResult:
     )
     with (
         load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec.working_size) as labelled,
-        load_split(dataset, settings.val_split, spec.working_size) as validation,
+        load_samples(dataset, val_facts.usable, spec.working_size) as validation,
     ):
         work = Work(settings, model_url, spec, labelled, parts, device)
         progress = play(work, (generator, discriminator.adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         discriminator.adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
-    keep_seen(model_url, reads)
+    keep_seen(model_url, {*train_facts.digests, *(pixel_digest(read()[0]) for read in corrected)})
     card = _save(work, dataset, corrections, generator, discriminator, progress, judging)
     delete_checkpoint(model_url)
     return TrainResult(
@@ -107,7 +109,16 @@ def train(settings: TrainSettings) -> TrainResult:
         card.metrics["mean_iou"],
         card.metrics["pixel_accuracy"],
         time.monotonic() - started,
+        warnings,
     )
+
+
+def _checked(train_facts: SplitFacts, val_facts: SplitFacts, settings: TrainSettings) -> list[str]:
+    """What to say of the splits that teach and validate. Raises DatasetError for what may not be used."""
+    waived = [line for facts in (train_facts, val_facts) for line in require_usable(facts, settings.allow)]
+    waived += require_apart(train_facts, val_facts, settings.allow)
+    repeated = [line for facts in (train_facts, val_facts) if (line := copies(facts))]
+    return [*waived, *repeated, *warnings_of(train_facts), *warnings_of(val_facts)]
 
 
 def _corrections(
@@ -124,24 +135,22 @@ def _corrections(
     return found
 
 
-def _make_spec(settings: TrainSettings, dataset: Dataset) -> ModelSpec:
+def _make_spec(settings: TrainSettings, dataset: Dataset, train_facts: SplitFacts) -> ModelSpec:
     return ModelSpec(
         architecture=settings.architecture,
         classes=dataset.classes,
         ignore_index=dataset.ignore_index,
-        working_size=_working_size(settings, dataset),
+        working_size=_working_size(settings, train_facts),
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
         shown_masks=OBJECTIVES[settings.objective].shown_masks,
     )
 
 
-def _working_size(settings: TrainSettings, dataset: Dataset) -> tuple[int, int]:
+def _working_size(settings: TrainSettings, train_facts: SplitFacts) -> tuple[int, int]:
     if settings.image_size is not None:
         return working_size(settings.image_size)
-    samples = list_samples(dataset, settings.split)
-    step = math.ceil(len(samples) / SIZES_LOOKED_AT)
-    return choose_working_size([read_sample(dataset, sample)[1].shape for sample in samples[::step]])
+    return choose_working_size(train_facts.some_shapes())
 
 
 def _save(

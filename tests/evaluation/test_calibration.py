@@ -17,7 +17,8 @@ from segpipe.confidence.policy import MeanLossPromise, Policy, from_json, is_gua
 from segpipe.config import CalibrateSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset, write_sample
 from segpipe.errors import DatasetError, PolicyError
-from segpipe.evaluation.calibration import calibrate, group_names
+from segpipe.evaluation.calibration import calibrate
+from segpipe.groups import group_names
 from segpipe.metrics import image_iou
 from segpipe.models.bundle import read_card
 
@@ -131,7 +132,7 @@ def test_images_without_a_truth_are_refused_for_what_they_are(
     shutil.copytree(streets, blank)
     for mask in (blank / "calibration" / "masks").iterdir():
         Image.new("L", Image.open(mask).size, 255).save(mask)
-    with pytest.raises(DatasetError, match="no image of split calibration has a labelled pixel"):
+    with pytest.raises(DatasetError, match="split calibration has no labelled pixel"):
         calibrated(str(blank), model)
 
 

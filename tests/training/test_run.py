@@ -25,9 +25,9 @@ from segpipe.errors import RunError
 from segpipe.models.bundle import load_bundle
 from segpipe.training import stages
 from segpipe.training.checkpoint import Checkpoint, save_checkpoint
-from segpipe.training.labelled_pixels import choose_working_size
 from segpipe.training.recipe import choose_epochs, rate_factor
 from segpipe.training.run import TrainResult, train
+from segpipe.working_size import choose_working_size
 
 
 def settings(data: str, model: str | Path, **others: object) -> TrainSettings:
