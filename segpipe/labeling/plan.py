@@ -23,6 +23,7 @@ from segpipe.errors import RunError
 from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
+from segpipe.labeling.stamps import first_stamp
 from segpipe.manifests import store
 from segpipe.manifests.sql import scratch
 
@@ -49,7 +50,7 @@ _PENDING = """
     FROM planned
     WHERE NOT list_contains($finished::INTEGER[], shard) AND NOT EXISTS (
         FROM done WHERE done.image_uri = planned.image_uri
-            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $created_at))
+            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $newer_from))
     ORDER BY shard, image_uri"""
 
 
@@ -60,7 +61,8 @@ class RunPlan:
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
     begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image is
-    planned again.
+    planned again. Rows stamped from newer_from on were written after the plan was made; None, in a plan of an
+    earlier version: from created_at on.
     """
 
     run_id: str
@@ -75,6 +77,7 @@ class RunPlan:
     table: pa.Table
     model_digest: str | None = None
     retry: Sequence[str] = ALWAYS_RETRIED  # a plan of an earlier version does not say
+    newer_from: datetime | None = None
 
     @property
     def run_date(self) -> date:
@@ -155,6 +158,7 @@ def make_plan(
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
             model_digest=model_digest,
             retry=retry,
+            newer_from=first_stamp(output, now.astimezone(UTC)),
         )
 
 
@@ -178,7 +182,8 @@ def pending_images(plan: RunPlan) -> pa.Table:
 
     A mask key that another run has used since the plan was made is replaced.
     """
-    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "created_at": plan.created_at}
+    newer_from = plan.newer_from or plan.created_at
+    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "newer_from": newer_from}
     with scratch() as connection:
         connection.register("planned", plan.table)
         connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")
