@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
@@ -39,11 +38,10 @@ PLAN_SCHEMA = pa.schema(
         ("mask_key", pa.string()),
     ]
 )
-ALWAYS_RETRIED = ("storage",)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
-_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN retried USING (image_uri, image_etag)"
+_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN failed USING (image_uri, image_etag)"
 # An image that another run labelled after this plan was made waits for the next plan even if its ETag
 # differs: this plan chose its mask key before that mask was there.
 _PENDING = """
@@ -60,9 +58,9 @@ class RunPlan:
 
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
-    begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image is
-    planned again. Rows stamped from newer_from on were written after the plan was made; None, in a plan of an
-    earlier version: from created_at on.
+    begins, None in a plan of a version that did not keep it. retry are the reasons for which the user wants
+    failed images planned again. Rows stamped from newer_from on were written after the plan was made; None,
+    in a plan of an earlier version: from created_at on.
     """
 
     run_id: str
@@ -76,7 +74,7 @@ class RunPlan:
     skipped: dict[str, int]
     table: pa.Table
     model_digest: str | None = None
-    retry: Sequence[str] = ALWAYS_RETRIED  # a plan of an earlier version does not say
+    retry: tuple[str, ...] = ()
     newer_from: datetime | None = None
 
     @property
@@ -141,9 +139,8 @@ def make_plan(
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
     inventory = take_inventory(source, output, settings.inventory)
-    retry = sorted({*ALWAYS_RETRIED, *settings.retry})
     with scratch() as connection:
-        already_done = find_backlog(connection, inventory, output, model_id, retry)
+        already_done = find_backlog(connection, inventory, output, model_id, settings.retry)
         images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
         return RunPlan(
             run_id=run_id,
@@ -157,7 +154,7 @@ def make_plan(
             skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
             model_digest=model_digest,
-            retry=retry,
+            retry=settings.retry,
             newer_from=first_stamp(output, now.astimezone(UTC)),
         )
 

@@ -106,7 +106,8 @@ def _parse_plan(output: str, data: bytes) -> RunPlan:
 def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) -> RunPlan:
     header = json.loads((metadata or {})[_HEADER])
     times = {name: datetime.fromisoformat(header[name]) for name in _TIMES if header.get(name)}
-    return RunPlan(**header | times, output=output, table=table)
+    header |= times | {"retry": tuple(header.get("retry", ()))}
+    return RunPlan(**header, output=output, table=table)
 
 
 def _header(plan: RunPlan) -> dict[str, Any]:
