@@ -472,8 +472,8 @@ class LabelSettings(_Settings):
         (),
         title="Failures to try again",
         description="Also label images again that failed for this reason; may be given more than once. "
-        "Failures in storage always are; denied and archived images otherwise wait until their content or "
-        "their storage class changes, others until their content does.",
+        "Failures in storage always are; other images otherwise wait until their content changes, archived "
+        "ones until it or their storage class does.",
     )
     drift_false_alarm_rate: float = Field(
         0.0001,

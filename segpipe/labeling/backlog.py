@@ -20,6 +20,10 @@ from segpipe.manifests.parts import manifests_root
 from segpipe.storage_retry import explained
 
 _LOOKS_AT_ONCE = 16
+_OPEN = ("storage", "denied", "archived")  # failures that may pass without a change of the image
+_READABLE_CLASSES = [
+    *("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "REDUCED_REDUNDANCY", "GLACIER_IR", "EXPRESS_ONEZONE")
+]
 
 # 128 bits stand for uri and etag: that two of 10 million meet has a chance of 10^-25.
 _IDENTITY = "md5_number(image_uri || chr(0) || image_etag)"
@@ -29,15 +33,17 @@ _BACKLOG = f"""
     SELECT stream.* FROM stream ANTI JOIN done_identities ON {_IDENTITY} = identity;
     DROP TABLE done_identities"""  # noqa: S608
 _LABELLED = """
-    CREATE TABLE labelled (image_uri VARCHAR, image_etag VARCHAR, in_vain BOOLEAN, labeled_at TIMESTAMPTZ,
+    CREATE TABLE labelled (image_uri VARCHAR, image_etag VARCHAR, failure VARCHAR, labeled_at TIMESTAMPTZ,
                            mask_key VARCHAR);
-    CREATE VIEW done AS FROM labelled WHERE NOT in_vain;
-    CREATE VIEW retried AS FROM labelled WHERE in_vain;
+    CREATE VIEW done AS FROM labelled WHERE failure IS NULL;
+    CREATE VIEW failed AS FROM labelled WHERE failure IS NOT NULL;
     CREATE VIEW taken AS SELECT mask_key AS key FROM labelled WHERE mask_key IS NOT NULL;"""
 _ADD_ROWS = """
     INSERT INTO labelled
     SELECT * FROM (
-        SELECT image_uri, image_etag, decision = 'failed' AND list_contains($retry, reason), labeled_at,
+        SELECT image_uri, image_etag,
+               CASE WHEN decision = 'failed' AND list_contains($open, reason) THEN reason END AS failure,
+               labeled_at,
                substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
         FROM stream)
     WHERE image_uri IN (SELECT image_uri FROM wanted)
@@ -46,6 +52,17 @@ _ADD_ROWS = """
         OR stored_name(mask_key) IN (
             SELECT unnest(png_folders(stored_name(mask_key))) FROM wanted
             WHERE stored_name(mask_key) LIKE '%.png/%')"""
+# The last failure decides. An object can be read again once a list names another class than the cold ones;
+# of INTELLIGENT_TIERING no list tells where an object lies.
+_LEAVE_REFUSED_ALONE = """
+    DELETE FROM backlog WHERE EXISTS (
+        FROM (SELECT image_uri, image_etag, arg_max(failure, labeled_at) AS last
+              FROM failed GROUP BY image_uri, image_etag) AS found
+        WHERE found.image_uri = backlog.image_uri
+            AND (backlog.image_etag IS NULL OR found.image_etag = backlog.image_etag)
+            AND NOT list_contains($retry, last)
+            AND (last = 'denied'
+                 OR (last = 'archived' AND NOT coalesce(list_contains($readable, storage_class), false))))"""
 # An ETag that a list does not give, or that differs from the one labelled, says nothing for certain.
 _UNCERTAIN = """
     SELECT DISTINCT image_uri, bool_and(image_etag IS NULL) AS unseen
@@ -53,7 +70,7 @@ _UNCERTAIN = """
 _SETTLE = """
     CREATE OR REPLACE TABLE backlog AS
     SELECT image_uri, image_key, coalesce(current.image_etag, backlog.image_etag, '') AS image_etag,
-           image_bytes
+           image_bytes, storage_class
     FROM backlog LEFT JOIN current USING (image_uri)
     QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY backlog.image_etag) = 1;
     DELETE FROM backlog WHERE EXISTS (FROM done WHERE done.image_uri = backlog.image_uri
@@ -70,17 +87,20 @@ def find_backlog(
 ) -> int:
     """Make the table `backlog` (OBJECT_SCHEMA): what this model has no row for. Returns how many have one.
 
-    Makes the views of `load_rows` as well. A row that failed for a reason in retry does not count. A list may
-    be out of date: where it gives another ETag than the one labelled the object itself is asked, so that no
-    image gets a second row; where it gives none, an image with a row counts as done.
+    Makes the views of `load_rows` as well. What failed in storage, or for a reason in retry, is in it again;
+    so is an archived image that now lies in a class that can be read. A list may be out of date: where it
+    gives another ETag than the one labelled the object itself is asked, so that no image gets a second row;
+    where it gives none, an image with a row counts as done.
     """
-    labelled = _of_model(model_id) & ~_in_vain(retry)
+    labelled = _of_model(model_id) & ~_is_open(retry)
     done = store.scan_manifest(output, ["image_uri", "image_etag"], labelled)
     with explained(manifests_root(output)):
         _run_on(connection, _DONE_IDENTITIES, done, _schema(["image_uri", "image_etag"]))
     n_objects = _run_on(connection, _BACKLOG, inventory.objects, OBJECT_SCHEMA)
     connection.execute("CREATE VIEW wanted AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog")
     load_rows(connection, output, model_id, retry)
+    classes = {"retry": list(retry), "readable": _READABLE_CLASSES}
+    connection.execute(_LEAVE_REFUSED_ALONE, classes)
     if not inventory.live:
         _settle(connection)
     return n_objects - connection.sql("SELECT count(*) AS n FROM backlog").to_arrow_table()["n"][0].as_py()
@@ -89,16 +109,17 @@ def find_backlog(
 def load_rows(
     connection: duckdb.DuckDBPyConnection, output: str, model_id: str, retry: Collection[str]
 ) -> None:
-    """Make the views `done`, `retried` and `taken(key)`, the mask keys in use, of this model's rows.
+    """Make the views `done`, `failed` and `taken(key)`, the mask keys in use, of this model's rows.
 
-    retried holds what failed for a reason in retry; the old row stays, as the fact it is. They hold what
-    matters for the relation `wanted` (image_uri, mask_key): its images, masks in its way.
+    failed holds what may be tried again: after a failure in storage, a refusal, or for a reason in retry; the
+    old row stays, as the fact it is. They hold what matters for the relation `wanted` (image_uri, mask_key):
+    its images, masks in its way.
     """
     define_names(connection, output)
     connection.execute(_LABELLED)
     columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
     rows = store.scan_manifest(output, columns, _of_model(model_id))
-    parameters = {"marker": f"/masks/{model_id}/", "retry": list(retry)}
+    parameters = {"marker": f"/masks/{model_id}/", "open": [*_OPEN, *retry]}
     with explained(manifests_root(output)):
         _run_on(connection, _ADD_ROWS, rows, _schema(columns), parameters)
 
@@ -107,8 +128,8 @@ def _of_model(model_id: str) -> ds.Expression:
     return ds.field("model_id") == model_id
 
 
-def _in_vain(retry: Collection[str]) -> ds.Expression:
-    return (ds.field("decision") == "failed") & ds.field("reason").isin(list(retry))
+def _is_open(retry: Collection[str]) -> ds.Expression:
+    return (ds.field("decision") == "failed") & ds.field("reason").isin([*_OPEN, *retry])
 
 
 def _schema(columns: list[str]) -> pa.Schema:

@@ -1,22 +1,27 @@
 """One labelling run at a time per OUTPUT and model: a lease in object storage with a fencing number.
 
 The claim objects are OUTPUT/claims/<model_id>/<generation>.json. The highest generation is the live one;
-whoever exclusively creates the next one, once the live one is released or has expired, holds the claim.
+whoever exclusively creates the next one, once the live one is released or silent, holds the claim. A claim is
+silent when, to who waits, it has not changed for the lease that it names: no clock is compared with another.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import re
 import secrets
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from segpipe import storage
+from segpipe.config import A_DAY
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, StorageError
 from segpipe.redaction import redact
 
@@ -25,42 +30,94 @@ logger = logging.getLogger(__name__)
 _FIRST_POLL_SECONDS = 0.1
 _LONGEST_POLL_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 4
+_NAME = re.compile(r"[0-9]{8,1000}")
+_Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class ClaimRecord(BaseModel):
+    """The content of a claim object; `owner` tells two processes with one run id apart.
+
+    expires_at is by the owner's clock, which may be wrong: for people, and for who cannot wait and see.
+    lease_seconds: for how long the owner may be silent; None in a claim of an earlier version.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    run_id: _Word
+    owner: _Word
+    expires_at: AwareDatetime
+    released: bool
+    lease_seconds: float | None = Field(None, gt=0, le=A_DAY, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
-class ClaimRecord:
-    """The content of a claim object; `owner` tells two processes with one run id apart."""
+class _Found:
+    """The claim of the highest generation as it lies there; 0 and empty when nobody ever claimed."""
 
-    run_id: str
-    owner: str
-    expires_at: datetime
-    released: bool
+    generation: int
+    content: bytes
 
-    # A waiting process compares the owner's clock with its own: clocks must agree to within a small part of
-    # the lease.
+    @property
+    def record(self) -> ClaimRecord | None:
+        """None when it is damaged: then it is somebody's of whom nothing is known."""
+        try:
+            return ClaimRecord.model_validate_json(self.content)
+        except ValidationError:
+            return None
+
     def is_free(self, now: datetime) -> bool:
-        """Whether another run may take the claim over."""
-        return self.released or now >= self.expires_at
+        """Whether another run may take over at once."""
+        record = self.record
+        if self.generation == 0 or record is None:
+            return self.generation == 0
+        # An earlier version's run does not say how long to wait and see.
+        return record.released or (record.lease_seconds is None and now >= record.expires_at)
+
+    def silence(self, lease_seconds: float) -> float:
+        """After how many seconds without a change another run, of this lease, may take over."""
+        record = self.record
+        return lease_seconds if record is None or record.lease_seconds is None else record.lease_seconds
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """A point in time by two clocks: one may be set, the other stands still while the machine sleeps."""
+
+    wall: float
+    steady: float
+
+    @classmethod
+    def now(cls) -> _Moment:
+        """This very moment."""
+        return cls(time.time(), time.monotonic())
+
+    def age(self) -> float:
+        """Seconds since then, by the clock that counts more."""
+        now = _Moment.now()
+        return max(now.wall - self.wall, now.steady - self.steady)
 
 
 class Claim:
     """A held claim, kept alive by its heartbeat; lost when that fails for a lease or another took over."""
 
-    def __init__(self, folder: str, generation: int, record: ClaimRecord, lease_seconds: float) -> None:
+    def __init__(
+        self, folder: str, generation: int, record: ClaimRecord, lease_seconds: float, renewed: _Moment
+    ) -> None:
         self._folder = folder
         self._generation = generation
         self._record = record
         self._lease_seconds = lease_seconds
+        self._renewed = renewed
         self._trouble = "the process or the clock stood still"
 
     def require_alive(self) -> None:
         """Raise RunError when the lease has run out; asks no storage, so that it can be called per mask."""
-        if _seconds_until(self._record.expires_at) == 0:
+        if self._renewed.age() >= self._lease_seconds:
             raise RunError(self._lost(f"its lease could not be renewed in time ({self._trouble})"))
 
     def require_newest(self) -> None:
         """Raise RunError unless the claim is alive, has half a lease left, and nobody has taken over."""
-        if _seconds_until(self._record.expires_at) < self._lease_seconds / 2:
+        if self._renewed.age() > self._lease_seconds / 2:
             self.renew()
         newest = max(_generations(self._folder), default=0)
         if newest != self._generation:
@@ -69,17 +126,18 @@ class Claim:
     def renew(self) -> None:
         """Push the expiry out by a lease; raises StorageError, and RunError when the lease has run out."""
         self.require_alive()
-        record = replace(self._record, expires_at=_expiry(self._lease_seconds))
+        now = _Moment.now()  # the lease counts from before the request
+        record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
         try:
             storage.put(_claim_uri(self._folder, self._generation), _to_json(record))
         except StorageError as error:
             self._trouble = str(error)
             raise
-        self._record = record
+        self._record, self._renewed = record, now
 
     def release(self) -> None:
         """Let the next run in at once and tidy up older claims; raises StorageError."""
-        released = replace(self._record, released=True)
+        released = self._record.model_copy(update={"released": True})
         storage.put(_claim_uri(self._folder, self._generation), _to_json(released))
         _delete_below(self._folder, self._generation)
 
@@ -110,9 +168,10 @@ def hold_claim(output: str, model_id: str, run_id: str, lease_seconds: float) ->
 
 
 def is_claimed(output: str, model_id: str, now: datetime) -> bool:
-    """Whether a run is labelling into OUTPUT with this model. StorageError, RunError (damaged claim)."""
-    _, live = _live_claim(_claims_folder(output, model_id))
-    return live is not None and not live.is_free(now)
+    """Whether a run may be labelling into OUTPUT with this model, as far as a look can tell. StorageError."""
+    live = _live_claim(_claims_folder(output, model_id))
+    record = live.record
+    return not live.is_free(now) and (record is None or now < record.expires_at)
 
 
 def delete_superseded(output: str, model_id: str) -> int:
@@ -129,42 +188,52 @@ def _delete_below(folder: str, newest: int) -> int:
 
 
 def _acquire(folder: str, run_id: str, lease_seconds: float) -> Claim:
-    poll_seconds, announced = _FIRST_POLL_SECONDS, 0
+    watched, poll_seconds = _Found(0, b""), _FIRST_POLL_SECONDS
+    since = time.monotonic()
     while True:
-        generation, live = _live_claim(folder)
-        if live is None or live.is_free(datetime.now(UTC)):
-            claim = _try_create(folder, generation + 1, run_id, lease_seconds)
-            if claim is not None:
-                _say_if_expired(live)
+        asked = time.monotonic()
+        live = _live_claim(folder)
+        if live != watched:
+            if live.generation != watched.generation and not live.is_free(datetime.now(UTC)):
+                _say_waiting(folder, live, lease_seconds)
+                poll_seconds = _FIRST_POLL_SECONDS
+            watched, since, asked = live, time.monotonic(), since
+        left = live.silence(lease_seconds) - (asked - since)
+        if live.is_free(datetime.now(UTC)) or left <= 0:
+            if claim := _try_create(folder, live.generation + 1, run_id, lease_seconds):
+                _say_if_silent(live)
                 return claim
             continue
-        if generation != announced:
-            _say_waiting(folder, live)
-            announced, poll_seconds = generation, _FIRST_POLL_SECONDS
-        time.sleep(min(poll_seconds, _seconds_until(live.expires_at)))
+        time.sleep(min(poll_seconds, left))
         poll_seconds = min(poll_seconds * 1.5, _LONGEST_POLL_SECONDS)
 
 
-def _live_claim(folder: str) -> tuple[int, ClaimRecord | None]:
-    """The highest generation and its record; (0, None) when nobody ever claimed."""
+def _live_claim(folder: str) -> _Found:
     while True:
         generation = max(_generations(folder), default=0)
         if generation == 0:
-            return 0, None
+            return _Found(0, b"")
         try:
-            return generation, _from_json(_claim_uri(folder, generation))
+            return _Found(generation, storage.read_bytes(_claim_uri(folder, generation)))
         except NotFoundError:
             continue  # a newer claim came and its owner tidied this one up
 
 
 def _try_create(folder: str, generation: int, run_id: str, lease_seconds: float) -> Claim | None:
     """The claim of this generation; None when another run was faster."""
-    record = ClaimRecord(run_id, secrets.token_hex(8), _expiry(lease_seconds), released=False)
+    now = _Moment.now()
+    record = ClaimRecord(
+        run_id=run_id,
+        owner=secrets.token_hex(8),
+        expires_at=_expiry(lease_seconds),
+        released=False,
+        lease_seconds=lease_seconds,
+    )
     try:
         storage.create(_claim_uri(folder, generation), _to_json(record))
     except AlreadyExistsError:
         return None
-    return Claim(folder, generation, record, lease_seconds)
+    return Claim(folder, generation, record, lease_seconds, now)
 
 
 def _keep_alive(claim: Claim, stop: threading.Event, lease_seconds: float) -> None:
@@ -184,21 +253,26 @@ def _release(claim: Claim) -> None:
         logger.warning("could not release the claim, it expires by itself: %s", error)
 
 
-def _say_waiting(folder: str, live: ClaimRecord) -> None:
+def _say_waiting(folder: str, live: _Found, lease_seconds: float) -> None:
+    seconds, record = live.silence(lease_seconds), live.record
+    if record is None:
+        uri = redact(_claim_uri(folder, live.generation))
+        logger.warning("the claim %s is damaged: taken over unless it changes within %g s", uri, seconds)
+        return
     logger.info(
-        "waiting for run %s, which holds %s until %s or longer (the claim of a killed run expires by itself)",
-        live.run_id,
+        "waiting for run %s, which holds %s (a claim that is silent for %g s is taken over)",
+        record.run_id,
         redact(folder),
-        live.expires_at.isoformat(timespec="seconds"),
+        seconds,
     )
 
 
-def _say_if_expired(live: ClaimRecord | None) -> None:
-    if live is not None and not live.released:
+def _say_if_silent(live: _Found) -> None:
+    record = live.record
+    if record is not None and not record.released:
         logger.warning(
-            "took over the claim of run %s, which expired at %s: resume that run by its id if it is not done",
-            live.run_id,
-            live.expires_at.isoformat(timespec="seconds"),
+            "took over the claim of run %s, which fell silent: resume that run by its id if it is not done",
+            record.run_id,
         )
 
 
@@ -207,7 +281,8 @@ def _generations(folder: str) -> list[int]:
         names = [found.key.removesuffix(".json") for found in storage.list_objects(folder)]
     except NotFoundError:
         return []
-    return [int(name) for name in names if name.isdecimal()]
+    # One that would be looked for under another name is none of ours.
+    return [int(name) for name in names if _NAME.fullmatch(name) and name == f"{int(name):08d}"]
 
 
 def _claims_folder(output: str, model_id: str) -> str:
@@ -222,19 +297,5 @@ def _expiry(lease_seconds: float) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=lease_seconds)
 
 
-def _seconds_until(moment: datetime) -> float:
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
 def _to_json(record: ClaimRecord) -> bytes:
-    return json.dumps(asdict(record) | {"expires_at": record.expires_at.isoformat()}).encode()
-
-
-def _from_json(uri: str) -> ClaimRecord:
-    """Raises NotFoundError when the claim is gone, RunError when it is damaged."""
-    data = storage.read_bytes(uri)
-    try:
-        fields = json.loads(data)
-        return ClaimRecord(**fields | {"expires_at": datetime.fromisoformat(fields["expires_at"])})
-    except (ValueError, TypeError, KeyError) as error:
-        raise RunError(f"the claim {uri} is damaged ({error}): delete it if no run is labelling") from error
+    return record.model_dump_json().encode()

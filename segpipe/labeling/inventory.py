@@ -20,6 +20,7 @@ from segpipe.redaction import redact
 _PLAIN_IMAGE = r"(?i)^(?:[a-z0-9_-][a-z0-9._-]*/)*[a-z0-9_-][a-z0-9._-]*\.(?:jpe?g|png|tiff?|webp|bmp)$"
 _OTHER_FOLDER = "(?:masks|confidence_maps|__MACOSX)/"
 _CHUNK = 50_000
+_LISTED = ("uri", "key", "etag", "size", "storage_class")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def _listed(source: str) -> Iterator[pa.RecordBatch]:
     """Made in chunks: a listing of millions of objects is never held as Python objects."""
     objects = storage.list_objects(source)
     while chunk := list(islice(objects, _CHUNK)):
-        columns = [[getattr(found, name) for found in chunk] for name in ("uri", "key", "etag", "size")]
+        columns = [[getattr(found, name) for found in chunk] for name in _LISTED]
         yield pa.record_batch(columns, schema=OBJECT_SCHEMA)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ OBJECT_SCHEMA = pa.schema(
         ("image_key", pa.string()),
         ("image_etag", pa.string()),
         ("image_bytes", pa.int64()),
+        ("storage_class", pa.string()),
     ]
 )
 OUTSIDE = "outside SOURCE"
@@ -39,7 +40,7 @@ DELETED = "deleted or an older version"
 _BATCH_ROWS = 50_000
 _COPY_BYTES = 8 * 2**20
 _FORMATS = (".parquet", ".csv", ".csv.gz")
-_COLUMNS = ("uri", "key", "etag", "size")
+_COLUMNS = ("uri", "key", "etag", "size", "storage_class")
 _S3_COLUMNS = {  # as the CSV schema and as the Parquet schema of S3 Inventory name them
     "bucket": "bucket",
     "key": "key",
@@ -50,6 +51,8 @@ _S3_COLUMNS = {  # as the CSV schema and as the Parquet schema of S3 Inventory n
     "is_latest": "is_latest",
     "isdeletemarker": "is_delete_marker",
     "is_delete_marker": "is_delete_marker",
+    "storageclass": "storage_class",
+    "storage_class": "storage_class",
 }
 _CLIMBING = r"(?:^|/)\.{0,2}(?:/|$)"
 
@@ -68,9 +71,9 @@ class _ListFile:
 def read_list(url: str, source: str, skipped: Counter[str]) -> Batches:
     """The objects (OBJECT_SCHEMA) that a list has below SOURCE; counts in `skipped` what it leaves out.
 
-    An ETag that the list does not give is null, a size 0. Raises, as it is read, NotFoundError or
-    StorageError if the list cannot be read, RunError if it is malformed, damaged or of another bucket
-    than SOURCE.
+    An ETag or storage class that the list does not give is null, a size 0. Raises, as it is read,
+    NotFoundError or StorageError if the list cannot be read, RunError if it is malformed, damaged or of
+    another bucket than SOURCE.
     """
     url = storage.normalise(url)
     read = _read_report if url.endswith(".json") else _read_file
@@ -88,7 +91,7 @@ def _read_file(url: str, source: str, _skipped: Counter[str]) -> Batches:
             raise _malformed(url, f"has no column uri or key, only {', '.join(batch.schema.names)}")
         named = _text(known.get("uri", known.get("key")), url)
         uris = _normalised(named) if "uri" in known else _joined(source, named)
-        yield _objects(uris, known.get("etag"), known.get("size"), url)
+        yield _objects(uris, known, url)
 
 
 def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
@@ -142,7 +145,7 @@ def _current_objects(batch: pa.RecordBatch, url: str, is_csv: bool, skipped: Cou
     columns = {name: column.filter(current) for name, column in columns.items()}
     keys = _text(columns["key"], url)
     uris = _element_wise("s3://", _text(columns["bucket"], url), "/", _decoded(keys) if is_csv else keys)
-    return _objects(uris, columns.get("etag"), columns.get("size"), url)
+    return _objects(uris, columns, url)
 
 
 def _flags(columns: dict[str, pa.Array], name: str, n_rows: int, *, missing: bool) -> pa.Array:
@@ -162,14 +165,18 @@ def _decoded(keys: pa.Array) -> pa.Array:
     return pc.replace_with_mask(keys, encoded, pa.array(plain, pa.string()))
 
 
-def _objects(uris: pa.Array, etags: pa.Array | None, sizes: pa.Array | None, url: str) -> pa.RecordBatch:
-    n_rows = len(uris)
-    etags = (
-        pa.nulls(n_rows, pa.string()) if etags is None else pc.utf8_trim(_cast(etags, pa.string(), url), '" ')
+def _objects(uris: pa.Array, columns: Mapping[str, pa.Array], url: str) -> pa.RecordBatch:
+    """OBJECT_SCHEMA of the columns etag, size and storage_class, as far as there are any."""
+
+    def column(name: str, kind: pa.DataType) -> pa.Array:
+        return _cast(columns[name], kind, url) if name in columns else pa.nulls(len(uris), kind)
+
+    etags, classes = (
+        pc.if_else(pc.equal(text, ""), None, text)
+        for text in (pc.utf8_trim(column(name, pa.string()), '" ') for name in ("etag", "storage_class"))
     )
-    sizes = pa.nulls(n_rows, pa.int64()) if sizes is None else _cast(sizes, pa.int64(), url)
-    etags = pc.if_else(pc.equal(etags, ""), None, etags)
-    return pa.record_batch([uris, uris, etags, pc.fill_null(sizes, 0)], schema=OBJECT_SCHEMA)
+    sizes = pc.fill_null(column("size", pa.int64()), 0)
+    return pa.record_batch([uris, uris, etags, sizes, classes], schema=OBJECT_SCHEMA)
 
 
 def _below_source(batch: pa.RecordBatch, source: str, skipped: Counter[str]) -> pa.RecordBatch:
@@ -181,7 +188,7 @@ def _below_source(batch: pa.RecordBatch, source: str, skipped: Counter[str]) -> 
         inside = pc.and_(inside, pc.invert(pc.match_substring_regex(keys, _CLIMBING)))
     is_folder = pc.and_(pc.ends_with(batch["image_uri"], "/"), pc.equal(batch["image_bytes"], 0))
     skipped[OUTSIDE] += batch.num_rows - pc.sum(inside).as_py() if batch.num_rows else 0
-    columns = [batch["image_uri"], keys, batch["image_etag"], batch["image_bytes"]]
+    columns = [batch["image_uri"], keys, *(batch[name] for name in OBJECT_SCHEMA.names[2:])]
     found = pa.record_batch(columns, schema=OBJECT_SCHEMA)
     return found.filter(pc.and_not(inside, is_folder))  # no object: how consoles make a folder seen
 

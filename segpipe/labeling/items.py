@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
     from segpipe.confidence.policy import Policy
     from segpipe.models.labeler import Labeled
+
+LONG_AGO = datetime(1, 1, 1, tzinfo=UTC)
 
 
 class ImageLabeler(Protocol):
@@ -51,7 +54,8 @@ class ImageLabeler(Protocol):
 class Target:
     """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
 
-    confidence_maps_root: where confidence maps go; None: they are not wanted.
+    confidence_maps_root: where confidence maps go; None: they are not wanted. No row is stamped before
+    stamps_from, whatever the clock says.
     """
 
     masks_root: str
@@ -60,6 +64,7 @@ class Target:
     model_id: str
     palette: np.ndarray
     require_claim: Callable[[], None]
+    stamps_from: datetime = LONG_AGO
 
 
 @dataclass(frozen=True)

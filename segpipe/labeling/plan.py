@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from segpipe.errors import RunError
 from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
+from segpipe.labeling.stamps import first_stamp
 from segpipe.manifests import store
 from segpipe.manifests.sql import scratch
 
@@ -38,18 +38,17 @@ PLAN_SCHEMA = pa.schema(
         ("mask_key", pa.string()),
     ]
 )
-ALWAYS_RETRIED = ("storage",)
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
-_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN retried USING (image_uri, image_etag)"
+_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN failed USING (image_uri, image_etag)"
 # An image that another run labelled after this plan was made waits for the next plan even if its ETag
 # differs: this plan chose its mask key before that mask was there.
 _PENDING = """
     FROM planned
     WHERE NOT list_contains($finished::INTEGER[], shard) AND NOT EXISTS (
         FROM done WHERE done.image_uri = planned.image_uri
-            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $created_at))
+            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $newer_from))
     ORDER BY shard, image_uri"""
 
 
@@ -59,8 +58,9 @@ class RunPlan:
 
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
-    begins, None in a plan of a version that did not keep it. retry are the reasons for which a failed image
-    is planned again.
+    begins, None in a plan of a version that did not keep it. retry are the reasons for which the user wants
+    failed images planned again. Rows stamped from newer_from on were written after the plan was made; None,
+    in a plan of an earlier version: from created_at on.
     """
 
     run_id: str
@@ -74,7 +74,8 @@ class RunPlan:
     skipped: dict[str, int]
     table: pa.Table
     model_digest: str | None = None
-    retry: Sequence[str] = ALWAYS_RETRIED  # a plan of an earlier version does not say
+    retry: tuple[str, ...] = ()
+    newer_from: datetime | None = None
 
     @property
     def run_date(self) -> date:
@@ -138,9 +139,8 @@ def make_plan(
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
     inventory = take_inventory(source, output, settings.inventory)
-    retry = sorted({*ALWAYS_RETRIED, *settings.retry})
     with scratch() as connection:
-        already_done = find_backlog(connection, inventory, output, model_id, retry)
+        already_done = find_backlog(connection, inventory, output, model_id, settings.retry)
         images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
         return RunPlan(
             run_id=run_id,
@@ -154,7 +154,8 @@ def make_plan(
             skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
             model_digest=model_digest,
-            retry=retry,
+            retry=settings.retry,
+            newer_from=first_stamp(output, now.astimezone(UTC)),
         )
 
 
@@ -178,7 +179,8 @@ def pending_images(plan: RunPlan) -> pa.Table:
 
     A mask key that another run has used since the plan was made is replaced.
     """
-    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "created_at": plan.created_at}
+    newer_from = plan.newer_from or plan.created_at
+    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "newer_from": newer_from}
     with scratch() as connection:
         connection.register("planned", plan.table)
         connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")

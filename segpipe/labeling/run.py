@@ -32,6 +32,7 @@ from segpipe.labeling.plan import (
     pending_images,
 )
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
+from segpipe.labeling.stamps import first_stamp, say_if_ahead
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
 from segpipe.manifests.chain import find_tip
@@ -174,7 +175,9 @@ def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
     pending, ledger = pending_images(plan), open_ledger(plan, labeler, settings, claim)
-    target = _target(plan, labeler, settings, claim)
+    target = _target(
+        plan, labeler, settings, claim, _first_stamp(plan) if pending.num_rows else plan.created_at
+    )
     with (
         log_ids(run_id=plan.run_id),
         progress(pending.num_rows, "labelling") as bar,
@@ -189,7 +192,16 @@ def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
         yield from (PlannedImage(**row) for row in batch.to_pylist())
 
 
-def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Target:
+def _first_stamp(plan: RunPlan) -> datetime:
+    now = datetime.now(UTC)
+    stamp = first_stamp(plan.output, now)
+    say_if_ahead(stamp, now, plan.output)
+    return stamp
+
+
+def _target(
+    plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim, stamps_from: datetime
+) -> Target:
     return Target(
         masks_root=plan.masks_root,
         confidence_maps_root=plan.confidence_maps_root if settings.confidence_maps else None,
@@ -197,4 +209,5 @@ def _target(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim
         model_id=plan.model_id,
         palette=class_palette(len(labeler.classes)),
         require_claim=claim.require_alive,
+        stamps_from=stamps_from,
     )

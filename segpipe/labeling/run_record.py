@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _HEADER = b"segpipe.plan"
 _PLAN = "plan.parquet"
+_TIMES = ("created_at", "newer_from")
 _REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
@@ -104,14 +105,16 @@ def _parse_plan(output: str, data: bytes) -> RunPlan:
 
 def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) -> RunPlan:
     header = json.loads((metadata or {})[_HEADER])
-    header["created_at"] = datetime.fromisoformat(header["created_at"])
+    times = {name: datetime.fromisoformat(header[name]) for name in _TIMES if header.get(name)}
+    header |= times | {"retry": tuple(header.get("retry", ()))}
     return RunPlan(**header, output=output, table=table)
 
 
 def _header(plan: RunPlan) -> dict[str, Any]:
     """The plan in JSON's types, without its table and the place where it lies."""
     names = [field.name for field in fields(plan) if field.name not in ("output", "table")]
-    return {name: getattr(plan, name) for name in names} | {"created_at": plan.created_at.isoformat()}
+    header = {name: getattr(plan, name) for name in names}
+    return header | {name: header[name].isoformat() for name in _TIMES if header[name]}
 
 
 def _first_record(plan: RunPlan, settings: LabelSettings) -> dict[str, Any]:

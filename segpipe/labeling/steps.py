@@ -224,7 +224,7 @@ def _common(image: SeenImage, target: Target) -> dict[str, Any]:
         "policy_id": None,
         "run_id": target.run_id,
         "shard": image.planned.shard,
-        "labeled_at": datetime.now(UTC),
+        "labeled_at": max(datetime.now(UTC), target.stamps_from),
     }
 
 

@@ -36,7 +36,7 @@ def test_the_claim_of_a_dead_run_expires_and_the_next_says_so(labelling, proxy, 
     _, said = process.communicate(timeout=240)
     assert process.returncode == 0, said
     assert "waiting for run dead, which holds" in said
-    assert "took over the claim of run dead, which expired at" in said
+    assert "took over the claim of run dead, which fell silent" in said
     assert Counter(row["run_id"] for row in bucket.assert_finished_facts("out"))["next"] == left
     assert labelling.run("out", "dead")["labelled_elsewhere"] == left
     assert len(bucket.assert_finished_facts("out")) == 24

@@ -6,14 +6,18 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from segpipe import storage
 from segpipe.errors import RunError, StorageError
-from segpipe.labeling.claim import hold_claim
+from segpipe.labeling import claim as claim_module
+from segpipe.labeling.claim import delete_superseded, hold_claim, is_claimed
 
 MODEL = "aaaaaaaaaaaa"
 
@@ -26,11 +30,43 @@ def content(output: str, generation: int) -> dict:
     return json.loads(storage.read_bytes(f"{output}/claims/{MODEL}/{generation:08d}.json"))
 
 
-def plant(output: str, generation: int, expires_in: float, released: bool = False) -> None:
-    """A claim as another process would have left it."""
+def plant(output: str, generation: int, expires_in: float, released: bool = False, **fields: Any) -> None:
+    """A claim as another process would have left it; without lease_seconds one of an earlier version."""
     expires_at = (datetime.now(UTC) + timedelta(seconds=expires_in)).isoformat()
-    record = {"run_id": "other", "owner": "o", "expires_at": expires_at, "released": released}
+    record = {"run_id": "other", "owner": "o", "expires_at": expires_at, "released": released} | fields
     storage.put(f"{output}/claims/{MODEL}/{generation:08d}.json", json.dumps(record).encode())
+
+
+@dataclass
+class Clock:
+    """Time that passes in sleep alone, in which something may happen; stands for the module time."""
+
+    wall: float = 1_800_000_000.0
+    steady: float = 1000.0
+    slept: float = 0.0
+    meanwhile: Callable[[float], None] = lambda slept: None
+
+    def time(self) -> float:
+        return self.wall
+
+    def monotonic(self) -> float:
+        return self.steady
+
+    def sleep(self, seconds: float) -> None:
+        self.pass_by(seconds)
+        self.slept += seconds
+        self.meanwhile(self.slept)
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(claim_module, "time", made)
+    return made
 
 
 def test_a_claim_is_visible_while_held_and_released_after(storage_root: str) -> None:
@@ -84,7 +120,7 @@ def test_who_waits_says_for_whom(storage_root: str, caplog: pytest.LogCaptureFix
     with hold_claim(storage_root, MODEL, "r1", 20):
         assert claims(storage_root) == ["00000004.json", "00000005.json"]
     assert any("waiting for run other" in line for line in caplog.messages)
-    assert any("took over the claim of run other, which expired" in line for line in caplog.messages)
+    assert any("took over the claim of run other, which fell silent" in line for line in caplog.messages)
 
 
 def test_a_released_claim_is_taken_at_once_and_silently(
@@ -140,10 +176,111 @@ def is_lost(claim) -> bool:
     return False
 
 
-def test_a_damaged_claim_is_named(storage_root: str) -> None:
-    storage.put(f"{storage_root}/claims/{MODEL}/00000001.json", b"{")
-    with (
-        pytest.raises(RunError, match=r"00000001\.json is damaged"),
-        hold_claim(storage_root, MODEL, "r1", 20),
-    ):
-        pass
+# --- other clocks, and claims that are none -----------------------------------------------------------------
+
+DAY = 86_400.0
+SOUND = {"run_id": "other", "owner": "o", "expires_at": "2026-01-01T00:00:00+00:00", "released": False}
+DAMAGED = {
+    "cut off": b"{",
+    "empty": b"",
+    "no text": b"\xff\xfe\x00",
+    "no object": b"[]",
+    "nested": b"[" * 100_000,
+    "a naive time": json.dumps(SOUND | {"expires_at": "2026-01-01T00:00:00"}).encode(),
+    "no time": json.dumps(SOUND | {"expires_at": "soon"}).encode(),
+    "a number as time": json.dumps(SOUND | {"expires_at": 1e300}).encode(),
+    "an odd name": json.dumps(SOUND | {"run_id": "r\n\x1b[31m forged line"}).encode(),
+    "text for true": json.dumps(SOUND | {"released": "false"}).encode(),
+    "a lease of a year": json.dumps(SOUND | {"lease_seconds": 3e7}).encode(),
+    "a lease of no length": json.dumps(SOUND | {"lease_seconds": 0}).encode(),
+    "an endless lease": json.dumps(SOUND | {"lease_seconds": float("inf")}).encode(),
+    "no owner": json.dumps({"run_id": "other"}).encode(),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED.keys())
+def test_a_damaged_claim_is_named_and_blocks_nothing_for_longer_than_a_lease(
+    tmp_path, clock: Clock, caplog: pytest.LogCaptureFixture, content: bytes
+) -> None:
+    storage.put(f"{tmp_path}/claims/{MODEL}/00000001.json", content)
+    with hold_claim(str(tmp_path), MODEL, "r1", 20) as claim:
+        claim.require_newest()
+    assert clock.slept == pytest.approx(20)
+    (line,) = caplog.messages
+    assert "00000001.json is damaged: taken over unless it changes within 20 s" in line
+    assert claims(str(tmp_path)) == ["00000002.json"]
+
+
+@pytest.mark.parametrize("fields", [{}, {"lease_seconds": 30.0}], ids=["an earlier version", "this version"])
+def test_a_dead_owner_whose_clock_ran_a_day_ahead_is_waited_for_as_long_as_a_lease(
+    tmp_path, clock: Clock, fields: dict[str, float]
+) -> None:
+    plant(str(tmp_path), 1, expires_in=DAY, **fields)
+    with hold_claim(str(tmp_path), MODEL, "r1", 20):
+        assert clock.slept == pytest.approx(fields.get("lease_seconds", 20))
+
+
+@pytest.mark.parametrize("behind", [DAY, -DAY, 0.0])
+def test_an_owner_that_renews_keeps_its_claim_whatever_its_clock_says(
+    tmp_path, clock: Clock, behind: float
+) -> None:
+    def renew(slept: float) -> None:
+        plant(str(tmp_path), 1, expires_in=slept - behind, released=slept > 200, lease_seconds=20.0)
+
+    renew(0)
+    clock.meanwhile = renew
+    with hold_claim(str(tmp_path), MODEL, "r1", 1.0):
+        assert 200 < clock.slept < 210
+
+
+def test_the_lease_of_the_owner_counts_and_not_that_of_who_waits(tmp_path, clock: Clock) -> None:
+    plant(str(tmp_path), 1, expires_in=0, lease_seconds=100.0)
+    with hold_claim(str(tmp_path), MODEL, "r1", 1.0):
+        assert clock.slept == pytest.approx(100)
+
+
+@pytest.mark.parametrize(("wall", "steady"), [(21.0, 0.0), (0.0, 21.0), (-DAY, 21.0)])
+def test_a_claim_is_lost_after_its_lease_by_either_clock(
+    tmp_path, clock: Clock, wall: float, steady: float
+) -> None:
+    """The machine slept; its clock stood still; its clock was set back."""
+    with hold_claim(str(tmp_path), MODEL, "r1", 20) as claim:
+        clock.pass_by(19)
+        claim.renew()
+        clock.pass_by(19)
+        claim.require_alive()
+        clock.wall, clock.steady = clock.wall + wall, clock.steady + steady
+        with pytest.raises(RunError, match="lost its claim"):
+            claim.require_alive()
+
+
+def test_a_clock_that_is_set_back_lengthens_no_lease_before_a_commit(tmp_path, clock: Clock) -> None:
+    with hold_claim(str(tmp_path), MODEL, "r1", 20) as claim:
+        clock.steady, clock.wall = clock.steady + 15, clock.wall - DAY
+        before = content(str(tmp_path), 1)
+        claim.require_newest()
+        assert content(str(tmp_path), 1) != before  # renewed: half a lease is needed for the commit
+
+
+def test_objects_under_other_names_are_no_claims(tmp_path, clock: Clock) -> None:
+    for name in ("7.json", "000000009.json", "٣٣٣٣٣٣٣٣.json", "notes.txt", "00000004.json.bak"):
+        storage.put(f"{tmp_path}/claims/{MODEL}/{name}", b"")
+    with hold_claim(str(tmp_path), MODEL, "r1", 20):
+        assert "00000001.json" in claims(str(tmp_path))
+    assert delete_superseded(str(tmp_path), MODEL) == 0
+
+
+def test_a_look_tells_who_may_be_labelling(tmp_path) -> None:
+    output, now = str(tmp_path), datetime.now(UTC)
+    assert not is_claimed(output, MODEL, now)
+    for fields, expected in [
+        ({"expires_in": 60}, True),
+        ({"expires_in": -60}, False),
+        ({"expires_in": 60, "lease_seconds": 20.0}, True),
+        ({"expires_in": 60, "released": True}, False),
+        ({"expires_in": -60, "lease_seconds": 20.0}, False),
+    ]:
+        plant(output, 1, **fields)
+        assert is_claimed(output, MODEL, now) is expected
+    storage.put(f"{output}/claims/{MODEL}/00000001.json", b"{")
+    assert is_claimed(output, MODEL, now)

@@ -72,12 +72,11 @@ def test_a_lasting_refusal_of_one_object_is_a_row_and_the_run_goes_on_behind_it(
     assert found["error"] == f"{uris[0]} is refused; ask for it"
 
 
-@pytest.mark.parametrize("reason", ["denied", "archived"])
-def test_the_next_plan_leaves_a_refused_image_alone_until_it_changes(
-    source, output, settings, make_labeler, fill, refusals, picture, reason: str
+def test_the_next_plan_leaves_a_denied_image_alone_until_it_changes(
+    source, output, settings, make_labeler, fill, refusals, picture
 ) -> None:
     uris = fill(source, 3)
-    refusals.errors = {uri: KINDS[reason]("no") for uri in uris[:2]}
+    refusals.errors = {uri: DeniedError("no") for uri in uris[:2]}
     label_source(source, output, make_labeler(), settings)
     again = label_source(source, output, make_labeler(), settings)
     assert (again.planned, again.already_done, refusals.asked[uris[0]]) == (0, 3, 1)
@@ -115,6 +114,79 @@ def test_what_failed_is_tried_again_for_the_reasons_given_and_always_after_stora
     assert set(query(output, "SELECT reason FROM failures")["reason"].to_pylist()) == left
 
 
+def test_what_failed_last_decides_whether_a_refused_image_is_tried_again(
+    source, output, settings, make_labeler, fill, refusals
+) -> None:
+    uris = fill(source, 1)
+    retrying = settings.model_copy(update={"retry": ("denied",)})
+    for error, asked, planned in [
+        (DeniedError("no"), settings, 1),
+        (DeniedError("no"), settings, 0),
+        (StorageError("no answer"), retrying, 1),
+        (DeniedError("no"), settings, 1),  # storage had failed last, which every plan tries again
+        (DeniedError("no"), settings, 0),
+    ]:
+        refusals.errors = {uris[0]: error}
+        assert label_source(source, output, make_labeler(), asked).planned == planned
+
+
+def test_an_archived_object_is_labelled_once_the_listing_gives_it_a_class_that_can_be_read(
+    s3_bucket: str, settings, make_labeler, picture
+) -> None:
+    import boto3
+
+    s3, source, output = boto3.client("s3"), f"s3://{s3_bucket}/in", f"s3://{s3_bucket}/out"
+    storage.put(f"{source}/warm.png", picture(9))
+    s3.put_object(Bucket=s3_bucket, Key="in/cold.png", Body=picture(10), StorageClass="GLACIER")
+    for planned in (2, 0):
+        assert label_source(source, output, make_labeler(), settings).planned == planned
+    assert reasons(output) == {"no_policy": 1, "archived": 1}
+    (failure,) = query(output, "FROM failures").to_pylist()
+    assert "cold.png" in failure["error"]
+    assert "restore it" in failure["error"]
+    warmed = {"Bucket": s3_bucket, "Key": "in/cold.png"}
+    s3.restore_object(**warmed, RestoreRequest={"Days": 1})
+    assert label_source(source, output, make_labeler(), settings).planned == 0  # no listing tells of it
+    s3.copy_object(CopySource=warmed, **warmed, StorageClass="STANDARD_IA")
+    again = label_source(source, output, make_labeler(), settings)
+    assert (again.planned, again.retried, again.review) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "planned"),
+    [
+        ("storage_class", "STANDARD", 1),
+        ("storage_class", "GLACIER_IR", 1),
+        ("storage_class", "DEEP_ARCHIVE", 0),
+        ("storage_class", "INTELLIGENT_TIERING", 0),
+        ("storage_class", "", 0),
+        ("note", "STANDARD", 0),
+    ],
+)
+def test_what_a_list_says_about_the_class_of_an_archived_object(
+    source, output, settings, make_labeler, fill, refusals, column: str, value: str, planned: int
+) -> None:
+    uris = fill(source, 1)
+    etag = {item.uri: item.etag for item in storage.list_objects(source)}[uris[0]]
+    refusals.errors = {uris[0]: ArchivedError("cold")}
+    label_source(source, output, make_labeler(), settings)
+    listed = f"{source}-list.csv"
+    storage.put(listed, f"uri,etag,{column}\n{uris[0]},{etag},{value}\n".encode())
+    listing = settings.model_copy(update={"inventory": listed})
+    assert label_source(source, output, make_labeler(), listing).planned == planned
+
+
+def test_a_list_without_etags_leaves_a_denied_image_alone(
+    source, output, settings, make_labeler, fill, refusals
+) -> None:
+    uris = fill(source, 1)
+    refusals.errors = {uris[0]: DeniedError("no")}
+    label_source(source, output, make_labeler(), settings)
+    storage.put(f"{source}-list.csv", f"uri\n{uris[0]}\n".encode())
+    listing = settings.model_copy(update={"inventory": f"{source}-list.csv"})
+    assert label_source(source, output, make_labeler(), listing).planned == 0
+
+
 def test_a_resumed_run_still_tries_what_it_was_planned_to_try_again(
     source, output, settings, make_labeler, fill, refusals
 ) -> None:
@@ -148,7 +220,7 @@ def test_a_plan_of_an_earlier_version_tries_storage_failures_again(
     refusals.errors = {}
     plan = load_plan(output, "old")
     assert plan is not None
-    assert tuple(plan.retry) == ("storage",)
+    assert plan.retry == ()
     label_run(plan, make_labeler(), settings)
     assert finish_run(plan).review == 1
 

@@ -45,7 +45,13 @@ def test_an_object_is_described_as_it_was_listed(storage_root: str) -> None:
     (row,) = take_inventory(storage_root, f"{storage_root}-out").objects.to_pylist()
     blob = storage.read(f"{storage_root}/b/c.png")
     uri = f"{storage.normalise(storage_root)}/b/c.png"
-    assert row == {"image_uri": uri, "image_key": "b/c.png", "image_etag": blob.etag, "image_bytes": 7}
+    assert row == {
+        "image_uri": uri,
+        "image_key": "b/c.png",
+        "image_etag": blob.etag,
+        "image_bytes": 7,
+        "storage_class": "",
+    }
 
 
 def test_what_lies_below_an_output_inside_the_source_is_no_input(storage_root: str) -> None:

@@ -68,7 +68,8 @@ def test_a_csv_report_gives_current_objects_with_their_keys_decoded(s3_bucket: s
     url = report("1.csv.gz", gzip.compress(CSV_ROWS.format(bucket=s3_bucket).encode()))
     rows, skipped = read(url, f"s3://{s3_bucket}/in")
     key, uri = "a b+cü.jpg", f"s3://{s3_bucket}/in/a b+cü.jpg"
-    assert rows == [{"image_uri": uri, "image_key": key, "image_etag": "e1", "image_bytes": 11}]
+    known = {"image_etag": "e1", "image_bytes": 11, "storage_class": "STANDARD"}
+    assert rows == [{"image_uri": uri, "image_key": key} | known]
     assert skipped == {DELETED: 2, OUTSIDE: 1}
 
 

@@ -1,0 +1,94 @@
+"""What was labelled last is the newest also where a clock was set back, or ran ahead for a while."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from segpipe import storage
+from segpipe.labeling.run import finish_run, label_run, label_source, start_run
+from segpipe.labeling.stamps import first_stamp
+from segpipe.manifests.query import query
+from segpipe.manifests.schema import rows_table
+from segpipe.manifests.store import commit_part, read_manifest
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+AHEAD = timedelta(days=1)
+JUST_AFTER = timedelta(microseconds=1)
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    return str(tmp_path / "in")
+
+
+@pytest.fixture
+def output(tmp_path) -> str:
+    return str(tmp_path / "out")
+
+
+@pytest.fixture
+def commit(output: str, make_row) -> Callable[..., None]:
+    """(run_id, *rows' values): commit a part under the day of NOW."""
+
+    def put(run_id: str, *rows: dict) -> None:
+        made = [make_row(run_id=run_id, **values) for values in rows]
+        commit_part(output, NOW.date(), run_id, 0, rows_table(made, ["dark", "bright"]))
+
+    return put
+
+
+def test_the_first_stamp_is_now_unless_a_row_is_newer(output: str, commit) -> None:
+    assert first_stamp(output, NOW) == NOW
+    commit("r1", {"labeled_at": NOW - JUST_AFTER}, {"labeled_at": NOW - AHEAD})
+    assert first_stamp(output, NOW) == NOW
+    commit("r2", {"labeled_at": NOW})
+    assert first_stamp(output, NOW) == NOW + JUST_AFTER
+    commit("r3", {"labeled_at": NOW + AHEAD, "model_id": "another"}, {"labeled_at": NOW})
+    assert first_stamp(output, NOW) == NOW + AHEAD + JUST_AFTER
+
+
+def test_a_run_after_the_clock_was_set_back_is_the_latest_and_says_so_once(
+    source, output, settings, make_labeler, fill, commit, caplog: pytest.LogCaptureFixture
+) -> None:
+    uris = fill(source, 10)
+    newest = datetime.now(UTC) + AHEAD
+    commit("r1", *({"image_uri": uri, "model_id": "old", "labeled_at": newest} for uri in uris))
+    with caplog.at_level(logging.WARNING):
+        label_source(source, output, make_labeler("bbbbbbbbbbbb"), settings, "r2")
+    assert query(output, "SELECT DISTINCT run_id FROM latest")["run_id"].to_pylist() == ["r2"]
+    stamps = read_manifest(output).filter(read_manifest(output)["run_id"].to_numpy() == "r2")["labeled_at"]
+    assert set(stamps.to_pylist()) == {newest + JUST_AFTER}
+    assert [line for line in caplog.messages if "rows are stamped just after" in line] == caplog.messages[:1]
+
+
+def test_rows_of_a_right_clock_are_stamped_by_it(
+    source, output, settings, make_labeler, fill, caplog
+) -> None:
+    fill(source, 3)
+    before = datetime.now(UTC)
+    with caplog.at_level(logging.WARNING):
+        label_source(source, output, make_labeler(), settings)
+    stamps = read_manifest(output)["labeled_at"].to_pylist()
+    assert before <= min(stamps) <= max(stamps) <= datetime.now(UTC)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "in separate tasks"])
+def test_an_image_that_changed_since_a_row_from_the_future_is_labelled(
+    source, output, settings, make_labeler, fill, commit, picture, at_once: bool
+) -> None:
+    uris, labeler = fill(source, 2), make_labeler()
+    future = {"model_id": labeler.model_id, "image_etag": "old", "labeled_at": datetime.now(UTC) + AHEAD}
+    commit("r1", *({"image_uri": uri, "mask_uri": None} | future for uri in uris))
+    storage.put(uris[0], picture(7, 9, 9))
+    if at_once:
+        assert label_source(source, output, labeler, settings, "r2").review == 2
+    else:
+        plan = start_run(source, output, labeler, settings, "r2")
+        label_run(plan, labeler, settings)
+        assert finish_run(plan).review == 2
+    assert set(query(output, "SELECT run_id FROM latest")["run_id"].to_pylist()) == {"r2"}
