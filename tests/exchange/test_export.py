@@ -153,10 +153,18 @@ def test_run_lengths_and_polygons_keep_every_pixel(region: np.ndarray) -> None:
     assert np.array_equal(np.repeat(np.arange(len(runs)) % 2, runs).reshape(region.shape), region)
     columns = column_runs(region)
     assert np.array_equal(np.repeat(np.arange(len(columns)) % 2, columns).reshape(region.T.shape).T, region)
-    union = np.zeros_like(region)
+    union, area = np.zeros_like(region), 0.0
     for polygon in polygons(region):
         union |= filled(polygon, region.shape)
+        area += shoelace(polygon) * region.size
     assert np.array_equal(union, region)
+    assert area == pytest.approx(region.sum())
+
+
+def shoelace(corners: np.ndarray) -> float:
+    """The area of a closed polygon."""
+    (x, y), (next_x, next_y) = corners[:-1].T, corners[1:].T
+    return abs(float((x * next_y - next_x * y).sum())) / 2
 
 
 def test_what_is_exported_can_be_trained_on_and_says_where_it_is_from(

@@ -11,7 +11,7 @@ from segpipe.exchange.exports.regions import classes_in
 
 
 def write(items: Iterable[Item], target: Target) -> None:
-    """Ultralytics' segmentation labels: polygons, whose edges are within a quarter of a pixel."""
+    """Ultralytics' segmentation labels: polygons along the pixels' edges."""
     for item in items:
         target.put(f"images/{target.split}/{item.key}{item.extension}", item.image)
         lines = [
