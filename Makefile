@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-server test-corpus test-faults test-e2e test-studio up down status lint format typecheck constraints clean
+.PHONY: help setup demo test test-server test-corpus test-faults test-e2e test-studio test-wheel up down status lint format typecheck constraints clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,9 +62,13 @@ down: $(STAMP)  ## Stop the local stack
 status: $(STAMP)  ## Say what of the local stack runs
 	@$(BIN)/python -m deployments.stack status
 
-lint: $(STAMP)  ## Check style and formatting
+test-wheel: $(STAMP)  ## Build the wheel, install it alone into an empty environment, and try it
+	PYTHON=$(PYTHON) tests/wheel/try_wheel.sh
+
+lint: $(STAMP)  ## Check style, formatting and which way imports point
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(STAMP)  ## Fix style and formatting
 	$(BIN)/ruff check --fix .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.metadata
 import os
 import shutil
@@ -56,41 +55,6 @@ def test_modules_below_the_models_do_not_load_torch(module: str) -> None:
     script = f"import sys, segpipe.{module}; print('torch' in sys.modules, 'prefect' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout.split() == ["False", "False"]
-
-
-def imported(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
-
-
-BELOW_ALL = ("segpipe.errors", "segpipe.storage_retry", "segpipe.s3_transfer", "segpipe.config")
-FORBIDDEN = {
-    "": ("prefect", "flows"),
-    "storage.py": ("segpipe.",),
-    "models": ("segpipe.labeling", "segpipe.training", "segpipe.manifests"),
-    "confidence": ("segpipe.labeling", "segpipe.training", "segpipe.models"),
-    "manifests": ("segpipe.labeling", "segpipe.training", "segpipe.models", "torch"),
-    "labeling": ("segpipe.training", "torch"),
-}
-
-
-@pytest.mark.parametrize("part", FORBIDDEN)
-def test_arrows_point_one_way(part: str) -> None:
-    place = ROOT / "segpipe" / part
-    files = [place] if place.is_file() else sorted(place.rglob("*.py"))
-    wrong = {
-        (str(path.relative_to(ROOT)), name)
-        for path in files
-        for name in imported(path)
-        if name.startswith(FORBIDDEN[part]) and not name.startswith(BELOW_ALL)
-    }
-    assert files
-    assert wrong == set()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

@@ -9,7 +9,7 @@ from segpipe import storage
 from segpipe.confidence.policy import Policy
 from segpipe.reports import plots
 from segpipe.reports.content import ReportFacts, page_content
-from segpipe.reports.judged import Judged, judged_images, routing_under
+from segpipe.reports.measured import Measured, measured_images, routing_under
 from segpipe.reports.page import Picture, render
 
 if TYPE_CHECKING:
@@ -39,9 +39,9 @@ def write_report(
     `evaluation` is that of `measurements`, at least one of whose images has an IoU. Returns the page's URL.
     Raises StorageError.
     """
-    judged = judged_images(measurements)
-    pictures = tuple(_pictures(judged, evaluation, policy))
-    page = page_content(judged, evaluation, policy, about, pictures)
+    measured = measured_images(measurements)
+    pictures = tuple(_pictures(measured, evaluation, policy))
+    page = page_content(measured, evaluation, policy, about, pictures)
     root = storage.normalise(url)
     for picture in pictures:
         storage.put(storage.join(root, picture.file), picture.png)
@@ -50,33 +50,33 @@ def write_report(
     return index
 
 
-def _pictures(judged: Judged, evaluation: Evaluation, policy: Policy | None) -> Iterator[Picture]:
-    routing = None if policy is None else routing_under(policy, judged)
+def _pictures(measured: Measured, evaluation: Evaluation, policy: Policy | None) -> Iterator[Picture]:
+    routing = None if policy is None else routing_under(policy, measured)
     yield Picture(
         "risk-coverage.png",
         "Risk and coverage",
         "Accept the surest images first: how much do the accepted masks lose on average? Lower is better; "
         "the oracle knows every IoU.",
-        plots.risk_coverage_png(1 - judged.ious, judged.scores),
+        plots.risk_coverage_png(1 - measured.ious, measured.scores),
     )
     yield Picture(
         "calibration.png",
         "Calibration",
         "Does the confidence that is shown mean what it says? Bins of equally many images: on the diagonal "
         "it does, above it is too modest, below too sure.",
-        plots.calibration_png(judged.confidences, judged.ious),
+        plots.calibration_png(measured.confidences, measured.ious),
     )
     yield Picture(
         "score-iou.png",
         "Score and true IoU",
         "Every image: the raw score that routes it against how good its mask is.",
-        plots.score_iou_png(judged.routing_scores, judged.ious, routing),
+        plots.score_iou_png(measured.routing_scores, measured.ious, routing),
     )
     yield Picture(
         "score-histogram.png",
         "Distribution of the score",
         "How many images have which raw score, and what share would be accepted.",
-        plots.score_histogram_png(judged.routing_scores, routing),
+        plots.score_histogram_png(measured.routing_scores, routing),
     )
     yield Picture(
         "class-iou.png",

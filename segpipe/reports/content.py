@@ -14,7 +14,7 @@ from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
 from segpipe.confidence.selective import SelectiveMetrics
 from segpipe.redaction import redact
-from segpipe.reports.judged import Judged, Routing, routing_under
+from segpipe.reports.measured import Measured, Routing, routing_under
 from segpipe.reports.page import Figure, ImageRow, Merit, Page, Picture, PolicyPart, ScoreRow
 from segpipe.reports.summary import promise_line
 
@@ -44,13 +44,13 @@ class ReportFacts:
 
 
 def page_content(
-    judged: Judged,
+    measured: Measured,
     evaluation: Evaluation,
     policy: Policy | None,
     about: ReportFacts,
     pictures: tuple[Picture, ...],
 ) -> Page:
-    """The page about the judged images, at least one, of an evaluation."""
+    """The page about the measured images, at least one, of an evaluation."""
     merits = tuple(field.name for field in fields(SelectiveMetrics))
     return Page(
         title=f"Masks and their confidence on split {about.split}",
@@ -61,19 +61,19 @@ def page_content(
             ("images", str(evaluation.n)),
             ("made", about.created_at),
         ),
-        remarks=tuple(_remarks(evaluation, judged, about)),
-        quality=_quality(evaluation, judged),
-        policy=_policy_part(judged, policy, about),
+        remarks=tuple(_remarks(evaluation, measured, about)),
+        quality=_quality(evaluation, measured),
+        policy=_policy_part(measured, policy, about),
         merits=tuple((_merit_name(merit), merit in HIGHER_IS_BETTER) for merit in merits),
         scores=tuple(_score_row(name, evaluation.scores, merits) for name in evaluation.scores),
         pictures=pictures,
         classes=tuple(Figure(name, iou) for name, iou in evaluation.per_class_iou.items()),
-        worst=tuple(_worst(judged, policy)),
+        worst=tuple(_worst(measured, policy)),
     )
 
 
-def _remarks(evaluation: Evaluation, judged: Judged, about: ReportFacts) -> Iterator[str]:
-    without_truth = evaluation.n - len(judged.keys)
+def _remarks(evaluation: Evaluation, measured: Measured, about: ReportFacts) -> Iterator[str]:
+    without_truth = evaluation.n - len(measured.keys)
     if without_truth:
         yield (
             f"Without one labelled pixel, so that no IoU is known: {without_truth} of {evaluation.n} images. "
@@ -84,12 +84,12 @@ def _remarks(evaluation: Evaluation, judged: Judged, about: ReportFacts) -> Iter
         yield f"The policy was left aside: {redact(about.policy_problem)}"
 
 
-def _quality(evaluation: Evaluation, judged: Judged) -> tuple[Figure, ...]:
+def _quality(evaluation: Evaluation, measured: Measured) -> tuple[Figure, ...]:
     return (
         Figure("pixel accuracy", evaluation.pixel_accuracy),
         Figure("mean IoU", evaluation.mean_iou),
         Figure("mean image IoU", evaluation.mean_image_iou),
-        Figure("calibration error", expected_calibration_error(judged.confidences, judged.ious)),
+        Figure("calibration error", expected_calibration_error(measured.confidences, measured.ious)),
     )
 
 
@@ -111,14 +111,14 @@ def _is_best(name: str, merit: str, scores: dict[str, dict[str, float]]) -> bool
     return bool(defined) and sign * scores[name][merit] == max(defined)
 
 
-def _policy_part(judged: Judged, policy: Policy | None, about: ReportFacts) -> PolicyPart:
+def _policy_part(measured: Measured, policy: Policy | None, about: ReportFacts) -> PolicyPart:
     if policy is None:
         promise = "unknown: see above" if about.policy_problem is not None else promise_line(None)
         return PolicyPart(promise, (), (), ())
     return PolicyPart(
         promise=promise_line(policy),
         facts=tuple(_policy_facts(policy)),
-        outcome=tuple(_outcome(judged, routing_under(policy, judged))),
+        outcome=tuple(_outcome(measured, routing_under(policy, measured))),
         remarks=tuple(_policy_remarks(policy, about)),
     )
 
@@ -132,11 +132,11 @@ def _policy_facts(policy: Policy) -> Iterator[tuple[str, str]]:
         yield "calibration error", f"{policy.calibration_error:.3f}, on calibration images not fitted to"
 
 
-def _outcome(judged: Judged, routing: Routing) -> Iterator[Figure]:
+def _outcome(measured: Measured, routing: Routing) -> Iterator[Figure]:
     n_accepted = int(routing.accepted.sum())
-    accepted_ious = judged.ious[routing.accepted]
+    accepted_ious = measured.ious[routing.accepted]
     yield Figure("accepted", n_accepted)
-    yield Figure("share accepted", n_accepted / len(judged.ious))
+    yield Figure("share accepted", n_accepted / len(measured.ious))
     if routing.min_iou is None:
         yield Figure("mean loss of accepted", float((1 - accepted_ious).mean()) if n_accepted else None)
     else:
@@ -160,16 +160,16 @@ def _policy_remarks(policy: Policy, about: ReportFacts) -> Iterator[str]:
         yield "The promise counts each group of images once, the counts here count every image."
 
 
-def _worst(judged: Judged, policy: Policy | None) -> Iterator[ImageRow]:
+def _worst(measured: Measured, policy: Policy | None) -> Iterator[ImageRow]:
     """Images whose score ranks highest above the rank of their IoU, ties sharing a mean rank."""
-    accepted = None if policy is None else routing_under(policy, judged).accepted
-    excess = rankdata(judged.routing_scores) - rankdata(judged.ious)
+    accepted = None if policy is None else routing_under(policy, measured).accepted
+    excess = rankdata(measured.routing_scores) - rankdata(measured.ious)
     worst = np.argsort(-excess, kind="stable")[:WORST_IMAGES]
     for image in worst[excess[worst] > 0]:
         yield ImageRow(
-            key=judged.keys[image],
-            score=float(judged.routing_scores[image]),
-            confidence=float(judged.confidences[image]),
-            iou=float(judged.ious[image]),
+            key=measured.keys[image],
+            score=float(measured.routing_scores[image]),
+            confidence=float(measured.confidences[image]),
+            iou=float(measured.ious[image]),
             decision=None if accepted is None else "accepted" if accepted[image] else "review",
         )

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.selective import aurc, gap_closed, risk_coverage_curve
-from segpipe.reports.judged import ROUTING_SCORE, Routing
+from segpipe.reports.measured import ROUTING_SCORE, Routing
 from segpipe.reports.reliability import ReliabilityBin, reliability_bins
 
 # Okabe and Ito 2008, "Color universal design": told apart with any colour vision.

@@ -17,7 +17,7 @@ from segpipe.confidence.policy import BadFractionPromise, ClassGuard, MeanLossPr
 from segpipe.confidence.promise import promise
 from segpipe.evaluation.measure import Measurements, summarise
 from segpipe.reports.content import ReportFacts, page_content
-from segpipe.reports.judged import judged_images, routing_under
+from segpipe.reports.measured import measured_images, routing_under
 from segpipe.reports.page import render
 
 CLASSES = ("ground", "square")
@@ -105,8 +105,8 @@ class PageReader(HTMLParser):
 
 
 def source_of(measurements: Measurements, policy: Policy | None, about: ReportFacts = ABOUT) -> str:
-    judged = judged_images(measurements)
-    return render("confidence.html", page_content(judged, summarise(measurements), policy, about, ()))
+    measured = measured_images(measurements)
+    return render("confidence.html", page_content(measured, summarise(measurements), policy, about, ()))
 
 
 def page_of(measurements: Measurements, policy: Policy | None, about: ReportFacts = ABOUT) -> PageReader:
@@ -237,7 +237,7 @@ def test_a_guarded_image_is_not_counted_as_accepted() -> None:
     guarded = replace(FOUR, class_confidences=np.array([[0.9, 0.6], [0.9, 0.4], [0.9, np.nan], [0.9, 0.9]]))
     policy = policy_of(guards=(ClassGuard("square", 1, 0.5),))
     # From score 1 on three are accepted; the second shows a square at 0.4, the third shows none.
-    assert routing_under(policy, judged_images(guarded)).accepted.tolist() == [True, False, True, False]
+    assert routing_under(policy, measured_images(guarded)).accepted.tolist() == [True, False, True, False]
 
 
 def test_passwords_are_not_shown() -> None:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from segpipe.reports import plots
-from segpipe.reports.judged import Routing
+from segpipe.reports.measured import Routing
 
 IOUS = np.linspace(0.05, 0.95, 200)
 ANY_ORDER = np.random.default_rng(3).permutation(200).astype(float)

@@ -1,4 +1,4 @@
-"""The images of an evaluation that can be judged, and what a policy decides about them."""
+"""The images of an evaluation that can be measured, and what a policy decides about them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUTING_SCORE = "discriminator"
 
 
 @dataclass(frozen=True)
-class Judged:
+class Measured:
     """The n images whose IoU is known, the only ones that can be compared: (n,) each, `scores` per name,
     `class_confidences` (n, K)."""
 
@@ -47,10 +47,10 @@ class Routing:
     min_iou: float | None
 
 
-def judged_images(measurements: Measurements) -> Judged:
+def measured_images(measurements: Measurements) -> Measured:
     """The images that have a labelled pixel."""
     known = ~np.isnan(measurements.image_ious)
-    return Judged(
+    return Measured(
         keys=tuple(key for key, has_iou in zip(measurements.keys, known, strict=True) if has_iou),
         scores={name: values[known] for name, values in measurements.scores.items()},
         confidences=measurements.confidences[known],
@@ -59,11 +59,11 @@ def judged_images(measurements: Measurements) -> Judged:
     )
 
 
-def routing_under(policy: Policy, judged: Judged) -> Routing:
+def routing_under(policy: Policy, measured: Measured) -> Routing:
     """What the policy's threshold and guards do with these images."""
-    scores = judged.routing_scores
+    scores = measured.routing_scores
     threshold = math.inf if policy.threshold is None else policy.threshold
     promised = policy.promised
     min_iou = promised.min_iou if isinstance(promised, BadFractionPromise) else None
-    guarded = np.array([is_guarded(policy, row) for row in judged.class_confidences.tolist()], dtype=bool)
+    guarded = np.array([is_guarded(policy, row) for row in measured.class_confidences.tolist()], dtype=bool)
     return Routing(np.isfinite(scores) & (scores >= threshold) & ~guarded, policy.threshold, min_iou)
