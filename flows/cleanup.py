@@ -26,6 +26,7 @@ from prefect.states import Failed
 from flows.run_log import library_log
 from segpipe.errors import SegpipeError
 from segpipe.labeling.leftovers import Removed, remove_leftovers
+from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.sources.sources_file import find_sources, read_sources
 
@@ -133,7 +134,10 @@ def cleanup(
     except SegpipeError as error:
         problems.append(redact(str(error)))
     create_table_artifact(
-        [{"output": "Prefect server", "flow runs": deleted}, *(table_row(one) for one in cleaned)],
+        [
+            {"output": "Prefect server", "flow runs": deleted},
+            *(markdown_cells(table_row(one)) for one in cleaned),
+        ],
         key="cleanup-removed",
         description="What the clean-up removed",
     )

@@ -15,6 +15,7 @@ from flows.label import label
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import NotFoundError, SegpipeError
+from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.review.audit import audit_output, in_words, suspend_broken
 from segpipe.sources.sources_file import Problem, Source, find_sources, read_sources
@@ -83,7 +84,11 @@ def _publish(
 ) -> None:
     rows = [_row(source, result) for source, result in results]
     rows += [{"source": redact(problem.where), "state": redact(problem.message)} for problem in problems]
-    create_table_artifact(rows + more, key="label-sources", description="What became of each source")
+    create_table_artifact(
+        [markdown_cells(row) for row in rows + more],
+        key="label-sources",
+        description="What became of each source",
+    )
 
 
 def _row(source: Source, result: dict[str, Any] | State) -> dict[str, Any]:

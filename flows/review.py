@@ -17,6 +17,7 @@ from prefect.states import Failed
 from flows.run_log import library_log, without_secrets
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import NotFoundError, RunError, SegpipeError
+from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.review.label_studio import LabelStudio, open_label_studio
 from segpipe.review.pull import PullSummary, pull
@@ -116,7 +117,7 @@ def sync(
         return Failed(message=redact(str(error)))
     exchanged = [exchange(output, label_studio, storage, limit) for output in chosen]
     create_table_artifact(
-        [table_row(one) for one in exchanged],
+        [markdown_cells(table_row(one)) for one in exchanged],
         key="review-exchanged",
         description="Decisions that came back, and masks that went out",
     )

@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from segpipe.config import LabelSettings
 from segpipe.labeling.totals import RunSummary, WorstImage
 from segpipe.models.labeler import Labeler
+from segpipe.printable import markdown, markdown_block, markdown_code, markdown_link
 from segpipe.redaction import redact
 from segpipe.reports import summary as words
 
@@ -48,8 +49,8 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str, price_pe
         "Drift": words.drift_line(summary),
         "Speed": words.speed_line(summary),
         "Cost": words.cost_line(summary, price_per_hour),
-        **{place.capitalize(): f"`{uri}`" for place, uri in words.places(summary).items()},
     }
+    places = words.places(summary).items()
     lines = [
         f"# {summary.accepted} accepted, {summary.review} to review, {summary.failed} failed",
         "",
@@ -57,11 +58,10 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str, price_pe
         "|---|---|---:|---:|",
         *counts,
         "",
-        *(f"- **{name}**: {fact}" for name, fact in facts.items() if fact is not None),
+        *(f"- **{name}**: {markdown(fact)}" for name, fact in facts.items() if fact is not None),
+        *(f"- **{place.capitalize()}**: {markdown_code(uri)}" for place, uri in places),
         "",
-        "```",
-        *words.next_commands(summary, model),
-        "```",
+        *markdown_block(words.next_commands(summary, model)),
     ]
     return "\n".join(lines)
 
@@ -74,10 +74,10 @@ def worst_row(image: WorstImage) -> dict[str, Any]:
         "confidence": None if image.confidence is None else round(image.confidence, 3),
         "image": _link(image.image_uri),
         "mask": None if image.mask_uri is None else _link(image.mask_uri),
-        "error": image.error,
+        "error": None if image.error is None else markdown(image.error),
     }
 
 
 def _link(uri: str) -> str:
     shown = redact(uri)
-    return f"[{shown}]({shown})" if shown.startswith(("http://", "https://")) else shown
+    return markdown_link(shown) if shown.startswith(("http://", "https://")) else markdown(shown)

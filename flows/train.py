@@ -16,6 +16,7 @@ from segpipe.confidence.policy import Policy
 from segpipe.config import CalibrateSettings, TrainSettings
 from segpipe.errors import AddressError, NotFoundError, RunError, SegpipeError, StorageError
 from segpipe.evaluation.calibration import calibrate as calibrate_model
+from segpipe.printable import markdown, markdown_code
 from segpipe.redaction import redact
 from segpipe.reports.summary import promise_line
 from segpipe.storage import normalise
@@ -55,11 +56,11 @@ def result_markdown(result: TrainResult, policy: Policy | None) -> str:
     lines = [
         f"# Mean IoU {result.mean_iou:.3f} on the validation split",
         "",
-        f"- **Model**: `{result.model}`, id `{result.model_id}`",
+        f"- **Model**: {markdown_code(result.model)}, id `{result.model_id}`",
         f"- **Pixel accuracy**: {result.pixel_accuracy:.3f}",
         f"- **Epochs**: {result.epochs}, the best was {result.best_epoch}",
         f"- **Time**: {result.seconds:.0f} s",
-        f"- **Promise**: {promise_line(policy)}",
+        f"- **Promise**: {markdown(promise_line(policy))}",
     ]
     return redact("\n".join(lines))
 

@@ -17,6 +17,7 @@ from flows.events import has_arrived, send_discovered
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
 from segpipe.errors import RunError, SegpipeError
+from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.sources.announcements import announce_new, message_id
 from segpipe.sources.event_queue import Notification, Queue
@@ -98,7 +99,9 @@ def _publish(
     ]
     rows += [{"source": redact(problem.where), "state": redact(problem.message)} for problem in problems]
     create_table_artifact(
-        rows + more, key="watch-sources", description="What the patterns match, and what failed"
+        [markdown_cells(row) for row in rows + more],
+        key="watch-sources",
+        description="What the patterns match, and what failed",
     )
 
 

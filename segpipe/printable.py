@@ -9,6 +9,9 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
 
 # Formats (Cf) hold the signs of direction and most of those without width; the rest is named.
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -37,7 +40,7 @@ def _shown(character: str) -> str:
     return json.dumps(character)[1:-1] if hidden else character
 
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&$:])")
+_MARKDOWN = re.compile(r"([\\`*\[\]<>|~&!#$])")
 
 
 def markdown(text: str) -> str:
@@ -46,8 +49,28 @@ def markdown(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """A text as inline code, fenced by more backticks than it holds in a row; usable in a table's cell."""
-    shown = printable(text).replace("|", "\\u007c")
-    longest = max((len(run) for run in re.findall("`+", shown)), default=0)
-    fence, pad = "`" * (longest + 1), " " if longest else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"
+    """A text as inline code, between more backticks than it holds in a row."""
+    shown = printable(text)
+    fence = "`" * (_longest_run_of_backticks(shown) + 1)
+    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"
+
+
+def markdown_block(lines: Iterable[str]) -> list[str]:
+    """Lines as a block of code, none of which can end it."""
+    shown = [printable(line) for line in lines]
+    fence = "`" * max(3, _longest_run_of_backticks("\n".join(shown)) + 1)
+    return [fence, *shown, fence]
+
+
+def markdown_link(url: str) -> str:
+    """A link that leads to the URL and shows it."""
+    return f"[{markdown(url)}]({quote(url, safe=':/?#@%&=+,;~')})"
+
+
+def markdown_cells(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a table whose texts are shown as Markdown, as Prefect does."""
+    return {name: markdown(value) if isinstance(value, str) else value for name, value in row.items()}
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max((len(run) for run in re.findall("`+", text)), default=0)
