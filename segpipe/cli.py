@@ -1,8 +1,8 @@
 """The command line: one thin command per verb.
 
 What a verb needs is imported inside its command, so that `segpipe --help` answers at once.
-Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 3 a promise is broken (audit), 130
-interrupted, 143 terminated.
+Exit status: 0 done, 1 failed (one line on stderr), 2 wrong usage, 3 a promise is broken (audit) or
+OUTPUT is not as it was left (verify), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -37,14 +37,15 @@ from segpipe.config import (
     PushSettings,
     QueueSettings,
     TrainSettings,
+    VerifySettings,
 )
-from segpipe.errors import PolicyError, SegpipeError
+from segpipe.errors import OutputError, PolicyError, SegpipeError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
 from segpipe.exchange.summaries import summaries
 from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.options import build, options_of
-from segpipe.printable import printable_lines
+from segpipe.printable import printable, printable_lines
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 LogFormat = Literal["text", "json"]
 
-BROKEN_PROMISE = 3
+FOUND = 3
 _ABANDONED = "work under way did not end in time and was abandoned"
 
 
@@ -71,8 +72,10 @@ class _Invocation:
 def main() -> NoReturn:
     """Run the command that the process was started with, and exit."""
     status = run(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # what could not be written has been told, or its reader has gone
+            if stream is not None:
+                stream.flush()
     # No finalising: Arrow's threads may still read ahead through our file system, in Python, and a finished
     # run then ended in "Fatal Python error: PyGILState_Release" and status 134.
     os._exit(status)
@@ -93,10 +96,26 @@ def run(arguments: Sequence[str]) -> int:
         return _complain("stopped", stop.status)
     except _ResumableError as stop:
         return _complain(_stopped(stop.remedy), stop.status)
+    except BrokenPipeError as error:
+        return 0 if _is_unread() else _fail(error, invocation)
     except Exception as error:
-        if invocation.debug:
-            _say(traceback.format_exc().rstrip())
-        return _complain(_one_line(error), 1)
+        return _fail(error, invocation)
+
+
+def _fail(error: Exception, invocation: _Invocation) -> int:
+    if invocation.debug:
+        _say(traceback.format_exc().rstrip())
+    return _complain(_one_line(error), 1)
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as `head` does when it has enough."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+        return True
+    return False
 
 
 def _one_line(error: Exception) -> str:
@@ -122,12 +141,31 @@ def _logs_json() -> bool:
 def _say(text: str) -> None:
     from segpipe.redaction import redact
 
-    click.echo(printable_lines(redact(text)), err=True)
+    with suppress(OSError):  # a log that nobody can read stops no work
+        click.echo(printable_lines(redact(text)), err=True)
 
 
 def _print(text: str) -> None:
     """A result: what it names may be named by anyone, and must not steer the terminal."""
-    click.echo(printable_lines(text))
+    _echo(printable_lines(text))
+
+
+def _echo(text: str) -> None:
+    """Raises OutputError when standard output takes nothing more, but for a reader that wants no more."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        _discard_stdout()
+    except OSError as error:
+        _discard_stdout()
+        raise OutputError(f"the result could not be printed ({error.strerror}): print it elsewhere") from None
+
+
+def _discard_stdout() -> None:
+    """What is still in the buffer would be written again, in vain, at the end."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
 
 
 class _ResumableError(Exception):
@@ -455,8 +493,8 @@ def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> Non
     from segpipe.manifests import query
 
     text = query.format_table(query.query(output, sql), layout)
-    if layout == "csv" and not sys.stdout.isatty():
-        click.echo(text)  # for programs, which want the names as they are
+    if layout == "csv" and not (sys.stdout and sys.stdout.isatty()):
+        _echo(text)  # for programs, which want the names as they are
     else:
         _print(text)
 
@@ -475,6 +513,30 @@ def compact(output: str, as_json: bool, **values: object) -> None:
     from segpipe.manifests.compaction import compact as compact_manifest
 
     _print_result(asdict(compact_manifest(output, settings)), as_json)
+
+
+@cli.command()
+@click.argument("output")
+@options_of(VerifySettings)
+@_as_json
+@_debug
+def verify(output: str, as_json: bool, **values: object) -> int:
+    """Check that OUTPUT is as labelling has left it.
+
+    Each row's decision against its reason, score and policy, masks against their digests, the parts of each
+    run against their chain, compacted copies against the parts. Changes nothing. Exit status 3 on a finding.
+    """
+    settings = build(VerifySettings, values)
+    from segpipe.manifests import verification
+
+    result = verification.verify(output, settings)
+    facts = {name: value for name, value in asdict(result).items() if name != "examples"}
+    _print_result(asdict(result) if as_json else facts, as_json)
+    if not result.findings:
+        return 0
+    if not as_json:
+        _print("\n".join(["", *map(printable, verification.finding_lines(result))]))
+    return _complain(f"{sum(result.findings.values())} findings: OUTPUT is not as it was left", FOUND)
 
 
 @cli.command()
@@ -613,8 +675,8 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
     _print(_json_text([asdict(found) for found in audits]) if as_json else _audit_report(audits))
     broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
     for found in {one.policy_id: one for one in (*suspended, *broken)}.values():
-        _complain(f"the promise of policy {found.policy_id} is broken: it is suspended", BROKEN_PROMISE)
-    return BROKEN_PROMISE if suspended or broken else 0
+        _complain(f"the promise of policy {found.policy_id} is broken: it is suspended", FOUND)
+    return FOUND if suspended or broken else 0
 
 
 def _audit_report(audits: Sequence[PolicyAudit]) -> str:

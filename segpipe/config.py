@@ -402,6 +402,18 @@ class CompactSettings(_Settings):
     )
 
 
+class VerifySettings(_Settings):
+    """How much `segpipe verify` reads."""
+
+    masks: int | None = Field(
+        None,
+        ge=0,
+        title="Masks, at most",
+        description="Read at most this many masks, drawn at random, and compare them with their digests; "
+        "unset: all. That each mask is there, and all else, is always checked.",
+    )
+
+
 class LabelSettings(_Settings):
     """How a labelling run does its work; what it labels is given apart."""
 

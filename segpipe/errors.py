@@ -86,3 +86,7 @@ class RunError(SegpipeError):
 
 class ReviewError(SegpipeError):
     """The annotation tool refused or failed, or what it sent is no decision about a mask of ours."""
+
+
+class OutputError(SegpipeError):
+    """A result cannot be printed."""

@@ -7,7 +7,6 @@ for the whole run, resumes included, and no part is ever changed. A suspension c
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.drift import Drift, detect_drift
 from segpipe.confidence.policy import check_policy_for_model, is_guarded
 from segpipe.manifests.policies import is_suspended, suspension_uri
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DRIFT = "segpipe.drift"
-DRAWS = 2**64
 
 
 @dataclass(frozen=True)
@@ -89,18 +88,6 @@ def route(
     if policy.threshold is not None and math.isfinite(score) and score >= policy.threshold:
         return "accepted", "confident"
     return "review", "low_confidence"
-
-
-def is_drawn(image_uri: str, image_etag: str, model_id: str, policy_id: str, audit_share: float) -> bool:
-    """Whether the mask of this version of an image is audited; so is a share `audit_share` (0 to 1) of all.
-
-    The draw is a digest and not a random number, so that a resumed run draws the same and anyone can check it
-    from the manifest row. It is keyed with the policy, which those who name and fill the images do not know
-    and cannot choose, and knows neither the mask nor its score. A larger share draws the same masks and more.
-    """
-    facts = json.dumps([model_id, image_uri, image_etag]).encode()
-    digest = hashlib.blake2b(facts, digest_size=8, key=policy_id.encode(), person=b"segpipe audit").digest()
-    return int.from_bytes(digest) < audit_share * DRAWS
 
 
 def tested_for_drift(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -33,10 +33,12 @@ class Link:
 
 @dataclass(frozen=True)
 class Tip:
-    """The newest part of a chain: how many parts there are up to it, and its SHA-256."""
+    """The newest part of a chain: how many parts there are up to it, its SHA-256, and how many parts of the
+    run are in no chain, since a version without one has begun it."""
 
     parts: int
     digest: str
+    unchained: int = 0
 
 
 def part_digest(content: bytes) -> str:
@@ -58,7 +60,10 @@ def link_of_metadata(metadata: Mapping[bytes, bytes] | None) -> Link | None:
     """A part's place; None for a part of a version without chain. ValueError when it is damaged."""
     if (text := (metadata or {}).get(_KEY.encode())) is None:
         return None
-    said = json.loads(text)
+    try:
+        said = json.loads(text)
+    except RecursionError:
+        said = None
     match said:
         case {"number": int(number), "previous": str() | None as previous} if number > 0:
             return Link(number, previous)
@@ -76,7 +81,7 @@ def find_tip(parts: Iterable[str]) -> Tip | None:
     if not numbered:
         return None
     number, uri = max(numbered)
-    return Tip(number, part_digest(storage.read_bytes(uri)))
+    return Tip(number, part_digest(storage.read_bytes(uri)), links.count(None))
 
 
 def _read_link(uri: str) -> Link | None:
@@ -87,3 +92,42 @@ def _read_link(uri: str) -> Link | None:
         raise StorageError(
             f"{uri} is damaged ({type(error).__name__}): restore it, or remove it and label again"
         ) from error
+
+
+@dataclass(frozen=True)
+class ChainedPart:
+    """A part as it is found: its key, its SHA-256, and the place it says it has, None in a part without."""
+
+    key: str
+    digest: str
+    link: Link | None
+
+
+def chain_problems(parts: Iterable[ChainedPart], recorded: Tip | None) -> Iterator[tuple[str, str]]:
+    """(a part's key, what is wrong) in a run whose run.json names `recorded` as the end, None when none."""
+    parts = list(parts)
+    chained = [(part.link, part) for part in parts if part.link is not None]
+    before, number_before = None, 0
+    for link, part in sorted(chained, key=lambda one: (one[0].number, one[1].key)):
+        if link.number != number_before + 1:
+            yield part.key, f"is number {link.number} of its run's chain, after number {number_before}"
+        elif link.previous != (before and before.digest):
+            changed = part if before is None else before
+            yield changed.key, f"is not what {part.key} names as the part before it"
+        before, number_before = part, link.number
+    if recorded is not None:
+        yield from _end_problems(before, len(chained), len(parts) - len(chained), recorded)
+
+
+def _end_problems(
+    last: ChainedPart | None, chained: int, unchained: int, recorded: Tip
+) -> Iterator[tuple[str, str]]:
+    key = "run.json" if last is None else last.key
+    if (chained, unchained) != (recorded.parts, recorded.unchained):
+        yield (
+            key,
+            f"its run has {chained} parts in the chain and {unchained} outside, run.json counts "
+            f"{recorded.parts} and {recorded.unchained}",
+        )
+    elif last is not None and last.digest != recorded.digest:
+        yield key, "is not what run.json names as the last part"

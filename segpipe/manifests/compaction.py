@@ -6,8 +6,8 @@ object and removing many is chosen, some moment between two requests shows it a 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
@@ -16,10 +16,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
+from segpipe.concurrency import ordered_map
 from segpipe.errors import AlreadyExistsError, NotFoundError
 from segpipe.manifests.batches import large_batches
-from segpipe.manifests.compacted import PARTS_KEY, compacted_key, compacted_root, current_view
-from segpipe.manifests.store import MANIFEST_SCHEMA, scan_parts
+from segpipe.manifests.chain import part_digest
+from segpipe.manifests.compacted import (
+    CopiedPart,
+    compacted_key,
+    compacted_root,
+    copied_metadata,
+    current_view,
+    parts_metadata,
+)
+from segpipe.manifests.parts import manifests_root
+from segpipe.manifests.store import MANIFEST_SCHEMA, part_rows
 from segpipe.redaction import redact
 from segpipe.storage_retry import explained
 
@@ -27,6 +37,7 @@ if TYPE_CHECKING:
     from segpipe.config import CompactSettings
 
 _ROW_GROUP_ROWS = 65_536
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -61,9 +72,12 @@ def compact(output: str, settings: CompactSettings) -> CompactionSummary:
     while len(view.parts) >= settings.min_parts:
         chosen = _first_parts(view.parts, settings.file_megabytes * 1_000_000)
         data, n_rows = _copy(output, chosen)
-        if _create_file(output, view.next_number, data):
+        created = _create_file(output, view.next_number, data)
+        if created:
             files, parts, rows = files + 1, parts + len(chosen), rows + n_rows
         view = current_view(output)
+        if created and any(part.key == chosen[0] for part in view.parts):
+            break  # parts that are edited all the time would be copied all the time
     return CompactionSummary(output, files, parts, rows, len(view.files), len(view.parts))
 
 
@@ -76,15 +90,29 @@ def _first_parts(waiting: Sequence[storage.StoredObject], max_bytes: int) -> lis
 def _copy(output: str, parts: list[str]) -> tuple[bytes, int]:
     """One Parquet file with the rows of these parts, and how many they are; streamed."""
     sink, n_rows = pa.BufferOutputStream(), 0
-    schema = MANIFEST_SCHEMA.with_metadata({PARTS_KEY: json.dumps(parts)})
+    copied: dict[str, CopiedPart] = {}
+    schema = MANIFEST_SCHEMA.with_metadata(parts_metadata(parts))
     with (
         explained(compacted_root(output)),
         pq.ParquetWriter(sink, schema, compression="zstd") as writer,
     ):
-        for batch in large_batches(scan_parts(output, parts), _ROW_GROUP_ROWS):
+        for batch in large_batches(_rows(output, parts, copied), _ROW_GROUP_ROWS):
             writer.write_table(batch, row_group_size=_ROW_GROUP_ROWS)
             n_rows += batch.num_rows
+        writer.add_key_value_metadata(copied_metadata(copied))
     return sink.getvalue().to_pybytes(), n_rows
+
+
+def _rows(output: str, parts: list[str], copied: dict[str, CopiedPart]) -> Iterator[pa.RecordBatch]:
+    """The parts' rows; `copied` is told of each part, so that what it says of one is about these rows."""
+
+    def read(key: str) -> tuple[str, storage.Blob]:
+        return key, storage.read(storage.join(manifests_root(output), key))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for key, blob in ordered_map(pool, read, parts, 2 * _READERS):
+            copied[key] = CopiedPart(len(blob.data), blob.etag, part_digest(blob.data))
+            yield from part_rows(key, blob.data).to_batches()
 
 
 def _create_file(output: str, number: int, data: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from segpipe import storage
 from segpipe.errors import NotFoundError
+from segpipe.redaction import redact
 
 
 def manifests_root(output: str) -> str:
@@ -22,3 +23,21 @@ def list_parquet(root: str) -> list[storage.StoredObject]:
         return [found for found in storage.list_objects(root) if found.key.endswith(".parquet")]
     except NotFoundError:
         return []
+
+
+def require_output(output: str) -> None:
+    """Raise NotFoundError where nothing was labelled.
+
+    A run that has begun has left its plan, one that has finished a shard a part of the manifest.
+    """
+    if not any(_holds_objects(storage.join(output, folder)) for folder in ("runs", "manifests")):
+        raise NotFoundError(
+            f"nothing was labelled under {redact(output)}: give the OUTPUT of a labelling run"
+        )
+
+
+def _holds_objects(folder: str) -> bool:
+    try:
+        return next(storage.list_objects(folder), None) is not None
+    except NotFoundError:
+        return False

@@ -17,7 +17,8 @@ import pandas as pd
 import pyarrow as pa
 
 from segpipe import storage
-from segpipe.errors import NotFoundError, SegpipeError
+from segpipe.errors import SegpipeError
+from segpipe.manifests.parts import require_output
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.sql import connect
 from segpipe.manifests.store import open_manifest
@@ -95,7 +96,7 @@ def query(output: str, sql: str) -> pa.Table:
 def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB connection that sees the views of OUTPUT and nothing else of this machine."""
     output = storage.normalise(output)
-    _require_output(output)
+    require_output(output)
     with connect() as connection:
         connection.register("parts", open_manifest(output))
         connection.register("review_parts", open_reviews(output))
@@ -104,21 +105,6 @@ def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         yield connection
-
-
-def _require_output(output: str) -> None:
-    """A run that has begun has left its plan, one that has finished a shard a part of the manifest."""
-    if not any(_holds_objects(storage.join(output, folder)) for folder in ("runs", "manifests")):
-        raise NotFoundError(
-            f"nothing was labelled under {redact(output)}: give the OUTPUT of a labelling run"
-        )
-
-
-def _holds_objects(folder: str) -> bool:
-    try:
-        return next(storage.list_objects(folder), None) is not None
-    except NotFoundError:
-        return False
 
 
 def _require_reading(statements: list[duckdb.Statement]) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError
+from segpipe.errors import AlreadyExistsError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import part_digest
 from segpipe.manifests.parts import list_parquet, manifests_root
@@ -24,6 +25,7 @@ from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
+_RUN_DATE_FOLDER = re.compile(r"run_date=(\d{4}-\d\d-\d\d)/")
 _SCANNED_AT_ONCE = 512
 _BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
@@ -87,22 +89,12 @@ def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
 
 def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> Iterator[pa.RecordBatch]:
     """Some columns of the rows that pass a filter, in batches and bounded memory. StorageError."""
-    yield from _scan(output, _current_keys(output), list(columns), where)
-
-
-def scan_parts(output: str, parts: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """All rows of some parts (keys below manifests/), in batches and bounded memory."""
-    yield from _scan(output, [f"manifests/{part}" for part in parts], MANIFEST_SCHEMA.names, None)
-
-
-def _scan(
-    output: str, keys: list[str], columns: list[str], where: ds.Expression | None
-) -> Iterator[pa.RecordBatch]:
+    keys = _current_keys(output)
     for start in range(0, len(keys), _SCANNED_AT_ONCE):  # a dataset keeps the footer of each file it has read
         yield from (
             open_parquet(output, keys[start : start + _SCANNED_AT_ONCE])
             .scanner(
-                columns=columns,
+                columns=list(columns),
                 filter=where,
                 batch_size=_BATCH_ROWS,
                 batch_readahead=_READAHEAD,
@@ -110,6 +102,22 @@ def _scan(
             )
             .to_batches()
         )
+
+
+def part_rows(key: str, content: bytes) -> pa.Table:
+    """The rows of a part (key below manifests/, its bytes) as MANIFEST_SCHEMA; columns it lacks are null.
+
+    Raises StorageError for a damaged part.
+    """
+    day = _RUN_DATE_FOLDER.match(key)
+    try:
+        where = None if day is None else ds.field("run_date") == pa.scalar(date.fromisoformat(day[1]))
+        part = ds.ParquetFileFormat().make_fragment(pa.py_buffer(content), partition_expression=where)
+        return ds.FileSystemDataset([part], MANIFEST_SCHEMA, ds.ParquetFileFormat()).to_table()
+    except (pa.ArrowException, ValueError) as error:
+        raise StorageError(
+            f"manifests/{key} is damaged ({type(error).__name__}): restore it, or remove it and label again"
+        ) from error
 
 
 def _current_keys(output: str) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from segpipe import storage
-from segpipe.labeling.decisions import is_drawn
+from segpipe.confidence.audit_draw import is_drawn
 from segpipe.labeling.run import label_run, label_source, start_run
 from segpipe.manifests import policies
 from segpipe.manifests.store import read_manifest

@@ -52,7 +52,7 @@ def test_the_parts_of_a_run_are_a_chain(places, settings, make_labeler) -> None:
     output = places[1]
     assert links(output, "r1") == whole_chain(output, "r1")
     last = sha256(parts_of(output, "r1")[-1])
-    assert recorded(output, "r1")["chain"] == {"parts": 3, "digest": last}
+    assert recorded(output, "r1")["chain"] == {"parts": 3, "digest": last, "unchained": 0}
 
 
 def test_a_resumed_run_continues_the_chain(places, settings, make_labeler) -> None:
@@ -87,7 +87,7 @@ def test_a_run_of_an_earlier_version_is_resumed_with_a_chain_of_its_new_parts(
         {"number": 1, "previous": None},
         {"number": 2, "previous": sha256(second)},
     ]
-    assert recorded(output, "r1")["chain"] == {"parts": 2, "digest": sha256(third)}
+    assert recorded(output, "r1")["chain"] == {"parts": 2, "digest": sha256(third), "unchained": 1}
 
 
 def test_summing_up_again_says_the_same(places, settings, make_labeler) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ from segpipe.manifests.compacted import compacted_root, current_view
 from segpipe.manifests.compaction import compact
 from segpipe.manifests.query import query
 from segpipe.manifests.schema import Row, rows_table
-from segpipe.manifests.store import commit_part, part_uri, read_manifest
+from segpipe.manifests.store import commit_part, part_uri, read_manifest, table_bytes
 from tests.conftest import ROW_DEFAULTS
 
 DAY = date(2026, 11, 23)
@@ -109,6 +111,62 @@ def test_a_copy_of_a_part_that_is_gone_no_longer_counts(tmp_path: Path) -> None:
     compact(str(tmp_path), SOON)
     os.unlink(part_uri(str(tmp_path), DAY, "r", 1))
     assert seen(str(tmp_path)) == images(0, 2)
+
+
+def test_a_part_edited_after_compaction_is_read_as_pandas_reads_it(storage_root: str) -> None:
+    output = storage.normalise(storage_root)
+    commit(output, 0, 1, 2)
+    compact(output, SOON)
+    edited = [Row(**ROW_DEFAULTS | {"image_uri": "edited", "shard": 1})]
+    storage.put(part_uri(output, DAY, "r", 1), table_bytes(rows_table(edited, ["sky", "road"])))
+    assert seen(output) == ["0.0", "0.1", "2.0", "2.1", "edited"]
+    assert current_view(output).files == ()
+    assert compact(output, SOON).waiting_parts == 0  # into a copy of their own
+    assert seen(output) == ["0.0", "0.1", "2.0", "2.1", "edited"]
+
+
+def test_a_copy_of_an_earlier_version_goes_on_counting(tmp_path: Path) -> None:
+    commit(str(tmp_path), 0, 1, 2)
+    compact(str(tmp_path), SOON)
+    copy = tmp_path / "manifests_compacted" / "00000000.parquet"
+    table = pq.read_table(copy)
+    kept = {name: text for name, text in table.schema.metadata.items() if name == b"segpipe.parts"}
+    pq.write_table(table.replace_schema_metadata(kept), copy)
+    view = current_view(str(tmp_path))
+    assert ([file.key for file in view.files], view.parts) == (["00000000.parquet"], ())
+    assert seen(str(tmp_path)) == images(0, 1, 2)
+
+
+def test_a_copy_notes_what_it_copied(tmp_path: Path) -> None:
+    commit(str(tmp_path), 0, 1)
+    compact(str(tmp_path), SOON)
+    metadata = pq.read_metadata(tmp_path / "manifests_compacted" / "00000000.parquet").metadata
+    noted = json.loads(metadata[b"segpipe.copied"])
+    for part in storage.list_objects(str(tmp_path / "manifests")):
+        digest = hashlib.sha256(storage.read_bytes(part.uri)).hexdigest()
+        assert noted[part.key] == {"size": part.size, "etag": part.etag, "digest": digest}
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"segpipe.parts": "{"},
+        {"segpipe.parts": "7"},
+        {"segpipe.parts": "[[]]"},
+        {"segpipe.parts": "[" * 100_000},
+        {"segpipe.parts": "[]", "segpipe.copied": '{"a": 1}'},
+        {"segpipe.parts": "[]", "segpipe.copied": '{"a": {"size": 1}}'},
+        {"segpipe.parts": "[]", "segpipe.copied": "[]"},
+    ],
+)
+def test_a_copy_with_damaged_metadata_is_named(tmp_path: Path, metadata: dict[str, str]) -> None:
+    commit(str(tmp_path), 0, 1)
+    table = pq.read_table(part_uri(str(tmp_path), DAY, "r", 0)).replace_schema_metadata(metadata)
+    storage.put(str(tmp_path / "manifests_compacted" / "00000000.parquet"), table_bytes(table))
+    with pytest.raises(StorageError, match=r"00000000\.parquet is no compacted manifest") as caught:
+        read_manifest(str(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_of_compactions_that_meet_each_part_is_copied_once(storage_root: str) -> None:

@@ -1,0 +1,131 @@
+"""Whether a manifest row can be what labelling has decided: its decision against reason, score and policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from segpipe.confidence.audit_draw import is_drawn
+from segpipe.confidence.policy import Policy, display_confidence, holds_back
+from segpipe.errors import FailureReason
+
+CHECKED_COLUMNS = (
+    "image_uri",
+    "image_etag",
+    "mask_uri",
+    "mask_sha256",
+    "decision",
+    "reason",
+    "confidence",
+    "discriminator_score",
+    "class_confidences",
+    "audit",
+    "inclusion_probability",
+    "model_id",
+    "policy_id",
+    "run_id",
+    "shard",
+    "error",
+)
+REASONS: Mapping[str, frozenset[str]] = {
+    "accepted": frozenset({"confident"}),
+    "review": frozenset({"low_confidence", "no_policy", "drift", "suspended"}),
+    "failed": frozenset(get_args(FailureReason)),
+}
+CONFIDENCE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """What a part's rows were decided on: the kept policies by id, which of them are suspended, and whether
+    the part itself says that its run's images had drifted."""
+
+    policies: Mapping[str, Policy]
+    suspended: frozenset[str]
+    drifted: bool
+
+
+def row_problems(row: Mapping[str, Any], grounds: Grounds) -> Iterator[str]:
+    """What about a row (CHECKED_COLUMNS) no labelling run writes, a phrase each."""
+    decision, reason = row["decision"], row["reason"]
+    if reason not in REASONS.get(decision, frozenset()):
+        yield f"decision {decision} for the reason {reason}"
+    elif decision == "failed":
+        yield from _failed(row)
+    elif row["policy_id"] is None:
+        yield from _mask(row)
+        if reason != "no_policy":
+            yield f"{decision}, {reason} without a policy"
+    else:
+        yield from _mask(row)
+        if (policy := grounds.policies.get(row["policy_id"])) is not None:
+            yield from _decided(row, policy, grounds)
+
+
+def _failed(row: Mapping[str, Any]) -> Iterator[str]:
+    if not row["mask_uri"] is row["mask_sha256"] is row["confidence"] is row["discriminator_score"] is None:
+        yield "failed, but with a mask or a score"
+    if not row["error"]:
+        yield "failed, but without an error"
+    if row["audit"]:
+        yield "failed, but audited"
+
+
+def _mask(row: Mapping[str, Any]) -> Iterator[str]:
+    if not (row["mask_uri"] and row["mask_sha256"]):
+        yield f"{row['decision']}, but without a mask"
+    if row["error"] is not None:
+        yield f"{row['decision']}, but with an error"
+
+
+def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
+    if row["model_id"] != policy.model_id:
+        yield f"of model {row['model_id']} under a policy of model {policy.model_id}"
+        return
+    score = math.nan if row["discriminator_score"] is None else row["discriminator_score"]
+    yield from _reason(row, score, policy, grounds)
+    yield from _audit(row)
+    shown = display_confidence(policy, score)
+    if row["confidence"] is None or not math.isclose(row["confidence"], shown, abs_tol=CONFIDENCE_TOLERANCE):
+        yield f"confidence {row['confidence']}, the policy shows {shown:.6g} for this score"
+
+
+def _reason(row: Mapping[str, Any], score: float, policy: Policy, grounds: Grounds) -> Iterator[str]:
+    against = _against_accepting(score, row["class_confidences"], policy)
+    match row["reason"]:
+        case "confident" if against:
+            yield f"accepted, but {against}"
+        case "low_confidence" if not against:
+            yield f"low_confidence, but score {score:.6g} reaches the threshold and no guard holds it back"
+        case "no_policy":
+            yield f"no_policy, but policy_id {policy.policy_id}"
+        case "drift" if not grounds.drifted:
+            yield "drift, but its part tells of no alarm"
+        case "suspended" if policy.policy_id not in grounds.suspended:
+            yield "suspended, but the policy is not"
+
+
+def _against_accepting(
+    score: float, class_confidences: Sequence[float | None] | None, policy: Policy
+) -> str | None:
+    if policy.threshold is None:
+        return "the policy has no threshold"
+    if not (math.isfinite(score) and score >= policy.threshold):
+        return f"score {score:.6g} is below the threshold {policy.threshold:.6g}"
+    by_class = [math.nan if value is None else value for value in class_confidences or ()]
+    if policy.guards and len(by_class) <= max(guard.class_index for guard in policy.guards):
+        return "class confidences that the guards need are not there"
+    return "a guard holds it back" if holds_back(policy.guards, by_class) else None
+
+
+def _audit(row: Mapping[str, Any]) -> Iterator[str]:
+    share = row["inclusion_probability"]
+    if row["decision"] == "review":
+        if row["audit"] or share != 1:
+            yield f"in review, but audit {row['audit']} and inclusion_probability {share}"
+    elif row["audit"] != is_drawn(
+        row["image_uri"], row["image_etag"], row["model_id"], row["policy_id"], share or 0.0
+    ):
+        yield f"audit {row['audit']}, but its draw at {share} says otherwise"

@@ -1,0 +1,367 @@
+"""`segpipe verify`: is OUTPUT as labelling has left it?
+
+Every row against its reason, score, policy and mask; the parts of each run against their chain; compacted
+copies against the parts. What it cannot show: whoever may write everything under OUTPUT can make it agree
+with itself.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from segpipe import storage
+from segpipe.concurrency import ordered_map
+from segpipe.confidence.policy import Policy, from_json
+from segpipe.errors import NotFoundError, PolicyError, StorageError
+from segpipe.manifests import compacted
+from segpipe.manifests.chain import ChainedPart, Tip, chain_problems, link_of_metadata, part_digest
+from segpipe.manifests.parts import list_parts, manifests_root, require_output
+from segpipe.manifests.policies import is_suspended, kept_policies
+from segpipe.manifests.reviews import open_reviews
+from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
+from segpipe.manifests.sql import scratch
+from segpipe.manifests.store import open_parquet, part_rows
+from segpipe.progress import track
+
+if TYPE_CHECKING:
+    from segpipe.config import VerifySettings
+
+Kind = Literal["part", "chain", "run", "policy", "row", "double", "mask", "copy"]
+EXAMPLES = 100  # of findings that are told in full; all are counted
+_PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
+_READERS = 16
+_TABLES = """
+    CREATE TABLE rows (part VARCHAR, image_uri VARCHAR, image_etag VARCHAR, model_id VARCHAR, run_id VARCHAR,
+        decision VARCHAR, mask_uri VARCHAR, mask_sha256 VARCHAR);
+    CREATE TABLE present (uri VARCHAR)"""
+_ADD_ROWS = """
+    INSERT INTO rows
+    SELECT $part, image_uri, image_etag, model_id, run_id, decision, mask_uri, mask_sha256 FROM new"""
+_DOUBLES = """
+    SELECT image_uri, min(part) AS part, count(*) AS n FROM rows GROUP BY run_id, image_uri HAVING n > 1
+    UNION ALL
+    SELECT image_uri, min(part) AS part, count(*) AS n FROM rows WHERE decision <> 'failed'
+    GROUP BY model_id, image_uri, image_etag HAVING n > 1 AND count(DISTINCT run_id) = n"""
+_EXPECTED = """
+    CREATE TABLE masks AS
+    SELECT mask_uri AS uri, mask_sha256 AS digest, part || ': ' || image_uri AS place FROM rows
+    WHERE mask_uri IS NOT NULL
+    UNION ALL
+    SELECT final_mask_uri, final_mask_sha256, 'review ' || review_id FROM review_parts
+    WHERE final_mask_uri IS NOT NULL"""
+_MISSING = """
+    CREATE TABLE missing AS
+    SELECT uri, place FROM masks ANTI JOIN present USING (uri) WHERE starts_with(uri, $masks)"""
+_TO_READ = "SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri)"
+_SOME_TO_READ = (
+    "SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri) ORDER BY random() LIMIT $n"
+)
+_MORE = "SELECT count(*) FROM (FROM copied EXCEPT ALL FROM originals)"
+_FEWER = "SELECT count(*) FROM (FROM originals EXCEPT ALL FROM copied)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What in OUTPUT no labelling run has left so: its kind, where it is, and what is odd about it."""
+
+    kind: Kind
+    place: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at, and what was found.
+
+    unchained_parts are of versions without a chain, open_chains runs that have not ended, so that nothing
+    names their last part; masks_read of the masks were read and compared with their digests. findings counts
+    by kind, examples tells the first of them.
+    """
+
+    output: str
+    runs: int
+    parts: int
+    unchained_parts: int
+    open_chains: int
+    rows: int
+    masks: int
+    masks_read: int
+    copies: int
+    findings: dict[str, int]
+    examples: tuple[Finding, ...]
+
+
+@dataclass
+class _Findings:
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: list[Finding] = field(default_factory=list)
+
+    def add(self, kind: Kind, place: str, what: str) -> None:
+        self.counts[kind] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(Finding(kind, place, what))
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """What of a run.json is compared: whether the run has ended, where its chain does, the model's digest."""
+
+    finished: bool
+    tip: Tip | None
+    model: tuple[str, str] | None
+
+
+def verify(output: str, settings: VerifySettings) -> Verification:
+    """Look at all of OUTPUT; raises NotFoundError where nothing was labelled, StorageError."""
+    output = storage.normalise(output)
+    require_output(output)
+    found = _Findings()
+    policies = _read_policies(output, found)
+    with scratch() as connection:
+        connection.execute(_TABLES)
+        parts = _check_parts(output, policies, connection, found)
+        _check_doubles(connection, found)
+        masks, masks_read = _check_masks(output, settings.masks, connection, found)
+        copies = _check_copies(output, {part.key: part.digest for part in parts}, connection, found)
+        rows = _count(connection, "SELECT count(*) FROM rows")
+    runs, open_chains = _check_runs(output, parts, policies, found)
+    return Verification(
+        output=output,
+        runs=runs,
+        parts=len(parts),
+        unchained_parts=sum(part.link is None for part in parts),
+        open_chains=open_chains,
+        rows=rows,
+        masks=masks,
+        masks_read=masks_read,
+        copies=copies,
+        findings=dict(sorted(found.counts.items())),
+        examples=tuple(found.examples),
+    )
+
+
+def _read_policies(output: str, found: _Findings) -> dict[str, Policy]:
+    policies = {}
+    for policy_id, text in kept_policies(output).items():
+        place = f"policies/{policy_id}.json"
+        try:
+            policy = from_json(text)
+        except PolicyError as error:
+            found.add("policy", place, str(error))
+            continue
+        if policy.policy_id != policy_id:
+            found.add("policy", place, f"holds policy {policy.policy_id}")
+            continue
+        policies[policy_id] = policy
+    return policies
+
+
+# --- parts and rows -----------------------------------------------------------------------------------------
+
+
+def _check_parts(
+    output: str, policies: dict[str, Policy], connection: duckdb.DuckDBPyConnection, found: _Findings
+) -> list[ChainedPart]:
+    """Each part by itself and its rows, which go to the table `rows`; damaged parts are left out."""
+    suspended = frozenset(name for name in policies if is_suspended(output, name))
+    listed = [part.key for part in list_parts(output)]
+    unknown: set[str] = set()
+    checked = []
+
+    def read(key: str) -> tuple[str, bytes]:
+        return key, storage.read_bytes(storage.join(manifests_root(output), key))
+
+    with ThreadPoolExecutor(_READERS) as pool, track(len(listed), "verify", "parts") as bar:
+        for key, content in ordered_map(pool, read, listed, 2 * _READERS):
+            bar.advance()
+            try:
+                link, drifted, table = _parse_part(key, content)
+            except StorageError as error:
+                found.add("part", key, str(error))
+                continue
+            checked.append(ChainedPart(key, part_digest(content), link))
+            _check_rows(key, table, Grounds(policies, suspended, drifted), found)
+            unknown |= set(table["policy_id"].unique().to_pylist()) - policies.keys() - {None}
+            connection.register("new", table)
+            connection.execute(_ADD_ROWS, {"part": key})
+    for policy_id in sorted(unknown):
+        found.add("policy", f"policies/{policy_id}.json", "rows name it, but it is not there or no policy")
+    return checked
+
+
+def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
+    """A part's link, whether it tells of a drift alarm, and its rows. StorageError for a damaged one."""
+    table = part_rows(key, content)
+    try:
+        metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
+        drift = json.loads(metadata.get(b"segpipe.drift", b"null"))
+        return link_of_metadata(metadata), bool(drift and drift["alarm"]), table
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StorageError(f"its metadata is damaged ({type(error).__name__})") from error
+
+
+def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: _Findings) -> None:
+    name = _PART.fullmatch(key)
+    if name is None:
+        found.add("part", key, "is not named like a part of a run")
+    for row in table.select(CHECKED_COLUMNS).to_pylist():
+        place = f"{key}: {row['image_uri']}"
+        if name and (row["run_id"], row["shard"]) != (name[1], int(name[2])):
+            found.add("row", place, f"is of run {row['run_id']}, shard {row['shard']}")
+        for problem in row_problems(row, grounds):
+            found.add("row", place, problem)
+
+
+def _check_doubles(connection: duckdb.DuckDBPyConnection, found: _Findings) -> None:
+    for image_uri, part, n in connection.execute(_DOUBLES).fetchall():
+        found.add("double", f"{part}: {image_uri}", f"{n} rows for one image")
+
+
+# --- masks --------------------------------------------------------------------------------------------------
+
+
+def _check_masks(
+    output: str, most: int | None, connection: duckdb.DuckDBPyConnection, found: _Findings
+) -> tuple[int, int]:
+    """How many masks there are to be, and how many of them were read."""
+    connection.register("review_parts", open_reviews(output))
+    connection.execute(_EXPECTED)
+    _list_masks(storage.join(output, "masks"), connection)
+    connection.execute(_MISSING, {"masks": storage.join(output, "masks") + "/"})
+    for uri, place in connection.execute("FROM missing").fetchall():
+        found.add("mask", place, f"{uri} is not there")
+    chosen = connection.sql(_TO_READ) if most is None else connection.sql(_SOME_TO_READ, params={"n": most})
+    to_read = chosen.to_arrow_table()
+    _read_masks(to_read.to_batches(), to_read.num_rows, found)
+    return _count(connection, "SELECT count(*) FROM masks"), to_read.num_rows
+
+
+def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
+    (count,) = connection.execute(sql).fetchall()[0]
+    return int(count)
+
+
+def _list_masks(root: str, connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        uris = [item.uri for item in storage.list_objects(root)]
+    except NotFoundError:
+        return
+    connection.register("listed", pa.table({"uri": pa.array(uris, pa.string())}))
+    connection.execute("INSERT INTO present SELECT uri FROM listed")
+    connection.unregister("listed")
+
+
+def _read_masks(batches: Iterable[pa.RecordBatch], n: int, found: _Findings) -> None:
+    masks = (row for batch in batches for row in batch.to_pylist())
+    with ThreadPoolExecutor(_READERS) as pool, track(n, "verify", "masks") as bar:
+        for place, problem in ordered_map(pool, _compare_mask, masks, 2 * _READERS):
+            bar.advance()
+            if problem:
+                found.add("mask", place, problem)
+
+
+def _compare_mask(mask: dict[str, Any]) -> tuple[str, str | None]:
+    try:
+        digest = hashlib.sha256(storage.read_bytes(mask["uri"])).hexdigest()
+    except NotFoundError:
+        return mask["place"], f"{mask['uri']} is not there"
+    return mask["place"], None if digest == mask["digest"] else f"{mask['uri']} is not what its digest says"
+
+
+# --- compacted copies ---------------------------------------------------------------------------------------
+
+
+def _check_copies(
+    output: str, digests: dict[str, str], connection: duckdb.DuckDBPyConnection, found: _Findings
+) -> int:
+    files = compacted.read_files(output)
+    for file in files:
+        for key, copied in file.parts.items():
+            if key not in digests:
+                found.add("copy", key, f"{file.key} has copied it, but it is gone or damaged")
+            elif copied is not None and copied.digest != digests[key]:
+                found.add("copy", key, f"was changed after {file.key} copied it")
+    for file in compacted.current_view(output).files:
+        if file.parts.keys() <= digests.keys() and not _has_same_rows(output, file, connection):
+            found.add("copy", f"{compacted.FOLDER}/{file.key}", "does not hold the rows of its parts")
+    return len(files)
+
+
+def _has_same_rows(output: str, file: compacted.CompactedFile, connection: duckdb.DuckDBPyConnection) -> bool:
+    connection.register("copied", open_parquet(output, [f"{compacted.FOLDER}/{file.key}"]))
+    connection.register("originals", open_parquet(output, [f"manifests/{key}" for key in file.parts]))
+    try:
+        return _count(connection, _MORE) == _count(connection, _FEWER) == 0
+    except (duckdb.Error, pa.ArrowException):
+        return False
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+def _check_runs(
+    output: str, parts: list[ChainedPart], policies: dict[str, Policy], found: _Findings
+) -> tuple[int, int]:
+    """How many runs have parts, and of how many of them nothing names the last part."""
+    by_run: dict[str, list[ChainedPart]] = defaultdict(list)
+    for part in parts:
+        if name := _PART.fullmatch(part.key):
+            by_run[name[1]].append(part)
+    records = {run_id: _read_record(output, run_id, found) for run_id in sorted(by_run)}
+    for run_id, record in records.items():
+        for key, problem in chain_problems(by_run[run_id], record.tip):
+            found.add("chain", key, problem)
+    _check_models(records.values(), policies.values(), found)
+    chained = [run_id for run_id in records if any(part.link for part in by_run[run_id])]
+    without_end = [run_id for run_id in chained if records[run_id].tip is None]
+    for run_id in without_end:
+        if records[run_id].finished:
+            found.add("chain", f"runs/{run_id}/run.json", "tells totals but not where the chain ends")
+    return len(by_run), len(without_end)
+
+
+def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], found: _Findings) -> None:
+    named = {record.model for record in records if record.model}
+    named |= {(policy.model_id, policy.model_digest) for policy in policies if policy.model_digest}
+    for model_id, n in Counter(model_id for model_id, _ in named).items():
+        if n > 1:
+            found.add("run", f"model {model_id}", f"{n} different models begin with these digits")
+
+
+def _read_record(output: str, run_id: str, found: _Findings) -> _RunRecord:
+    place = f"runs/{run_id}/run.json"
+    try:
+        return _parse_record(json.loads(storage.read_bytes(storage.join(output, place))))
+    except NotFoundError:
+        found.add("run", place, "is not there, but parts of this run are")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        found.add("run", place, f"is damaged ({type(error).__name__})")
+    return _RunRecord(False, None, None)
+
+
+def _parse_record(record: dict[str, Any]) -> _RunRecord:
+    chain, digest = record.get("chain"), record.get("model_digest")
+    return _RunRecord(
+        finished="totals" in record,
+        tip=None if chain is None else Tip(**chain),
+        model=None if digest is None else (str(record["model_id"]), str(digest)),
+    )
+
+
+def finding_lines(result: Verification) -> Iterator[str]:
+    """The findings for people: the examples, and how many more there are."""
+    for finding in result.examples:
+        yield f"{finding.kind}: {finding.place}: {finding.what}"
+    if (more := sum(result.findings.values()) - len(result.examples)) > 0:
+        yield f"and {more} more"
