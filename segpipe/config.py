@@ -211,6 +211,16 @@ class EvaluateSettings(_Settings):
     allow: Allowed = ()
 
 
+class InspectSettings(_Settings):
+    """What `segpipe inspect` looks at."""
+
+    split: Location | None = Field(None, description="Only this split. Unset: all of them.")
+    report: Location | None = Field(
+        None,
+        description="Also write one page with pictures, index.html, to this folder at any fsspec URL.",
+    )
+
+
 class CalibrateSettings(_Settings):
     """What `segpipe calibrate` needs to find the threshold that keeps a promise."""
 
