@@ -37,6 +37,7 @@ from segpipe.config import (
     PullSettings,
     PushSettings,
     QueueSettings,
+    SplitSettings,
     TrainSettings,
 )
 from segpipe.errors import PolicyError, SegpipeError
@@ -247,6 +248,24 @@ def inspect(data: str, as_json: bool, **values: object) -> None:
     click.echo(_json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
     if settings.report is not None:
         logger.info("report: %s", write_inspection(inspected, settings.report))
+
+
+@cli.command()
+@click.argument("data")
+@click.argument("target")
+@options_of(SplitSettings)
+@_as_json
+@_debug
+def split(data: str, target: str, as_json: bool, **values: object) -> None:
+    """Copy the labelled data set at DATA into train, val, calibration and test at TARGET, by whole groups.
+
+    What belongs together, as the frames of a video, stays in one split. TARGET is an empty folder at any
+    fsspec URL; groups.csv there says which image is of which group.
+    """
+    settings = build(SplitSettings, values)
+    from segpipe.splitting import split_data
+
+    _print_result(asdict(split_data(data, target, settings)), as_json)
 
 
 @cli.command()
