@@ -31,11 +31,13 @@ from segpipe.config import (
     EvaluateSettings,
     ExportSettings,
     ImportSettings,
+    InspectSettings,
     LabelSettings,
     PromoteSettings,
     PullSettings,
     PushSettings,
     QueueSettings,
+    SplitSettings,
     TrainSettings,
     VerifySettings,
 )
@@ -259,6 +261,49 @@ def cli(invocation: _Invocation, log_format: LogFormat) -> None:
     """Label image buckets with segmentation masks that carry a statistical promise."""
     invocation.log_format = log_format
     _log_to_stderr(log_format)
+
+
+@cli.command()
+@click.argument("data")
+@options_of(InspectSettings)
+@_as_json
+@_debug
+def inspect(data: str, as_json: bool, **values: object) -> None:
+    """Look at the labelled data set at DATA before anyone trains on it.
+
+    Says what train, evaluate and calibrate would refuse or warn of, and more: what the masks hold, how small
+    objects are, which images look alike, which promises so many images can carry. Reads every image once.
+    """
+    settings = build(InspectSettings, values)
+    from segpipe.inspection.inspect import inspect_data
+    from segpipe.reports.confidence import check_writable
+    from segpipe.reports.inspection import inspection_lines, write_inspection
+
+    if settings.report is not None:
+        check_writable(settings.report)  # before the work, not after it
+    inspected = inspect_data(data, settings.split)
+    lines = inspection_lines(inspected.result)
+    click.echo(_json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
+    if settings.report is not None:
+        logger.info("report: %s", write_inspection(inspected, settings.report))
+
+
+@cli.command()
+@click.argument("data")
+@click.argument("target")
+@options_of(SplitSettings)
+@_as_json
+@_debug
+def split(data: str, target: str, as_json: bool, **values: object) -> None:
+    """Copy the labelled data set at DATA into train, val, calibration and test at TARGET, by whole groups.
+
+    What belongs together, as the frames of a video, stays in one split. TARGET is an empty folder at any
+    fsspec URL; groups.csv there says which image is of which group.
+    """
+    settings = build(SplitSettings, values)
+    from segpipe.splitting import split_data
+
+    _print_result(asdict(split_data(data, target, settings)), as_json)
 
 
 @cli.command()

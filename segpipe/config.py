@@ -211,6 +211,52 @@ class EvaluateSettings(_Settings):
     allow: Allowed = ()
 
 
+class InspectSettings(_Settings):
+    """What `segpipe inspect` looks at."""
+
+    split: Location | None = Field(None, description="Only this split. Unset: all of them.")
+    report: Location | None = Field(
+        None,
+        description="Also write one page with pictures, index.html, to this folder at any fsspec URL.",
+    )
+
+
+GROUPS_FILE = "groups"  # what names groups.csv in place of a regular expression
+Share = Annotated[float, Field(ge=0)]
+
+
+class SplitSettings(_Settings):
+    """How `segpipe split` divides a labelled data set."""
+
+    by: RegularExpression = Field(
+        description="What belongs together and stays in one split: groups, as DATA/groups.csv says; or a "
+        "regular expression as for calibrate --group-by, such as '^[^_]+'; '.+' takes each image by itself."
+    )
+    split: tuple[Location, ...] = Field(
+        (), description="Take the images of this split; may be given more than once. Unset: of all splits."
+    )
+    train: Share = Field(0.6, description="Share of the images to learn from, beside the other shares.")
+    val: Share = Field(0.1, description="Share of the images that pick the best weights; 0: no such split.")
+    calibration: Share = Field(
+        0.2, description="Share of the images to certify on: a promise needs some dozens of groups."
+    )
+    test: Share = Field(0.1, description="Share of the images that nothing learns from, for evaluate.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the draw: the same seed, the same splits.")
+    allow: Allowed = ()
+
+    @model_validator(mode="after")
+    def _some_share(self) -> Self:
+        if not self.shares():
+            raise ValueError("every share is 0: give at least one split a share")
+        return self
+
+    def shares(self) -> dict[str, float]:
+        """Split -> share (0 to 1) of the images; of the splits that there are to be."""
+        asked = {"train": self.train, "val": self.val, "calibration": self.calibration, "test": self.test}
+        total = sum(asked.values())
+        return {name: share / total for name, share in asked.items() if share}
+
+
 class CalibrateSettings(_Settings):
     """What `segpipe calibrate` needs to find the threshold that keeps a promise."""
 

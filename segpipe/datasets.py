@@ -24,8 +24,9 @@ from PIL import Image
 
 from segpipe import storage
 from segpipe.concurrency import Budget
-from segpipe.errors import DatasetError, ImageError, NotFoundError
+from segpipe.errors import DatasetError, ImageError, NotFoundError, TooLargeError
 from segpipe.images import (
+    MAX_BYTES,
     MAX_PIXELS,
     DecodedImage,
     MaskColours,
@@ -301,8 +302,8 @@ def _decode_indices(data: bytes) -> MaskColours:
 
 def _decoded(decode: Callable[[bytes], Content], uri: str) -> Content:
     try:
-        return decode(storage.read_bytes(uri))
-    except ImageError as error:
+        return decode(storage.read(uri, MAX_BYTES).data)
+    except (ImageError, TooLargeError) as error:
         raise DatasetError(f"{uri} cannot be used: {error}; replace or remove it") from error
 
 

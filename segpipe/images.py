@@ -20,6 +20,7 @@ from segpipe.errors import ImageError
 from segpipe.image_headers import has_16_bits, open_header
 
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 500_000_000
 
 _INDEX_MODES = ("1", "L", "P", "I;16")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")

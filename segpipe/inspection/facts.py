@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from segpipe.datasets import Dataset, Sample, list_split
+from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split
 from segpipe.images import class_palette
 from segpipe.inspection.looks import Look, Looked, look_at, nothing_more
 
@@ -153,17 +153,17 @@ def _as_tuple(colour: np.ndarray) -> Colour:
 
 def look_through(dataset: Dataset, split: str) -> SplitFacts:
     """Look at every image of a split. DatasetError (no such split, images without masks), StorageError."""
-    return gather(dataset, split, nothing_more, lambda _looked: None)
+    return gather(dataset, split, list_split(dataset, split), nothing_more, lambda _looked: None)
 
 
 def gather(
     dataset: Dataset,
     split: str,
-    also: Callable[[Sample, Any], Extra],
+    listed: Split,
+    also: Callable[[Sample, LabelledImage], Extra],
     keep: Callable[[Looked[Extra]], None],
 ) -> SplitFacts:
     """As `look_through`, measuring `also` of each image and handing what was seen to `keep`, in order."""
-    listed = list_split(dataset, split)
     facts = SplitFacts(dataset, split, left_aside=dict(sorted(listed.left_aside.items())))
     for looked in look_at(dataset, listed.samples, also, f"look at {split}"):
         facts.add(looked)

@@ -63,10 +63,10 @@ def _panes(row: dict[str, Any], palette: np.ndarray) -> tuple[Picture, ...]:
         return ()
     image = decode_image(_as_labelled(row["image_uri"], row["image_etag"]))
     mask = read_mask(row["mask_uri"], row["mask_sha256"])
-    panes = [_picture("image", image), _picture("mask", overlay(image, mask, palette))]
+    panes = [small_picture("image", image), small_picture("mask", overlay(image, mask, palette))]
     if row["confidence_map_uri"] is not None:
         confidence = decode_mask(storage.read_bytes(row["confidence_map_uri"]))
-        panes.append(_picture("doubt", _heat(image, confidence)))
+        panes.append(small_picture("doubt", _heat(image, confidence)))
     return tuple(panes)
 
 
@@ -84,7 +84,7 @@ def _heat(image: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     return ((1 - doubt) * grey + doubt * np.array([213.0, 94.0, 0.0])).astype(np.uint8)
 
 
-def _picture(title: str, pixels: np.ndarray) -> Picture:
+def small_picture(title: str, pixels: np.ndarray) -> Picture:
     small = Image.fromarray(pixels)
     small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
     content = io.BytesIO()
