@@ -22,7 +22,7 @@ from flows.run_log import library_log, progress_artifact, without_secrets
 from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
-from segpipe.errors import AddressError, NotFoundError, SegpipeError, StorageError
+from segpipe.errors import AddressError, DeviceError, NotFoundError, SegpipeError, StorageError
 from segpipe.labeling.giving_up import require_few_failures
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
@@ -62,8 +62,15 @@ def plan_images(
         return start_run(source, output, labeler, settings, run_id, limit)
 
 
-# Whatever stopped it, another try costs at most one shard: it goes on behind the parts that are there.
-@task(name="label", retry_condition_fn=tries_left, **RESUMABLE)
+def may_go_on(failed: Task, task_run: TaskRun, state: State) -> bool:
+    """Whether another try can help: it costs at most one shard, since it goes on behind the parts there are.
+
+    A device that has failed works again in a new process only.
+    """
+    return not isinstance(state.data, DeviceError) and tries_left(failed, task_run, state)
+
+
+@task(name="label", retry_condition_fn=may_go_on, **RESUMABLE)
 def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> None:
     """Label the planned images that have no row yet; one manifest part per shard."""
     with library_log(), without_secrets():

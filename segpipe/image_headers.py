@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from itertools import islice
 
-from PIL import ImageFile
+from PIL import Image, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -79,7 +79,7 @@ def open_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     return image
 
 
-def has_16_bits(image: ImageFile.ImageFile) -> bool:
+def has_16_bits(image: Image.Image) -> bool:
     """Whether an image that is open and not decoded yet stores more than 8 bits a channel."""
     if not isinstance(image, PngImageFile | TiffImageFile | PpmImageFile):
         return False

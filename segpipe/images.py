@@ -76,7 +76,7 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         return open_header(data, max_pixels)
 
 
-def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) -> DecodedImage:
+def decode_opened(image: Image.Image, smallest: tuple[int, int] | None) -> DecodedImage:
     """As `decode_scaled`, of what `open_image` gave; once."""
     with _image_errors():
         width, height = image.size
@@ -91,6 +91,11 @@ def decode_opened(image: ImageFile.ImageFile, smallest: tuple[int, int] | None) 
     seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
     nearly_black = deep and int(rgb.max()) < _EIGHTH
     return DecodedImage(pixels, *seen, max(orientation, turned_by_pillow), nearly_black)
+
+
+def decode_pillow(image: Image.Image) -> np.ndarray:
+    """A Pillow image to HxWx3 uint8 RGB, as `decode_image` makes it of its file. ImageError."""
+    return decode_opened(image, None).pixels
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
@@ -229,7 +234,7 @@ def _indices(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     return indices.astype(np.uint8) // np.uint8(step)
 
 
-def _rgb(image: ImageFile.ImageFile) -> np.ndarray:
+def _rgb(image: Image.Image) -> np.ndarray:
     if _is_grey16(image):
         return _grey16_to_rgb(image)
     if image.mode not in _EIGHT_BIT_MODES:
@@ -238,12 +243,12 @@ def _rgb(image: ImageFile.ImageFile) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _is_grey16(image: ImageFile.ImageFile) -> bool:
+def _is_grey16(image: Image.Image) -> bool:
     # Pillow reads a 16-bit PGM as 32-bit integers, stretched to 0..65535.
     return image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, PpmImageFile))
 
 
-def _grey16_to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
+def _grey16_to_rgb(image: Image.Image) -> np.ndarray:
     """0..65535 (12-bit TIFF: 0..4095) to 0..255 by the full range, rounded: HxWx3 uint8."""
     values, full = np.asarray(image).astype(np.uint32), 65535
     if isinstance(image, TiffImageFile):
@@ -254,7 +259,7 @@ def _grey16_to_rgb(image: ImageFile.ImageFile) -> np.ndarray:
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def _orientation(image: Image.Image) -> int:
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
         return found if found in range(1, 9) else 1

@@ -141,8 +141,7 @@ def _compute(
     until_decoded.close()
     sized = [_with_size(item) for item in decoded]
     del decoded
-    with machine.device:
-        judged = _after_all(sized, "infer", lambda pixels: steps.judge(pixels, work.labeler, machine.limit))
+    judged = _on_device(sized, lambda pixels: steps.judge(pixels, work.labeler, machine.limit), machine)
     del sized
     return [_encode(item, work, machine) for item in _wanted(judged, work, machine)]
 
@@ -160,9 +159,22 @@ def _encode(item: InWork[Any], work: BatchWork, machine: Machine) -> InWork[Enco
     assert height is not None  # it was decoded
     assert width is not None
     with work.decoding.budget.held(height * width):
-        with machine.device:
-            labeled = _after(item, "infer", lambda judged: steps.finish(judged, height, width, work.labeler))
+        finish = partial(_one, lambda judged: steps.finish(judged, height, width, work.labeler))
+        (labeled,) = _on_device([item], finish, machine)
         return _after(labeled, "encode", lambda mask: steps.encode(item.seen, mask, work.target))
+
+
+def _on_device(
+    items: Sequence[InWork[Value]],
+    step: Callable[[Sequence[Value]], Sequence[Result | Exception]],
+    machine: Machine,
+) -> list[InWork[Result]]:
+    """The images after a step that takes a place on the device, and the time that they waited for one."""
+    started = perf_counter()
+    with machine.device:
+        waited = Legs(device=(perf_counter() - started) / len(items))
+        after = _after_all(items, "infer", step)
+    return [replace(item, legs=item.legs + waited) for item in after]
 
 
 def _store(item: InWork[EncodedImage], target: Target) -> Outcome:

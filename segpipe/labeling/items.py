@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -121,8 +121,9 @@ class EncodedImage:
 class Legs:
     """Seconds per leg of the work; legs that run in several threads at once can exceed the wall time.
 
-    decode includes the resizing to the networks' size, infer the resizing of the mask to the image's.
-    wait is what the run spent idle, waiting for finished images.
+    decode includes the resizing to the networks' size, infer the resizing of the mask to the image's. device
+    is what threads waited for a place on the device, wait what the run spent idle, waiting for finished
+    images.
     """
 
     read: float = 0.0
@@ -130,10 +131,16 @@ class Legs:
     infer: float = 0.0
     encode: float = 0.0
     write: float = 0.0
+    device: float = 0.0
     wait: float = 0.0
 
     def __add__(self, other: Legs) -> Legs:
         return Legs(**{leg: seconds + getattr(other, leg) for leg, seconds in vars(self).items()})
+
+
+def legs_of(seconds: Mapping[str, float]) -> Legs:
+    """Legs as a part of any version tells them: one that is unknown is left out, one that is absent is 0."""
+    return Legs(**{field.name: seconds.get(field.name, 0.0) for field in fields(Legs)})
 
 
 @dataclass(frozen=True)
@@ -168,20 +175,25 @@ class FinishedShard:
 
 
 def per_thread(legs: Legs, threads: Threads) -> Legs:
-    """The seconds each leg would take a single one of its threads; nobody works at waiting."""
+    """The seconds each leg would take a single one of its threads; nobody works while the run waits."""
     return Legs(
         read=legs.read / threads.moving,
         decode=legs.decode / threads.computing,
         infer=legs.infer / threads.computing,
         encode=legs.encode / threads.computing,
         write=legs.write / threads.moving,
+        device=legs.device / threads.computing,
     )
 
 
 def bottleneck(occupied: Legs) -> str | None:
-    """The longest leg of the busier kind of threads, by seconds per thread; None when nothing was done."""
+    """The longest leg of the busier kind of threads, by seconds per thread; None when nothing was done.
+
+    Who waits for the device waits for what it infers.
+    """
     moving = {"read": occupied.read, "write": occupied.write}
-    computing = {"decode": occupied.decode, "infer": occupied.infer, "encode": occupied.encode}
+    inferring = occupied.infer + occupied.device
+    computing = {"decode": occupied.decode, "infer": inferring, "encode": occupied.encode}
     busier = max(computing, moving, key=lambda legs: sum(legs.values()))
     name, seconds = max(busier.items(), key=lambda leg: leg[1])
     return name if seconds > 0 else None

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.confidence.drift import Drift
 from segpipe.labeling import decisions
-from segpipe.labeling.items import Legs, Threads, bottleneck, per_thread
+from segpipe.labeling.items import Legs, Threads, bottleneck, legs_of, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 
 _SECONDS, _LEGS, _OCCUPIED = "segpipe.seconds", "segpipe.legs", "segpipe.legs_per_thread"
@@ -115,8 +115,8 @@ def read_totals(uri: str) -> PartTotals:
         decisions=Counter(table["decision"].to_pylist()),
         reasons=Counter(table["reason"].to_pylist()),
         seconds=float(metadata[_SECONDS.encode()]),
-        legs=Legs(**json.loads(metadata[_LEGS.encode()])),
-        occupied=Legs(**json.loads(metadata[_OCCUPIED.encode()])),
+        legs=legs_of(json.loads(metadata[_LEGS.encode()])),
+        occupied=legs_of(json.loads(metadata[_OCCUPIED.encode()])),
         drift=decisions.drift_of_metadata(metadata),
         worst=_worst(WorstImage(**row) for row in table.to_pylist()),
     )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.errors import ModelError
+from segpipe.errors import DeviceError, DeviceMemoryError, ModelError
+
+Result = TypeVar("Result")
+# In torch's words, since only its own allocator raises a type for it.
+_NO_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED")
+_BROKEN = re.compile(r"(CUDA|HIP) error|cudaError|device-side assert|(CUDNN|CUBLAS|CUSOLVER|CUFFT)_STATUS_")
 
 
 def choose_device(name: str) -> str:
@@ -40,6 +48,48 @@ def to_device(array: np.ndarray, device: str) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+def on_device(device: str, what: str, work: Callable[[], Result]) -> Result:
+    """What the work on the device gives.
+
+    Raises DeviceMemoryError when there is no memory for `what`, DeviceError when the device has failed: after
+    a CUDA error nothing that follows in the process can be believed. Other errors pass.
+    """
+    try:
+        return work()
+    except RuntimeError as error:
+        _raise_if_broken(error, device)
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler, which would keep the failed work's tensors alive.
+    _free_memory(device)
+    raise DeviceMemoryError(f"the {device} device has no memory for {what}")
+
+
+def _raise_if_broken(error: RuntimeError, device: str) -> None:
+    if is_broken(error):
+        said = str(error).partition("\n")[0]
+        raise DeviceError(
+            f"the {device} device has failed ({said}): what is labelled is kept; start again in a new "
+            "process, and if it fails again look at the driver's log (dmesg, nvidia-smi) or use --device cpu"
+        ) from error
+
+
+def _free_memory(device: str) -> None:
+    if device == "cpu":
+        return
+    try:
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        _raise_if_broken(error, device)
+        raise
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether torch found no memory on its device: on the CPU it says so in words only."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether torch, or a library below it, found no memory on its device."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def is_broken(error: RuntimeError) -> bool:
+    """Whether the device itself reports an error other than that its memory is full."""
+    reported = isinstance(error, torch.AcceleratorError) or bool(_BROKEN.search(str(error)))
+    return reported and not is_out_of_memory(error)

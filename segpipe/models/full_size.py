@@ -44,6 +44,6 @@ def _on_device(logits: Tensor, size: tuple[int, int]) -> Tensor:
         )[0]
         value, index = raised.max(dim=0)
         better = value > best
-        mask[better] = (index[better] + first).to(torch.uint8)
+        mask = torch.where(better, (index + first).to(torch.uint8), mask)
         best = torch.maximum(best, value)
     return mask

@@ -63,6 +63,15 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
 
 
 @torch.inference_mode()
+def fetched(verdict: Verdict) -> Verdict:
+    """The verdict, float32, in main memory; by one copy, since each waits for the device."""
+    parts = [verdict.parts, verdict.score, verdict.class_confidences, verdict.correctness]
+    flat = torch.cat([part.float().flatten() for part in parts]).cpu()
+    pieces = flat.split([part.numel() for part in parts])
+    return Verdict(*(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)))
+
+
+@torch.inference_mode()
 def raw_adversarial_score(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Tensor:
     """(B,) what the discriminator of the game alone would say of the generator's logits of a batch: it labels
     nothing, but is the yardstick."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
-from segpipe.errors import DeviceMemoryError, ImageError, NotFoundError, PolicyError
+from segpipe.errors import DeviceMemoryError, NotFoundError, PolicyError
 from segpipe.models.bundle import Bundle, load_bundle
-from segpipe.models.device import choose_device, is_out_of_memory, to_device
+from segpipe.models.device import choose_device, on_device, to_device
 from segpipe.models.full_size import full_size_mask
-from segpipe.models.inference import Prediction, normalised, predict
+from segpipe.models.given_images import given_pixels
+from segpipe.models.inference import Prediction, fetched, normalised, predict
 from segpipe.models.memory import keep_freed_memory
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
@@ -53,10 +57,10 @@ class Labeled:
 
 @dataclass(frozen=True)
 class JudgedMask:
-    """What the networks say about one image, on their own grid and device.
+    """What the networks say about one image, on their own grid.
 
-    logits (K,h,w) float32; labels (h,w) uint8, their argmax; score (); class_confidences (K,); correctness
-    (h,w), as in Verdict.
+    On their device: logits (K,h,w) float32; labels (h,w) uint8, their argmax. In main memory, as in Verdict:
+    score (); class_confidences (K,); correctness (h,w).
     """
 
     logits: Tensor
@@ -121,15 +125,15 @@ class Labeler:
         finally:
             torch.set_num_threads(threads)
 
-    def label(self, images: Sequence[np.ndarray]) -> list[Labeled]:
-        """Masks and scores of images HxWx3 uint8, each of any size, in the same order.
+    def label(self, images: Iterable[np.ndarray | Image.Image]) -> list[Labeled]:
+        """Masks and scores of images, HxWx3 uint8 or of Pillow, each of any size, in the same order.
 
-        Raises ImageError for an array of another shape or type, DeviceMemoryError when a batch does not fit.
+        A batch is taken from the images at a time. Raises ImageError for what is no image or no iterable of
+        images, DeviceMemoryError when a batch does not fit, DeviceError.
         """
-        _check_images(images)
         labeled: list[Labeled] = []
-        for first in range(0, len(images), self.batch_size):
-            batch = images[first : first + self.batch_size]
+        pixels = given_pixels(images)
+        while batch := list(islice(pixels, self.batch_size)):
             judged = self.judge([self.prepare(image) for image in batch])
             labeled += [
                 self.finish(mask, *image.shape[:2]) for mask, image in zip(judged, batch, strict=True)
@@ -141,28 +145,33 @@ class Labeler:
         return resize_image(image, self.bundle.spec.working_size)
 
     def judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
-        """One pass of both networks over prepared images; a GPU is not waited for.
+        """One pass of both networks over prepared images.
 
-        Raises DeviceMemoryError when they do not fit in the device's memory.
+        Raises DeviceMemoryError when they do not fit in the device's memory, DeviceError when it has failed.
         """
-        try:
-            batch = to_device(np.stack(prepared), self.device)
-            return split_masks(predict(self.bundle, normalised(self.bundle, batch), self.device))
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler, which would keep the failed pass's tensors alive.
-        if self.device != "cpu":
-            torch.cuda.empty_cache()
-        raise DeviceMemoryError(f"the {self.device} device has no memory for {len(prepared)} images at once")
+        return on_device(self.device, f"{len(prepared)} images at once", partial(self._judge, prepared))
+
+    def _judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
+        batch = to_device(np.stack(prepared), self.device)
+        return split_masks(predict(self.bundle, normalised(self.bundle, batch), self.device))
 
     def finish(self, judged: JudgedMask, height: int, width: int) -> Labeled:
-        """The mask at the image's own size, and the numbers on it."""
+        """The mask at the image's own size, and the numbers on it. Raises DeviceError."""
         return self._labeled(
-            full_size_mask(judged.logits, judged.labels, (height, width)),
+            self._full_size(judged, (height, width)),
             float(judged.score),
-            judged.class_confidences.cpu().numpy(),
-            judged.correctness.cpu().numpy(),
+            judged.class_confidences.numpy(),
+            judged.correctness.numpy(),
+        )
+
+    def _full_size(self, judged: JudgedMask, size: tuple[int, int]) -> np.ndarray:
+        raised = partial(full_size_mask, judged.logits, judged.labels, size)
+        try:
+            return on_device(self.device, f"a mask of {size[0]}x{size[1]}", raised)
+        except DeviceMemoryError as error:
+            logger.info("%s: it is made on the CPU", error)
+        return on_device(
+            self.device, "a copy", lambda: full_size_mask(judged.logits.cpu(), judged.labels.cpu(), size)
         )
 
     def _labeled(
@@ -201,8 +210,8 @@ def _class_fractions(mask: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 def split_masks(prediction: Prediction) -> list[JudgedMask]:
-    """One by one what was predicted for a batch."""
-    verdict = prediction.verdict
+    """One by one what was predicted for a batch, which a GPU is waited for."""
+    verdict = fetched(prediction.verdict)
     return [
         JudgedMask(*parts)
         for parts in zip(
@@ -214,15 +223,6 @@ def split_masks(prediction: Prediction) -> list[JudgedMask]:
             strict=True,
         )
     ]
-
-
-def _check_images(images: Sequence[np.ndarray]) -> None:
-    for number, image in enumerate(images):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise ImageError(
-                "unsupported",
-                f"image {number} is {image.dtype} of shape {image.shape}: give HxWx3 uint8 (RGB)",
-            )
 
 
 def load_model(url: str, device: str = "auto") -> Labeler:

@@ -10,14 +10,17 @@ import numpy as np
 from PIL import Image
 
 from segpipe import storage
-from segpipe.errors import RunError, SegpipeError
-from segpipe.images import decode_image, decode_mask, overlay
+from segpipe.concurrency import Budget
+from segpipe.errors import RunError, SegpipeError, TooLargeError
+from segpipe.images import decode_mask, decode_scaled, overlay
 from segpipe.redaction import redact
 from segpipe.reports.page import Picture
 from segpipe.review.drafts import read_mask
 
 SIDE_PIXELS = 320
+DRAWN_PIXELS = 2 * SIDE_PIXELS  # the longer side masks are drawn on, so that their edges come out smooth
 QUALITY = 80
+BYTES_PER_PIXEL = 28  # that decoding takes at most
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,14 @@ class Gallery:
     items: tuple[GalleryItem, ...]
 
 
-def gallery_item(row: dict[str, Any], source: str, palette: np.ndarray) -> GalleryItem:
-    """A manifest row as an item; what cannot be shown any more is said in its place."""
+def gallery_item(row: dict[str, Any], source: str, palette: np.ndarray, memory: Budget) -> GalleryItem:
+    """A manifest row as an item; what cannot be shown any more is said in its place.
+
+    memory: the bytes that all items which are made at once may take.
+    """
     name = redact(row["image_uri"].removeprefix(f"{source}/"))
     try:
-        panes, problem = _panes(row, palette), ""
+        panes, problem = _panes(row, palette, memory), ""
     except SegpipeError as error:
         panes, problem = (), f"; cannot be shown: {redact(str(error))}"
     return GalleryItem(name, _text(row) + problem, panes)
@@ -58,22 +64,50 @@ def _text(row: dict[str, Any]) -> str:
     )
 
 
-def _panes(row: dict[str, Any], palette: np.ndarray) -> tuple[Picture, ...]:
+def _panes(row: dict[str, Any], palette: np.ndarray, memory: Budget) -> tuple[Picture, ...]:
     if row["mask_uri"] is None:
         return ()
-    image = decode_image(_as_labelled(row["image_uri"], row["image_etag"]))
-    mask = read_mask(row["mask_uri"], row["mask_sha256"])
+    with memory.held(row["image_bytes"] + BYTES_PER_PIXEL * _n_pixels(row)):
+        image, mask, confidence = _drawn(row)
     panes = [small_picture("image", image), small_picture("mask", overlay(image, mask, palette))]
-    if row["confidence_map_uri"] is not None:
-        confidence = decode_mask(storage.read_bytes(row["confidence_map_uri"]))
+    if confidence is not None:
         panes.append(small_picture("doubt", _heat(image, confidence)))
     return tuple(panes)
 
 
-def _as_labelled(image_uri: str, etag: str) -> bytes:
-    blob = storage.read(image_uri)
-    if blob.etag != etag:
-        raise RunError(f"{image_uri} was replaced since it was labelled: label it again")
+def _n_pixels(row: dict[str, Any]) -> int:
+    return int(row["image_height"] * row["image_width"])
+
+
+def _drawn(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Image, mask and, if there is one, confidence map, all of the same small size."""
+    shape = (row["image_height"], row["image_width"])
+    image = decode_scaled(_as_labelled(row), _n_pixels(row), (DRAWN_PIXELS, DRAWN_PIXELS))
+    mask = read_mask(row["mask_uri"], row["mask_sha256"])
+    if not (image.height, image.width) == mask.shape == shape:
+        raise RunError(f"{row['mask_uri']} has another size than its image: label the image again")
+    bilinear = Image.Resampling.BILINEAR
+    small = _reduced(image.pixels, shape, bilinear), _reduced(mask, shape, Image.Resampling.NEAREST)
+    if row["confidence_map_uri"] is None:
+        return *small, None
+    confidence = decode_mask(storage.read_bytes(row["confidence_map_uri"]), _n_pixels(row))
+    return *small, _reduced(confidence, shape, bilinear)
+
+
+def _reduced(pixels: np.ndarray, shape: tuple[int, int], filtered: Image.Resampling) -> np.ndarray:
+    """What belongs to an image of this height and width, at the size it is drawn on."""
+    scale = min(1.0, DRAWN_PIXELS / max(shape))
+    height, width = (max(1, round(scale * side)) for side in shape)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), filtered))
+
+
+def _as_labelled(row: dict[str, Any]) -> bytes:
+    try:
+        blob = storage.read(row["image_uri"], row["image_bytes"])
+    except TooLargeError:
+        blob = None
+    if blob is None or blob.etag != row["image_etag"]:
+        raise RunError(f"{row['image_uri']} was replaced since it was labelled: label it again")
     return blob.data
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import storage
+from segpipe.concurrency import Budget
 from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, RunError
 from segpipe.images import class_palette
@@ -28,6 +29,7 @@ TEMPLATE = "run.html"
 SHOWN = 12
 SCORES_DRAWN = 100_000
 READ_THREADS = 8
+GALLERY_BYTES = 1_000_000_000
 
 _NEWEST_RUN = "SELECT run_id FROM runs ORDER BY finished_at DESC, run_id DESC LIMIT 1"
 _SCORES = """
@@ -35,8 +37,8 @@ _SCORES = """
     WHERE run_id = '{run_id}' AND decision <> 'failed' AND discriminator_score IS NOT NULL
     USING SAMPLE reservoir({limit} ROWS) REPEATABLE (0)"""
 _ROWS = """
-    SELECT image_uri, image_etag, mask_uri, mask_sha256, decision, reason, confidence, confidence_map_uri,
-        error
+    SELECT image_uri, image_etag, image_bytes, image_height, image_width, mask_uri, mask_sha256, decision,
+        reason, confidence, confidence_map_uri, error
     FROM labels
     WHERE run_id = '{run_id}' AND decision = '{decision}' ORDER BY {order} LIMIT {limit}"""
 # A digest of the image's name: a sample that has nothing to do with how good the mask is.
@@ -134,10 +136,11 @@ def _pictures(output: str, summary: RunSummary, policy: Policy | None) -> Iterat
 
 
 def _galleries(output: str, summary: RunSummary, palette: np.ndarray) -> Iterator[Gallery]:
+    memory = Budget(GALLERY_BYTES)
     for decision, (title, caption, order) in _GALLERIES.items():
         rows = _rows(output, summary.run_id, decision, order)
         if rows:
-            show = partial(gallery_item, source=summary.source, palette=palette)
+            show = partial(gallery_item, source=summary.source, palette=palette, memory=memory)
             with ThreadPoolExecutor(READ_THREADS) as pool:
                 yield Gallery(title, caption, tuple(pool.map(show, rows)))
 

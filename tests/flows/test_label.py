@@ -21,9 +21,10 @@ from prefect.client.schemas.filters import (
 from flows import label as label_module
 from flows.label import label
 from segpipe.config import LabelSettings
-from segpipe.errors import StorageError
+from segpipe.errors import DeviceError, StorageError
 from segpipe.labeling import ledger
 from segpipe.labeling import run as labeling_run
+from segpipe.models.labeler import Labeler
 
 SETTINGS = LabelSettings(shard_images=2, batch_images=2, device="cpu")
 
@@ -225,6 +226,24 @@ def test_storage_that_stays_broken_is_tried_four_times_and_ends_without_a_traceb
     assert "Retry 3/" in caplog.text
     assert "hunter2" not in state.message + caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_a_device_that_has_failed_is_not_tried_again_in_the_same_process(
+    bucket: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def fail(*arguments: Any) -> Any:
+        tries.append(arguments)
+        raise DeviceError("the cuda device has failed (CUDA error: unspecified launch failure)")
+
+    monkeypatch.setattr(Labeler, "judge", fail)
+    settings = SETTINGS.model_copy(update={"batch_images": 64, "fetch_threads": 1})
+    state = label(bucket, str(tmp_path / "out"), tiny_model, settings=settings, return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("the cuda device has failed")
+    assert len(tries) == 1
+    assert not (tmp_path / "out" / "manifests").exists()
 
 
 def test_what_the_library_logs_is_in_the_log_of_the_run_once_and_only_there(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from segpipe import storage
 from segpipe.config import LabelSettings
-from segpipe.errors import DeviceMemoryError, ModelError, RunError, StorageError
+from segpipe.errors import DeviceError, DeviceMemoryError, ModelError, RunError, StorageError
 from segpipe.images import class_palette, decode_image, decode_mask
 from segpipe.labeling import batch
 from segpipe.labeling.engines import local
@@ -147,6 +147,19 @@ def test_an_object_of_too_many_bytes_is_not_even_read(images, target, make_label
     large = [replace(image, image_bytes=2000) if n == 1 else image for n, image in enumerate(images)]
     outcomes = list(label_images(large, make_labeler(), target, LabelSettings(max_image_bytes=1999)))
     assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
+
+
+@pytest.mark.parametrize("listed", [1, 0])
+def test_an_object_of_more_bytes_than_listed_is_too_large_as_soon_as_that_is_seen(
+    images, target, make_labeler, listed: int
+) -> None:
+    sizes = [len(storage.read_bytes(image.image_uri)) for image in images]
+    storage.put(images[1].image_uri, storage.read_bytes(images[1].image_uri) + bytes(1000))
+    planned = [replace(image, image_bytes=listed) for image in images]
+    settings = LabelSettings(max_image_bytes=max(sizes))
+    outcomes = list(label_images(planned, make_labeler(), target, settings))
+    assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
+    assert f"over {max(sizes)}; shrink it or raise the limit" in outcomes[1].row.error
 
 
 def test_a_deleted_image_is_a_storage_failure_as_planned(images, target, settings, make_labeler) -> None:
@@ -396,6 +409,52 @@ def test_an_image_too_large_for_the_device_by_itself_fails_alone(
 
     outcomes = list(label_images(images, make_labeler(before=before), target, settings))
     assert reasons(outcomes) == ["no_policy"] * 4 + ["inference"] + ["no_policy"] * 5
+
+
+@pytest.mark.parametrize("place", ["judge", "finish"])
+def test_a_device_that_has_failed_ends_the_run_and_fails_no_image(
+    images, target, settings, make_labeler, place: str
+) -> None:
+    labeler, calls = make_labeler(), []
+    works = getattr(labeler, place)
+
+    def fail_later(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise DeviceError("the cuda device has failed (CUDA error: an illegal memory access)")
+        return works(*arguments)
+
+    setattr(labeler, place, fail_later)
+    seen: list[Outcome] = []
+    with pytest.raises(DeviceError, match="has failed"):
+        seen.extend(label_images(images, labeler, target, settings))
+    assert set(reasons(seen)) <= {"no_policy"}
+
+
+def test_the_wait_for_a_place_on_the_device_is_a_leg_of_its_own(
+    images, target, make_labeler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Queue:
+        """Time passes at the device's door alone."""
+
+        now = 0.0
+
+        def __init__(self, places: int) -> None:
+            assert places == 2
+
+        def __enter__(self) -> None:
+            Queue.now += 6.0
+
+        def __exit__(self, *raised: object) -> None: ...
+
+    monkeypatch.setattr(local, "Semaphore", Queue)
+    monkeypatch.setattr(batch, "perf_counter", lambda: Queue.now)
+    settings = LabelSettings(batch_images=3, fetch_threads=1)
+    total = sum(
+        (out.legs for out in label_images(images[:3], make_labeler(), target, settings)), start=Legs()
+    )
+    # Once for the batch of three, then for each mask.
+    assert (total.device, total.infer) == (pytest.approx(24.0), 0.0)
 
 
 def test_every_leg_is_timed(images, target, settings, make_labeler) -> None:

@@ -339,7 +339,7 @@ def test_a_finished_run_can_be_repeated_and_says_the_same(
     assert again == first
     assert first.seconds > 0
     assert first.images_per_second == pytest.approx(5 / first.seconds)
-    assert list(first.legs) == ["read", "decode", "infer", "encode", "write", "wait"]
+    assert list(first.legs) == ["read", "decode", "infer", "encode", "write", "device", "wait"]
 
 
 def test_a_run_is_not_summed_up_while_images_are_pending(tmp_path, settings, make_labeler, fill) -> None:

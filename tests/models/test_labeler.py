@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 import segpipe
 from segpipe import storage
@@ -201,15 +205,96 @@ def test_asking_for_a_missing_device_says_what_to_do(trained_model: str) -> None
         segpipe.load_model(trained_model, "cuda")
 
 
+WRONG = {
+    "no channels": np.zeros((4, 5), np.uint8),
+    "four channels": np.zeros((4, 5, 4), np.uint8),
+    "float": np.zeros((4, 5, 3), np.float32),
+    "sixteen bits": np.zeros((4, 5, 3), np.uint16),
+    "empty": np.zeros((0, 5, 3), np.uint8),
+    "a path as text": "photo.jpg",
+    "a path": Path("photo.jpg"),
+    "bytes": b"\xff\xd8\xff",
+    "none": None,
+    "a list": [[[1, 2, 3]]],
+    "a Pillow image of floats": Image.new("F", (5, 4)),
+    "a Pillow image without a pixel": Image.new("RGB", (5, 0)),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_what_is_no_image_is_one_clear_line(labeler: Labeler, wrong: object) -> None:
+    with pytest.raises(ImageError, match=r"^image 1\b") as raised:
+        labeler.label([noise_image(4, 4), wrong])
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("given", "said"),
     [
-        np.zeros((4, 5), np.uint8),
-        np.zeros((4, 5, 4), np.uint8),
-        np.zeros((4, 5, 3), np.float32),
-        np.zeros((0, 5, 3), np.uint8),
+        ("photo.jpg", "label takes a list of images, not of type str: give HxWx3 uint8"),
+        (Path("photo.jpg"), "label takes a list of images, not of type PosixPath"),
+        (None, "label takes a list of images, not of type NoneType"),
+        (Image.new("RGB", (5, 4)), "label takes a list of images, not of type Image"),
+        (np.zeros((4, 5, 3), np.uint8), r"label takes a list of images: give \[image\] for uint8 of shape"),
     ],
 )
-def test_an_array_that_is_no_image_is_one_clear_line(labeler: Labeler, wrong: np.ndarray) -> None:
-    with pytest.raises(ImageError, match="give HxWx3 uint8"):
-        labeler.label([noise_image(4, 4), wrong])
+def test_what_is_no_list_of_images_is_one_clear_line(labeler: Labeler, given: object, said: str) -> None:
+    with pytest.raises(ImageError, match=f"^{said}"):
+        labeler.label(given)
+
+
+def assert_same(found: list[Labeled], expected: list[Labeled]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.mask, other.mask)
+        assert one.discriminator_score == other.discriminator_score
+
+
+def test_any_iterable_of_images_is_taken_a_batch_at_a_time(labeler: Labeler) -> None:
+    images, taken, seen = [noise_image(40, 60, seed) for seed in range(11)], [], []
+
+    def frames() -> Iterator[np.ndarray]:
+        for image in images:
+            taken.append(image)
+            yield image
+
+    watched = replace(labeler, batch_size=4)
+    judge = Labeler.judge
+
+    def counted(self: Labeler, prepared: list[np.ndarray]) -> list[JudgedMask]:
+        seen.append(len(taken))
+        return judge(self, prepared)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Labeler, "judge", counted)
+        found = watched.label(frames())
+    assert seen == [4, 8, 11]
+    assert_same(found, watched.label(images))
+    assert_same(labeler.label(np.stack(images)), labeler.label(images))
+    assert_same(labeler.label(tuple(images[:2])), labeler.label(images[:2]))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "CMYK"])
+def test_a_pillow_image_is_labelled_as_its_file_is(labeler: Labeler, mode: str) -> None:
+    image = Image.fromarray(noise_image(40, 60)).convert(mode)
+    (found,) = labeler.label([image])
+    assert_same([found], labeler.label([np.asarray(image.convert("RGB"))]))
+
+
+def test_a_pillow_image_is_turned_as_its_exif_says(labeler: Labeler, encoded: Callable[..., bytes]) -> None:
+    pixels, exif = noise_image(40, 60), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # shown turned by 90 degrees clockwise
+    with Image.open(BytesIO(encoded(pixels, "PNG", exif=exif))) as image:
+        (found,) = labeler.label([image])
+    assert_same([found], labeler.label([np.rot90(pixels, -1)]))
+
+
+def test_a_pillow_image_whose_file_is_damaged_is_named(
+    labeler: Labeler, encoded: Callable[..., bytes]
+) -> None:
+    data = encoded(noise_image(40, 60), "JPEG")
+    with (
+        Image.open(BytesIO(data[: len(data) // 2])) as image,
+        pytest.raises(ImageError, match="image 0: damaged"),
+    ):
+        labeler.label([image])

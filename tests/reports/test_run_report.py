@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from random_model import write_random_model
 
+from segpipe import storage
 from segpipe.cli import run
+from segpipe.concurrency import Budget
+from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.query import query
+from segpipe.reports import gallery
 
 
 @pytest.fixture
@@ -110,3 +121,73 @@ def test_a_run_that_is_not_there_is_one_line(
     label(places, "night-1")
     assert run(["report", places[1], "--run", "night-9"]) == 1
     assert "has no run night-9" in capsys.readouterr().err
+
+
+def test_pictures_are_made_within_a_budget_and_drawn_small(
+    tmp_path: Path, encoded: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flat image is a small file and large in memory; masks are not drawn at full size."""
+    rows = [made_row(tmp_path, encoded, number) for number in range(6)]
+    alive, most, drawn, changing = [0], [0], [], threading.Lock()
+    decode, draw = gallery.decode_scaled, gallery.overlay
+
+    def counted(*arguments: Any) -> Any:
+        with changing:
+            alive[0] += 1
+            most[0] = max(most[0], alive[0])
+        try:
+            return decode(*arguments)
+        finally:
+            with changing:
+                alive[0] -= 1
+
+    def recorded(image: np.ndarray, *others: Any) -> np.ndarray:
+        drawn.append(image.shape)
+        return draw(image, *others)
+
+    monkeypatch.setattr(gallery, "decode_scaled", counted)
+    monkeypatch.setattr(gallery, "overlay", recorded)
+    one = rows[0]["image_bytes"] + 28 * 1500 * 900
+    show = partial(gallery.gallery_item, source=str(tmp_path), palette=class_palette(3), memory=Budget(one))
+    with ThreadPoolExecutor(6) as pool:
+        items = list(pool.map(show, rows))
+    assert most == [1]
+    assert drawn == [(384, 640, 3)] * 6
+    assert [[pane.title for pane in item.panes] for item in items] == [["image", "mask"]] * 6
+
+
+def made_row(folder: Path, encoded: Callable[..., bytes], number: int) -> dict[str, Any]:
+    """What the page asks of the row of a flat image of 1500 x 900 whose mask is class 1 on its right half."""
+    mask = np.zeros((900, 1500), np.uint8)
+    mask[:, 750:] = 1
+    image, png = folder / f"{number}.png", encode_mask(mask, class_palette(3))
+    image.write_bytes(encoded(np.full((900, 1500, 3), 40 * number, np.uint8)))
+    (folder / f"{number}.mask.png").write_bytes(png)
+    blob = storage.read(str(image))
+    return {
+        "image_uri": str(image), "image_etag": blob.etag, "image_bytes": len(blob.data), "image_height": 900,
+        "image_width": 1500, "mask_uri": str(folder / f"{number}.mask.png"),
+        "mask_sha256": hashlib.sha256(png).hexdigest(), "decision": "review", "reason": "no_policy",
+        "confidence": 0.5, "confidence_map_uri": None, "error": None,
+    }  # fmt: skip
+
+
+def test_the_mask_is_drawn_where_it_is(tmp_path: Path, encoded: Callable[..., bytes]) -> None:
+    item = gallery.gallery_item(
+        made_row(tmp_path, encoded, 1), str(tmp_path), class_palette(3), Budget(10**9)
+    )
+    image, mask = (np.asarray(Image.open(BytesIO(pane.png))).astype(int) for pane in item.panes)
+    assert image.shape == mask.shape == (192, 320, 3)
+    assert abs(image - 40).max() <= 4
+    assert abs(mask[:, :155] - [20, 20, 20]).max() <= 6  # half the image's 40, half of class 0's black
+    assert abs(mask[:, 165:] - [84, 20, 20]).max() <= 6  # and of class 1's (128, 0, 0)
+
+
+def test_a_row_that_gives_another_size_than_the_image_has_is_said_and_not_drawn(
+    tmp_path: Path, encoded: Callable[..., bytes]
+) -> None:
+    for wrong in ({"image_height": 90}, {"image_height": 1500, "image_width": 900}):
+        row = made_row(tmp_path, encoded, 1) | wrong
+        item = gallery.gallery_item(row, str(tmp_path), class_palette(3), Budget(10**9))
+        assert item.panes == ()
+        assert "cannot be shown" in item.text
