@@ -44,7 +44,7 @@ from segpipe.config import (
 from segpipe.errors import OutputError, PolicyError, SegpipeError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
-from segpipe.exchange.summaries import summaries
+from segpipe.kinds import described
 from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.options import build, options_of
 from segpipe.printable import printable, printable_lines
@@ -661,7 +661,7 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     "layout",
     required=True,
     type=click.Choice(list(EXPORTS)),
-    help=f"Format of the data set. {summaries(EXPORTS)}.",
+    help=f"Format of the data set. {described(EXPORTS)}.",
 )
 @options_of(ExportSettings)
 @_as_json
@@ -685,7 +685,7 @@ def export(output: str, target: str, layout: str, as_json: bool, **values: objec
     "layout",
     required=True,
     type=click.Choice(list(IMPORTS)),
-    help=f"Layout of SOURCE. {summaries(IMPORTS)}.",
+    help=f"Layout of SOURCE. {described(IMPORTS)}.",
 )
 @options_of(ImportSettings)
 @_as_json

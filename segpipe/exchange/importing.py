@@ -49,8 +49,8 @@ def import_dataset(
     """Copy images and write masks as indexed PNG; dataset.json comes last.
 
     JPEG and PNG are copied as they are, other images written as PNG. What is left out is named in the log and
-    in left_out.csv. Raises DatasetError (the layout is unknown or not there, a mask does not fit its image or
-    its classes), NotFoundError, StorageError.
+    in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does not fit
+    its image or its classes), NotFoundError, StorageError.
     """
     read, drawn_on = reader(layout), (settings or ImportSettings()).drawn_on
     source, root = storage.normalise(source), storage.normalise(target)

@@ -438,4 +438,4 @@ def test_control_characters_of_a_name_do_not_reach_the_terminal(
     assert run(["import", str(root), str(tmp_path / "t"), "--format", "coco"]) == 0
     said = capsys.readouterr().err
     assert "\x1b" not in said
-    assert "image \\x1b[31mred\\n.png" in said
+    assert "image \\u001b[31mred\\n.png" in said

@@ -83,8 +83,11 @@ def test_a_palette_that_was_sorted_anew_is_read_by_its_colours(tmp_path: Path) -
     assert np.array_equal(imported(tmp_path / "set", "voc")[1]["train/a"], np.where(INDICES == 0, 15, 0))
 
 
-def test_a_palette_that_contradicts_in_part_is_refused_by_name(tmp_path: Path) -> None:
-    voc(tmp_path / "set", with_palette(INDICES, (192, 128, 128), (7, 7, 7)))
+@pytest.mark.parametrize("others", [[(7, 7, 7)], [(0, 0, 0)] * 255])  # unknown; at several indices
+def test_a_palette_that_contradicts_in_part_is_refused_by_name(
+    tmp_path: Path, others: list[tuple[int, int, int]]
+) -> None:
+    voc(tmp_path / "set", with_palette(INDICES, (192, 128, 128), *others))
     said = refused(tmp_path / "set", "voc")
     assert "SegmentationClass/a.png: its palette gives index 0 the colour that class 15 has" in said
 

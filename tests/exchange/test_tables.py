@@ -10,11 +10,12 @@ import pytest
 from accepted_output import Labelled
 
 from segpipe.cli import run
-from segpipe.errors import DatasetError, RunError
+from segpipe.errors import RunError
 from segpipe.exchange.export import export
-from segpipe.exchange.exports.table import EXPORTS, ExportFormat, writer
+from segpipe.exchange.exports.table import EXPORTS, writer
 from segpipe.exchange.importing import import_dataset
 from segpipe.exchange.imports.table import IMPORTS, reader
+from segpipe.kinds import Kind
 
 NEW_FORMAT = """
 def write(items, target):
@@ -27,7 +28,7 @@ def test_each_export_format_is_in_the_help_and_can_be_written(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["export", "--help"]) == 0
-    assert f"{name}: {EXPORTS[name].summary}" in " ".join(capsys.readouterr().out.split())
+    assert f"{name} {EXPORTS[name].summary}" in " ".join(capsys.readouterr().out.split())
     assert callable(writer(name))
 
 
@@ -36,7 +37,7 @@ def test_each_import_layout_is_in_the_help_and_can_be_read(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["import", "--help"]) == 0
-    assert f"{name}: {IMPORTS[name].summary}" in " ".join(capsys.readouterr().out.split())
+    assert f"{name} {IMPORTS[name].summary}" in " ".join(capsys.readouterr().out.split())
     assert callable(reader(name))
 
 
@@ -45,21 +46,20 @@ def test_a_new_format_is_a_file_and_a_line(
 ) -> None:
     (tmp_path / "only_keys.py").write_text(NEW_FORMAT)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setitem(EXPORTS, "keys", ExportFormat("only keys", "only_keys"))
+    monkeypatch.setitem(EXPORTS, "keys", Kind("only keys", "only_keys"))
     result = export(labelled.output, str(tmp_path / "t"), "keys", "train")
     assert len((tmp_path / "t" / "keys.txt").read_text().splitlines()) == result.images == len(labelled.masks)
 
 
 @pytest.mark.parametrize(("verb", "table"), [("export", "exports"), ("import", "imports")])
 def test_a_line_in_the_table_is_a_choice_of_the_command_line(verb: str, table: str) -> None:
-    kind = "ExportFormat" if verb == "export" else "ImportLayout"
     script = (
-        f"from segpipe.exchange.{table}.table import {verb.upper()}S, {kind}\n"
-        f"{verb.upper()}S['keys'] = {kind}('nothing but keys', 'only_keys')\n"
+        f"from segpipe.kinds import Kind\nfrom segpipe.exchange.{table}.table import {verb.upper()}S\n"
+        f"{verb.upper()}S['keys'] = Kind('nothing but keys', 'only_keys')\n"
         f"from segpipe.cli import run\nrun(['{verb}', '--help'])"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert "keys: nothing but keys" in " ".join(said.stdout.split())
+    assert "keys nothing but keys" in " ".join(said.stdout.split())
     assert "|keys]" in said.stdout
 
 
@@ -74,7 +74,7 @@ def test_an_unknown_name_is_an_error_that_lists_the_known_ones(
     assert all(f"'{name}'" in said for name in IMPORTS)
     with pytest.raises(RunError, match="'onnx': take one of indexed-png, coco, voc, cityscapes"):
         export(str(tmp_path), str(tmp_path / "t"), "onnx", "train")
-    with pytest.raises(DatasetError, match="'onnx': take one of camvid, cityscapes, voc, coco"):
+    with pytest.raises(RunError, match="'onnx': take one of camvid, cityscapes, voc, coco"):
         import_dataset(str(tmp_path), str(tmp_path / "t"), "onnx")
 
 

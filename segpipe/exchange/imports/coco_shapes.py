@@ -41,7 +41,7 @@ def checked_shape(segmentation: Any, height: int, width: int) -> Polygons | Runs
         return _checked_runs(segmentation, height, width)
     if not isinstance(segmentation, list) or not segmentation:
         raise OddShapeError("it has no segmentation")
-    flat = all(_is_number(value) for value in segmentation)  # one polygon, written without its list
+    flat = _are_numbers(segmentation)  # one polygon, written without its list
     return _checked_polygons([segmentation] if flat else segmentation, height, width)
 
 
@@ -114,7 +114,7 @@ def _checked_polygons(polygons: list[Any], height: int, width: int) -> Polygons:
 
 def _oddity(polygon: Any, height: int, width: int) -> str | None:
     """Why a polygon cannot be drawn."""
-    if not isinstance(polygon, list) or not all(_is_number(value) for value in polygon):
+    if not isinstance(polygon, list) or not _are_numbers(polygon):
         return "a polygon is no list of numbers"
     if len(polygon) % 2 or len(polygon) < POLYGON_NUMBERS:
         return f"a polygon has {len(polygon)} numbers; an area has three corners or more, of x and y"
@@ -134,5 +134,5 @@ def _all_near(values: list[float], size: int) -> bool:
     return all(-FARTHEST * size <= value <= (1 + FARTHEST) * size for value in values)
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _are_numbers(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {int, float}

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from segpipe.printable import printable
+
 IGNORED = 255
 
 
@@ -37,8 +39,7 @@ class LeftOut:
 
     def __str__(self) -> str:
         parts = (self.file, self.image and f"image {self.image}", self.annotation)
-        said = f"{', '.join(part for part in parts if part)}: {self.reason}"
-        return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in said)
+        return printable(f"{', '.join(part for part in parts if part)}: {self.reason}")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,9 @@ from pathlib import PurePosixPath
 
 from segpipe import storage
 from segpipe.errors import DatasetError
+from segpipe.listing import HIDDEN, left_aside
 from segpipe.redaction import redact
 
-IMAGE_EXTENSIONS = frozenset(
-    (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".ppm", ".pgm", ".pnm")
-)
 _SHOWN = 3
 
 
@@ -28,10 +26,10 @@ class Source:
         return (key for key in self.uris if key.startswith(f"{folder}/"))
 
     def images(self, folder: str) -> Iterator[tuple[str, str]]:
-        """(path below the folder without extension, key) of what has an image's extension."""
+        """(path below the folder without extension, key) of what is no other file by its name."""
         for key in self.below(folder):
-            if PurePosixPath(key).suffix.lower() in IMAGE_EXTENSIONS:
-                yield without_extension(key.removeprefix(f"{folder}/")), key
+            if left_aside(path := key.removeprefix(f"{folder}/")) is None:
+                yield without_extension(path), key
 
     def content(self, key: str) -> bytes:
         """An object's bytes. StorageError."""
@@ -59,16 +57,10 @@ class Source:
 
 def open_source(root: str) -> Source:
     """List what is below a root. NotFoundError, StorageError."""
-    found = {item.key: item.uri for item in storage.list_objects(root) if not _is_hidden(item.key)}
-    return Source(root, found)
+    listed = storage.list_objects(root)
+    return Source(root, {item.key: item.uri for item in listed if left_aside(item.key) != HIDDEN})
 
 
 def without_extension(path: str) -> str:
-    """A path without an image's extension; other dots are part of a name."""
-    suffix = PurePosixPath(path).suffix
-    return path.removesuffix(suffix) if suffix.lower() in IMAGE_EXTENSIONS else path
-
-
-def _is_hidden(key: str) -> bool:
-    """What file managers leave behind: .DS_Store, ._photo.jpg."""
-    return any(part.startswith(".") for part in key.split("/"))
+    """A path without what follows the last dot of its name."""
+    return path.removesuffix(PurePosixPath(path).suffix)

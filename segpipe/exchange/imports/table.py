@@ -6,41 +6,28 @@ Imports nothing heavy, because the command line lists the names.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from segpipe.errors import DatasetError
+from segpipe.kinds import Kind, module_of
 
 if TYPE_CHECKING:
     from segpipe.exchange.imports.labelled import Found
     from segpipe.exchange.imports.source import Source
 
+    # Finds images, and how to get their masks.
     Read = Callable[[Source], Found]
 
-
-@dataclass(frozen=True)
-class ImportLayout:
-    """What a layout is, in a few words, and the module whose function `read` finds images and masks in it."""
-
-    summary: str
-    module: str
-
-
+# Each module has read, a Read.
 IMPORTS = {
-    "camvid": ImportLayout("CamVid's folders, as published or SegNet's", "segpipe.exchange.imports.camvid"),
-    "cityscapes": ImportLayout("leftImg8bit and gtFine", "segpipe.exchange.imports.cityscapes"),
-    "voc": ImportLayout("PASCAL VOC, also CVAT's", "segpipe.exchange.imports.voc"),
-    "coco": ImportLayout("COCO as published, Roboflow's, CVAT's", "segpipe.exchange.imports.coco"),
-    "colour-masks": ImportLayout(
-        "images and PNG masks in the colours of a label map", "segpipe.exchange.imports.colour_masks"
-    ),
+    "camvid": Kind("as published or by SegNet", "segpipe.exchange.imports.camvid"),
+    "cityscapes": Kind("with labelIds or labelTrainIds", "segpipe.exchange.imports.cityscapes"),
+    "voc": Kind("as PASCAL VOC or by CVAT", "segpipe.exchange.imports.voc"),
+    "coco": Kind("as published or by Roboflow or CVAT", "segpipe.exchange.imports.coco"),
+    "colour-masks": Kind("with a label map", "segpipe.exchange.imports.colour_masks"),
 }
 
 
 def reader(name: str) -> Read:
-    """The function that reads a layout. DatasetError for an unknown name, with those that are known."""
-    if name not in IMPORTS:
-        raise DatasetError(f"there is no import layout {name!r}: take one of {', '.join(IMPORTS)}")
-    read: Read = import_module(IMPORTS[name].module).read
+    """The function that reads a layout. RunError for an unknown name, with those that are known."""
+    read: Read = module_of(IMPORTS, name, "import layout").read
     return read
