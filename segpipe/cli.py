@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -98,10 +99,10 @@ def run(arguments: Sequence[str]) -> int:
         return _complain("stopped", stop.status)
     except _ResumableError as stop:
         return _complain(_stopped(stop.remedy), stop.status)
-    except BrokenPipeError as error:
-        return 0 if _is_unread() else _fail(error, invocation)
     except Exception as error:
         return _fail(error, invocation)
+    except SystemExit:  # how click ends on any broken pipe, a server's too
+        return 0 if _is_unread() else _complain("a connection was broken: try again", 1)
 
 
 def _fail(error: Exception, invocation: _Invocation) -> int:
@@ -112,12 +113,9 @@ def _fail(error: Exception, invocation: _Invocation) -> int:
 
 def _is_unread() -> bool:
     """Whether standard output is a pipe whose reader has gone, as `head` does when it has enough."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_stdout()
-        return True
-    return False
+    waiting = select.poll()
+    waiting.register(1, 0)  # errors are told in any case
+    return any(event & select.POLLERR for _, event in waiting.poll(0))
 
 
 def _one_line(error: Exception) -> str:
@@ -166,7 +164,7 @@ def _echo(text: str) -> None:
 def _discard_stdout() -> None:
     """What is still in the buffer would be written again, in vain, at the end."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, 1)
     os.close(devnull)
 
 
@@ -515,7 +513,8 @@ def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_h
     return "\n".join([*report, *columns(known), "", "next:", *next_commands])
 
 
-@cli.command()
+# SQL may begin with a comment, "-- like this", which is no option.
+@cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("output")
 @click.argument("sql")
 @click.option(

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import date, datetime, time
-from decimal import Decimal
+from itertools import chain, count
 from typing import Any, Literal, get_args
 
 import duckdb
@@ -19,10 +18,10 @@ import pyarrow as pa
 from segpipe import storage
 from segpipe.errors import SegpipeError
 from segpipe.manifests.parts import require_output
+from segpipe.manifests.plain_values import plain_values
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.sql import connect
 from segpipe.manifests.store import open_manifest
-from segpipe.printable import printable
 from segpipe.redaction import redact
 
 Format = Literal["table", "json", "csv"]
@@ -72,6 +71,7 @@ VIEWS = {
         FROM labels GROUP BY run_id, model_id ORDER BY started_at""",
 }
 
+_LOSSY = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|TIMETZ|BIT|BIGNUM|VARINT|VARIANT|UNION)\b")
 _READING = (
     duckdb.StatementType.SELECT,
     duckdb.StatementType.EXPLAIN,
@@ -87,9 +87,32 @@ def query(output: str, sql: str) -> pa.Table:
     with open_views(output) as connection:
         try:
             _require_reading(connection.extract_statements(sql))
-            return connection.sql(sql).to_arrow_table()
+            return _uniquely_named(_kept_whole(connection.sql(sql)).to_arrow_table())
         except duckdb.Error as error:
             raise SegpipeError(f"query failed: {_one_line(error)} (views: {', '.join(VIEWS)})") from error
+
+
+def _kept_whole(result: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The result with text for what Arrow holds in part only: a time zone, more digits than 38, and so on."""
+    is_lossy = [_LOSSY.search(str(kind)) is not None for kind in result.types]
+    if not any(is_lossy):
+        return result
+    names = ['"' + name.replace('"', '""') + '"' for name in result.columns]
+    columns = [
+        f"CAST(#{place} AS VARCHAR) AS {name}" if lossy else f"#{place} AS {name}"
+        for place, (name, lossy) in enumerate(zip(names, is_lossy, strict=True), 1)
+    ]
+    return result.project(", ".join(columns))
+
+
+def _uniquely_named(table: pa.Table) -> pa.Table:
+    """Columns of one name are told apart by a number, since a record has each name once."""
+    names: list[str] = []
+    for name in table.column_names:
+        numbered = (f"{name}_{number}" for number in count(1))
+        taken = {*names, *table.column_names}
+        names.append(name if name not in names else next(one for one in numbered if one not in taken))
+    return table.rename_columns(names)
 
 
 @contextmanager
@@ -124,7 +147,7 @@ def _one_line(error: duckdb.Error) -> str:
 def format_table(table: pa.Table, style: Format) -> str:
     """The table as text: `table` for people, `json` a list of records, `csv` with a header line.
 
-    Times are ISO 8601; NaN and infinities become null.
+    All have the same columns and rows, with the values of plain_values; `table` shortens numbers.
     """
     if style == "json":
         return json.dumps(_records(table), indent=2, ensure_ascii=False)
@@ -139,30 +162,9 @@ def _records(table: pa.Table) -> list[dict[str, Any]]:
     return [dict(zip(table.column_names, row, strict=True)) for row in _plain_rows(table)]
 
 
-def _plain_rows(table: pa.Table) -> Iterator[list[Any]]:
-    columns = [column.to_pylist() for column in table.columns]
-    return ([_plain(value) for value in row] for row in zip(*columns, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's own types."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else None
-        case Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case datetime() | date() | time():
-            return value.isoformat()
-        case list() | tuple():
-            return [_plain(item) for item in value]
-        case dict():
-            return {str(key): _plain(item) for key, item in value.items()}
-        case bytes():
-            return value.hex()
-        case _:
-            return printable(str(value))
+def _plain_rows(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    chunks = ([plain_values(chunk) for chunk in column.chunks] for column in table.columns)
+    return zip(*(chain.from_iterable(column) for column in chunks), strict=True)
 
 
 def _csv_text(table: pa.Table) -> str:
@@ -192,5 +194,7 @@ def _cell(value: Any) -> str:
             return f"{value:.6g}"
         case list():
             return "[" + ", ".join(_cell(item) or "null" for item in value) + "]"
+        case dict():
+            return "{" + ", ".join(f"{name}: {_cell(item) or 'null'}" for name, item in value.items()) + "}"
         case _:
             return str(value)
