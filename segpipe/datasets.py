@@ -296,7 +296,11 @@ def _decode_image(data: bytes, in_work: Budget) -> DecodedImage:
 def _decode_indices(data: bytes) -> MaskColours:
     mask = decode_mask_colours(data)
     if mask.values.ndim != 2:
-        raise ImageError("unsupported", "masks must be one channel of class indices, this one has colours")
+        raise ImageError(
+            "unsupported",
+            "masks must be one channel of class indices, this one has colours (segpipe import --format "
+            "colour-masks takes those, with their label map)",
+        )
     return mask
 
 

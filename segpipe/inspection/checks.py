@@ -21,7 +21,10 @@ def require_usable(facts: SplitFacts, allow: Collection[Check]) -> list[str]:
 
     Raises DatasetError.
     """
-    waived = _refuse(unreadable(facts), "unreadable", allow)
+    broken = unreadable(facts)
+    if broken and not facts.usable:
+        raise DatasetError(broken)
+    waived = _refuse(broken, "unreadable", allow)
     if not facts.labelled_pixels:
         raise DatasetError(
             f"split {facts.split} has no labelled pixel: every pixel of its masks is the ignore index "
@@ -105,7 +108,9 @@ def copies(facts: SplitFacts, groups: Mapping[str, str] | None = None) -> str | 
 
 
 def warnings_of(facts: SplitFacts) -> list[str]:
-    """What whoever uses the split should know, a line each."""
+    """What whoever uses the split should know, a line each; nothing where no image can be used."""
+    if not facts.usable:
+        return []
     return [*_class_warnings(facts), *_image_warnings(facts)]
 
 
@@ -132,7 +137,7 @@ def say(warnings: Iterable[str]) -> tuple[str, ...]:
 def ids_hint(facts: SplitFacts) -> str:
     """A word where the masks look as if their numbers began at 1."""
     n_classes = len(facts.dataset.classes)
-    from_one = not facts.pixels[0] and facts.pixels[1 : n_classes + 1].any()
+    from_one = not facts.values[0] and facts.values[1 : n_classes + 1].any()
     return " (no mask holds a 0: do their numbers begin at 1?)" if from_one else ""
 
 

@@ -38,10 +38,10 @@ class Found:
 class SplitFacts:
     """A split's images, looked at.
 
-    pixels, images, whole: (256,) pixels with each mask value; images that show it; images in which no other
-    class is labelled. digests: pixel digest -> the first sample with it. repeated: samples with the
-    pixels of an earlier one, and that one. first_colours: where each colour of a palette was first used:
-    (value, key).
+    pixels, images, whole: (256,) of usable ones: pixels with each mask value; images that show it; images
+    in which no other class is labelled. values: (256,) whether any mask at all holds it. digests: pixel digest
+    -> the first sample with it. repeated: samples with the pixels of an earlier one, and that one.
+    first_colours: where each colour of a palette was first used: (value, key).
     """
 
     dataset: Dataset
@@ -52,6 +52,7 @@ class SplitFacts:
     pixels: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     images: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     whole: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
+    values: np.ndarray = field(default_factory=lambda: np.zeros(256, bool))
     digests: dict[str, Sample] = field(default_factory=dict)
     brightness: tuple[int, int] = (255, 0)
     unreadable: Found = field(default_factory=Found)
@@ -90,18 +91,20 @@ class SplitFacts:
         else:
             self.usable.append(sample)
         if look is not None:
-            self._add_mask(look, sample, looked.problem is None)
+            self.values[[value for value, _ in look.values]] = True
             self._add_image(look, sample)
             self._add_colours(look, sample)
+        if look is not None and looked.problem is None:
+            self._add_mask(look, sample)
 
-    def _add_mask(self, look: Look, sample: Sample, is_usable: bool) -> None:
+    def _add_mask(self, look: Look, sample: Sample) -> None:
         for value, count in look.values:
             self.pixels[value] += count
             self.images[value] += 1
         labelled = [value for value, _ in look.values if value != self.dataset.ignore_index]
         if len(labelled) == 1:
             self.whole[labelled[0]] += 1
-        elif not labelled and is_usable:
+        elif not labelled:
             self.unlabelled.add(sample)
 
     def _add_image(self, look: Look, sample: Sample) -> None:

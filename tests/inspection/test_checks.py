@@ -65,6 +65,12 @@ def test_unreadable_pairs_are_refused_and_named_or_left_out(tmp_path: Path) -> N
     assert [sample.key for sample in found.usable] == ["train_000", "train_002"]
 
 
+def test_a_split_of_which_nothing_can_be_used_is_refused_whatever_is_allowed(tmp_path: Path) -> None:
+    found = facts(write_set(tmp_path, image=lambda _: b"no image"))
+    assert "6 of 6 images of split train cannot be used" in refusal(require_usable, found, ("unreadable",))
+    assert warnings_of(found) == []
+
+
 def test_numbers_from_1_are_suspected(tmp_path: Path) -> None:
     root = write_set(tmp_path, mask=lambda mask: png(mask + 1))
     assert "no mask holds a 0: do their numbers begin at 1?" in refusal(require_usable, facts(root), ())
