@@ -89,6 +89,12 @@ def send(filesystem: Any, bucket: str, key: str, data: bytes, seconds: float = S
     return bool(_bucket(filesystem, bucket, seconds).attempt(put))
 
 
+def forget() -> None:
+    """Start anew, with credentials that may have changed."""
+    _bucket.cache_clear()
+    _store.cache_clear()
+
+
 def _is_usable(filesystem: Any, key: str) -> bool:
     """Whether obstore works here, and key and configuration mean to it what they mean to s3fs."""
     if os.getpid() != _LOADED_IN:

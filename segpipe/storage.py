@@ -148,15 +148,7 @@ def _backend(url: str) -> Store:
             normalise(url)  # a mistyped URL has no such file either, but wants another remedy
         return Local()
     if scheme == "s3":
-        once = {
-            "retries": {"total_max_attempts": 1},
-            "max_pool_connections": 64,
-            "connect_timeout": CONNECT_SECONDS,
-            "read_timeout": _settings().answer_seconds,
-        }
-        filesystem = _s3_filesystem(once)
-        filesystem.retries = 1  # one retry loop, ours: it knows which calls may be repeated
-        return S3(filesystem, seconds)
+        return S3(_s3_filesystem_without_retries, seconds)
     return Generic(_filesystem(url), seconds)
 
 
@@ -169,6 +161,19 @@ def _settings() -> StorageSettings:
     except ValidationError as error:
         first = error.errors()[0]
         raise failure(StorageError, f"{names[str(first['loc'][0])]}: {first['msg']}") from None
+
+
+def _s3_filesystem_without_retries() -> Any:
+    """One retry loop, ours: it knows which calls may be repeated."""
+    once = {
+        "retries": {"total_max_attempts": 1},
+        "max_pool_connections": 64,
+        "connect_timeout": CONNECT_SECONDS,
+        "read_timeout": _settings().answer_seconds,
+    }
+    filesystem = _s3_filesystem(once)
+    filesystem.retries = 1
+    return filesystem
 
 
 def _s3_filesystem(configured: dict[str, Any] | None = None) -> Any:

@@ -11,12 +11,10 @@ _CLOCK = "this machine's clock is off by minutes, set it (NTP)"
 _NEW_SESSION = "the credentials have expired, get new ones (AWS_SESSION_TOKEN, or log the profile in again)"
 _SESSION_VALUE = "the session token is not accepted, check AWS_SESSION_TOKEN; without a session unset it"
 _KMS_KEY = "its encryption key cannot be used, enable it or give these credentials kms:Decrypt on it"
+_EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 _BY_CODE = {
     "RequestTimeTooSkewed": _CLOCK,
-    "RequestExpired": _CLOCK,
-    "ExpiredToken": _NEW_SESSION,
-    "ExpiredTokenException": _NEW_SESSION,
-    "TokenRefreshRequired": _NEW_SESSION,
+    **dict.fromkeys(_EXPIRED_CODES, _NEW_SESSION),
     "InvalidToken": _SESSION_VALUE,
     "InvalidAccessKeyId": "the server knows no such key, check AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
     "SignatureDoesNotMatch": "the secret does not belong to the key, check AWS_SECRET_ACCESS_KEY",
@@ -79,6 +77,11 @@ def answer_of(error: BaseException) -> Answer:
 def types_of(error: BaseException) -> set[str]:
     """The names of its types, so that no client library is imported to look at an error."""
     return {kind.__name__ for kind in type(error).__mro__}
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether newer credentials may work; a HEAD has no body to say so, only the status 400."""
+    return answer_of(error).code in {*_EXPIRED_CODES, "400"}
 
 
 def is_archived(error: BaseException) -> bool:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from segpipe.addresses import bucket_and_key, split
 from segpipe.errors import StorageError
 from segpipe.storage_deadline import Deadline, Prolong, collected, within
+from segpipe.storage_remedies import is_expired
 from segpipe.storage_retry import failure, guarded, is_conflict
 from segpipe.stored import Blob, Bounds, StoredObject
+
+T = TypeVar("T")
+Work = Callable[[Any, Prolong], Awaitable[T]]  # on an s3fs.S3FileSystem
 
 
 @dataclass(frozen=True)
 class S3:
     """Plain S3 calls: s3fs' path functions cut a key at '?versionId=' and give no ETag with the bytes.
 
-    seconds: what a call may take, beyond what its bytes need.
+    filesystem gives an s3fs.S3FileSystem, the same one as long as fsspec keeps it; seconds is what a call may
+    take, beyond what its bytes need.
     """
 
-    fs: Any
+    filesystem: Callable[[], Any]
     seconds: float
 
     def list(self, root: str) -> Iterator[StoredObject]:
@@ -69,36 +74,56 @@ class S3:
     def read(self, uri: str, bounds: Bounds) -> Blob:
         bucket, key = bucket_and_key(uri)
 
-        async def get(prolong: Prolong) -> Blob:
-            answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key)
+        async def get(fs: Any, prolong: Prolong) -> Blob:
+            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key)
             async with answer["Body"] as body:
                 bounds.require_size(uri, answer.get("ContentLength") or 0)
                 data = await collected(body.read, bounds.max_bytes, prolong)
                 bounds.require_size(uri, len(data))
                 return Blob(data, answer["ETag"].strip('"'))
 
-        return within(bounds.deadline, self.fs.loop, get)
+        return self._within(bounds.deadline, get)
 
     def _call(self, method: str, uri: str, n_bytes: int = 0, **request: Any) -> Any:
         """What the server answers; n_bytes is what is sent."""
 
-        async def call(_: Prolong) -> Any:
-            return await self.fs._call_s3(method, **request)
+        async def call(fs: Any, _: Prolong) -> Any:
+            return await fs._call_s3(method, **request)
 
-        return within(Deadline(uri, self.seconds), self.fs.loop, call, n_bytes)
+        return self._within(Deadline(uri, self.seconds), call, n_bytes)
+
+    def _within(self, deadline: Deadline, work: Work[T], n_bytes: int = 0) -> T:
+        """Work on the filesystem; once more on a new one where the credentials of the first have expired."""
+        filesystem = self.filesystem()
+        try:
+            return within(deadline, filesystem.loop, partial(work, filesystem), n_bytes)
+        except Exception as error:
+            if not is_expired(error):
+                raise
+        self._forget(filesystem)
+        filesystem = self.filesystem()
+        return within(deadline, filesystem.loop, partial(work, filesystem), n_bytes)
+
+    def _forget(self, filesystem: Any) -> None:
+        """Let credentials be read anew: whoever renews them writes them where they were found before."""
+        from segpipe import s3_transfer
+
+        if self.filesystem() is filesystem:  # else another thread has done so
+            filesystem.clear_instance_cache()
+            s3_transfer.forget()
 
     def fetch(self, uri: str, bounds: Bounds) -> Blob | None:
         """What read gives, for less CPU time; None when it did not work."""
         from segpipe import s3_transfer  # obstore takes a while to load
 
-        found = s3_transfer.fetch(self.fs, *bucket_and_key(uri), self.seconds, bounds.max_bytes)
+        found = s3_transfer.fetch(self.filesystem(), *bucket_and_key(uri), self.seconds, bounds.max_bytes)
         return Blob(*found) if found else None
 
     def send(self, uri: str, data: bytes) -> bool:
         """What put does, for less CPU time; False when it did not work."""
         from segpipe import s3_transfer
 
-        return s3_transfer.send(self.fs, *bucket_and_key(uri), data, self.seconds)
+        return s3_transfer.send(self.filesystem(), *bucket_and_key(uri), data, self.seconds)
 
     def etag(self, uri: str) -> str:
         bucket, key = bucket_and_key(uri)

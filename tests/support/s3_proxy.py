@@ -6,6 +6,7 @@ import http.client
 import random
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
@@ -109,7 +110,7 @@ def cut_short(exchange: Exchange) -> None:
 class S3Proxy:
     """Does with each request what `decide` says; `seen` keeps them in the order of their arrival."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None) -> None:
         self.decide: Callable[[Request], Action] = lambda request: pass_on
         self.seen: list[Request] = []
         self._lock = threading.Lock()
@@ -137,7 +138,12 @@ class S3Proxy:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.block_on_close = False
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        if tls:
+            # Each connection's thread does its own handshake, so that none keeps the others waiting.
+            self._server.socket = tls.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def count(self, kind: str) -> int:
