@@ -186,17 +186,20 @@ def _below_source(batch: pa.RecordBatch, source: str, skipped: Counter[str]) -> 
     keys = pc.utf8_slice_codeunits(batch["image_uri"], start=len(root))
     if "://" not in source:
         inside = pc.and_(inside, pc.invert(pc.match_substring_regex(keys, _CLIMBING)))
-    is_folder = pc.and_(pc.ends_with(batch["image_uri"], "/"), pc.equal(batch["image_bytes"], 0))
+    is_marker = pc.match_substring_regex(batch["image_uri"], r"(?:/|_\$folder\$)$")
+    is_folder = pc.and_(is_marker, pc.equal(batch["image_bytes"], 0))
     skipped[OUTSIDE] += batch.num_rows - pc.sum(inside).as_py() if batch.num_rows else 0
     columns = [batch["image_uri"], keys, *(batch[name] for name in OBJECT_SCHEMA.names[2:])]
     found = pa.record_batch(columns, schema=OBJECT_SCHEMA)
-    return found.filter(pc.and_not(inside, is_folder))  # no object: how consoles make a folder seen
+    return found.filter(
+        pc.and_not(inside, is_folder)
+    )  # no object: how consoles and Hadoop make a folder seen
 
 
 def _normalised(uris: pa.Array) -> pa.Array:
     """With the schemes as `storage.normalise` spells them."""
     return pc.replace_substring_regex(
-        pc.replace_substring_regex(uris, "^s3a://", "s3://"), "^(file|local):///", "/"
+        pc.replace_substring_regex(uris, "(?i)^s3a?://", "s3://"), "(?i)^(file|local):///", "/"
     )
 
 

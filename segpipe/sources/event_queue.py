@@ -80,7 +80,7 @@ class Queue:
 def _client(url: str) -> Any:
     address = urlsplit(url)
     session = botocore.session.get_session()
-    region = session.get_config_variable("region") or "us-east-1"
+    region = session.get_config_variable("region") or os.environ.get("AWS_REGION") or "us-east-1"
     endpoint = os.environ.get("AWS_ENDPOINT_URL_SQS") or f"{address.scheme}://{address.netloc}"
     try:
         return session.create_client("sqs", region_name=region, endpoint_url=endpoint)

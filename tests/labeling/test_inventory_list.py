@@ -161,6 +161,20 @@ def test_the_other_spelling_of_an_s3_uri_is_below_its_source(tmp_path: Path) -> 
     assert (row["image_uri"], skipped.get(OUTSIDE, 0)) == ("s3://bucket/in/a.jpg", 0)
 
 
+@pytest.mark.parametrize("uri", ["S3://bucket/in/a.jpg", "S3A://bucket/in/a.jpg"])
+def test_a_scheme_in_capitals_is_below_its_source_too(tmp_path: Path, uri: str) -> None:
+    (tmp_path / "l.csv").write_text(f"uri\n{uri}\n")
+    (row,), skipped = read(str(tmp_path / "l.csv"), "s3://bucket/in")
+    assert (row["image_uri"], skipped.get(OUTSIDE, 0)) == ("s3://bucket/in/a.jpg", 0)
+
+
+def test_hadoops_markers_of_folders_are_no_images(tmp_path: Path) -> None:
+    uris = ["day_$folder$,0", "full_$folder$,5", "a.jpg,5"]
+    (tmp_path / "l.csv").write_text("key,size\n" + "\n".join(uris) + "\n")
+    rows, _ = read(str(tmp_path / "l.csv"), "s3://bucket/in")
+    assert [row["image_key"] for row in rows] == ["full_$folder$", "a.jpg"]
+
+
 def test_a_list_without_rows_is_what_is_named_empty(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(b"an image")
