@@ -15,11 +15,13 @@ from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
+from segpipe.printable import printable
 
 SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration error
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -60,7 +62,7 @@ class Guard:
 class ClassGuard:
     """A guard on one of the model's classes; `class_index` is its place in their order."""
 
-    class_name: str
+    class_name: Line
     class_index: Count
     min_confidence: Share
 
@@ -86,8 +88,8 @@ class Policy:
     came after the first version: absent, that is None or empty, they are neither in the file nor in the id.
     """
 
-    policy_id: str
-    model_id: str
+    policy_id: Line
+    model_id: Line
     promised: Annotated[BadFractionPromise | MeanLossPromise, Field(discriminator="target")]
     confidence: OpenShare
     threshold: float | None
@@ -101,9 +103,9 @@ class Policy:
     display_scores: tuple[float, ...]
     display_values: tuple[Share, ...]
     calibration_error: Share | None
-    calibration_fingerprint: str
-    created_at: str
-    model_digest: str | None = None
+    calibration_fingerprint: Line
+    created_at: Line
+    model_digest: Line | None = None
     warnings: tuple[str, ...] = ()
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -234,7 +236,7 @@ def _typed(content: dict[str, Any]) -> Policy:
         nesting = ("promised", content["target"])
         where = ".".join(str(part) for part in first["loc"] if part not in nesting) or "target"
         raise PolicyError(
-            f"policy.json is damaged at {where} ({first['msg']}): run segpipe calibrate again"
+            f"policy.json is damaged at {printable(where)} ({first['msg']}): run segpipe calibrate again"
         ) from error
 
 

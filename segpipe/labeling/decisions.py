@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.drift import Drift, detect_drift
 from segpipe.confidence.policy import check_policy_for_model, is_guarded
@@ -131,9 +133,11 @@ def drift_metadata(drift: Drift | None) -> dict[str, str]:
 
 
 def drift_of_metadata(metadata: Mapping[bytes, bytes]) -> Drift | None:
-    """The verdict in a part's metadata; None when there was no test, or in a part of an older version."""
-    content = json.loads(metadata.get(_DRIFT.encode(), b"null"))
-    return None if content is None else Drift(**content)
+    """The verdict in a part's metadata; None when there was no test, or in a part of an older version.
+
+    ValueError when it is damaged.
+    """
+    return TypeAdapter(Drift | None).validate_json(metadata.get(_DRIFT.encode(), b"null"))
 
 
 def find_suspension(output: str, policy: Policy | None) -> bool:

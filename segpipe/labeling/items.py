@@ -140,7 +140,7 @@ class Legs:
 
 def legs_of(seconds: Mapping[str, float]) -> Legs:
     """Legs as a part of any version tells them: one that is unknown is left out, one that is absent is 0."""
-    return Legs(**{field.name: seconds.get(field.name, 0.0) for field in fields(Legs)})
+    return Legs(**{field.name: float(seconds.get(field.name, 0)) for field in fields(Legs)})
 
 
 @dataclass(frozen=True)

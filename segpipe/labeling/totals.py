@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
@@ -17,6 +18,7 @@ from segpipe.confidence.drift import Drift
 from segpipe.labeling import decisions
 from segpipe.labeling.items import Legs, Threads, bottleneck, legs_of, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
+from segpipe.manifests.parts import telling_damage
 
 _SECONDS, _LEGS, _OCCUPIED = "segpipe.seconds", "segpipe.legs", "segpipe.legs_per_thread"
 _COLUMNS = ["image_uri", "mask_uri", "decision", "reason", "confidence", "error"]
@@ -108,8 +110,13 @@ def _sum_parts(plan: RunPlan) -> PartTotals:
 
 
 def read_totals(uri: str) -> PartTotals:
-    """The figures of one committed part; raises StorageError."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), columns=_COLUMNS)
+    """The figures of one committed part; raises StorageError, also for a damaged one."""
+    content = storage.read_bytes(uri)
+    with telling_damage(uri):
+        return _part_totals(pq.read_table(io.BytesIO(content), columns=_COLUMNS))
+
+
+def _part_totals(table: pa.Table) -> PartTotals:
     metadata = table.schema.metadata
     return PartTotals(
         decisions=Counter(table["decision"].to_pylist()),

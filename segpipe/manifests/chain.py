@@ -12,11 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
-from segpipe.errors import StorageError
+from segpipe.manifests.parts import telling_damage
 
 _KEY = "segpipe.chain"
 _READERS = 16
@@ -57,13 +56,10 @@ def link_metadata(link: Link) -> dict[str, str]:
 
 
 def link_of_metadata(metadata: Mapping[bytes, bytes] | None) -> Link | None:
-    """A part's place; None for a part of a version without chain. ValueError when it is damaged."""
+    """A part's place; None for a part of a version without chain. ValueError, RecursionError: damaged."""
     if (text := (metadata or {}).get(_KEY.encode())) is None:
         return None
-    try:
-        said = json.loads(text)
-    except RecursionError:
-        said = None
+    said = json.loads(text)
     match said:
         case {"number": int(number), "previous": str() | None as previous} if number > 0:
             return Link(number, previous)
@@ -86,12 +82,8 @@ def find_tip(parts: Iterable[str]) -> Tip | None:
 
 def _read_link(uri: str) -> Link | None:
     filesystem, path = storage.arrow_filesystem(uri)
-    try:
+    with telling_damage(uri):
         return link_of_metadata(pq.read_schema(path, filesystem=filesystem).metadata)
-    except (pa.ArrowException, ValueError) as error:
-        raise StorageError(
-            f"{uri} is damaged ({type(error).__name__}): restore it, or remove it and label again"
-        ) from error
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import pyarrow as pa
+
 from segpipe import storage
-from segpipe.errors import NotFoundError
+from segpipe.errors import NotFoundError, StorageError
 from segpipe.redaction import redact
 
 
@@ -41,3 +47,22 @@ def _holds_objects(folder: str) -> bool:
         return next(storage.list_objects(folder), None) is not None
     except NotFoundError:
         return False
+
+
+def classes_in(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
+    """The classes that a part's metadata names. ValueError, KeyError or RecursionError when it is damaged."""
+    classes = json.loads((metadata or {})[b"segpipe.classes"])
+    if not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise ValueError("segpipe.classes is no list of names")
+    return tuple(classes)
+
+
+@contextmanager
+def telling_damage(part: str) -> Iterator[None]:
+    """Whatever reading a part's rows or metadata raises becomes a StorageError that names the part."""
+    try:
+        yield
+    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StorageError(
+            f"{part} is damaged ({type(error).__name__}): restore it, or remove it and label again"
+        ) from error

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -17,10 +16,10 @@ import pyarrow.parquet as pq
 from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, StorageError
+from segpipe.errors import AlreadyExistsError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import part_digest
-from segpipe.manifests.parts import list_parquet, manifests_root
+from segpipe.manifests.parts import classes_in, list_parquet, manifests_root, telling_damage
 from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
@@ -110,14 +109,10 @@ def part_rows(key: str, content: bytes) -> pa.Table:
     Raises StorageError for a damaged part.
     """
     day = _RUN_DATE_FOLDER.match(key)
-    try:
+    with telling_damage(f"manifests/{key}"):
         where = None if day is None else ds.field("run_date") == pa.scalar(date.fromisoformat(day[1]))
         part = ds.ParquetFileFormat().make_fragment(pa.py_buffer(content), partition_expression=where)
         return ds.FileSystemDataset([part], MANIFEST_SCHEMA, ds.ParquetFileFormat()).to_table()
-    except (pa.ArrowException, ValueError) as error:
-        raise StorageError(
-            f"manifests/{key} is damaged ({type(error).__name__}): restore it, or remove it and label again"
-        ) from error
 
 
 def _current_keys(output: str) -> list[str]:
@@ -129,10 +124,14 @@ def _current_keys(output: str) -> list[str]:
 def classes_of(output: str) -> tuple[str, ...]:
     """The classes of the newest part of OUTPUT, in the order of the masks' indices; none without a part."""
     parts = list_parquet(manifests_root(output))
-    if not parts:
-        return ()
-    schema = pq.read_schema(pa.BufferReader(storage.read_bytes(parts[-1].uri)))
-    return tuple(json.loads(schema.metadata[b"segpipe.classes"]))
+    return part_classes(parts[-1].uri) if parts else ()
+
+
+def part_classes(uri: str) -> tuple[str, ...]:
+    """The classes of one part, in the order of the masks' indices. StorageError, also for a damaged part."""
+    content = storage.read_bytes(uri)
+    with telling_damage(uri):
+        return classes_in(pq.read_schema(pa.BufferReader(content)).metadata)
 
 
 def read_manifest(

@@ -26,7 +26,7 @@ from segpipe.confidence.policy import Policy, from_json
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, Tip, chain_problems, link_of_metadata, part_digest
-from segpipe.manifests.parts import list_parts, manifests_root, require_output
+from segpipe.manifests.parts import list_parts, manifests_root, require_output, telling_damage
 from segpipe.manifests.policies import is_suspended, kept_policies
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
@@ -203,12 +203,10 @@ def _check_parts(
 def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
     """A part's link, whether it tells of a drift alarm, and its rows. StorageError for a damaged one."""
     table = part_rows(key, content)
-    try:
+    with telling_damage(key):
         metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
         drift = json.loads(metadata.get(b"segpipe.drift", b"null"))
         return link_of_metadata(metadata), bool(drift and drift["alarm"]), table
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise StorageError(f"its metadata is damaged ({type(error).__name__})") from error
 
 
 def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: _Findings) -> None:

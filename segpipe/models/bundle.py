@@ -22,6 +22,7 @@ from segpipe.errors import ModelError, NotFoundError, TooLargeError
 from segpipe.kinds import ARCHITECTURES, OneOf
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
+from segpipe.printable import printable
 
 BUNDLE_VERSION = 2
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
@@ -174,7 +175,7 @@ def _damaged(url: str, what: str) -> str:
 def _first_problem(error: ValidationError) -> str:
     first = error.errors(include_input=False, include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
-    return " ".join(f"{where}: {first['msg']}".split())
+    return printable(f"{where}: {first['msg']}")
 
 
 def load_bundle(url: str, device: str) -> Bundle:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from datetime import date
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from segpipe import storage
 from segpipe.manifests.query import open_views
-from segpipe.manifests.store import part_uri
+from segpipe.manifests.store import part_classes, part_uri
 
 _ONE_PART_EACH = """
     SELECT model_id, min(struct_pack(run_date := run_date, run_id := run_id, shard := shard)) AS part
@@ -22,9 +16,4 @@ def classes_by_model(output: str, model_ids: Iterable[str]) -> dict[str, tuple[s
     """The classes of each of these models that has labelled into OUTPUT. NotFoundError, StorageError."""
     with open_views(output) as connection:
         found = connection.execute(_ONE_PART_EACH, {"model_ids": sorted(set(model_ids))}).fetchall()
-    return {model_id: _classes(output, **part) for model_id, part in found}
-
-
-def _classes(output: str, run_date: date, run_id: str, shard: int) -> tuple[str, ...]:
-    content = storage.read_bytes(part_uri(output, run_date, run_id, shard))
-    return tuple(json.loads(pq.read_schema(pa.BufferReader(content)).metadata[b"segpipe.classes"]))
+    return {model_id: part_classes(part_uri(output, **part)) for model_id, part in found}

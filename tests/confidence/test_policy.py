@@ -241,11 +241,15 @@ def test_a_threshold_lowered_by_hand_is_refused(policy):
         ({"guards": [{"class_name": "a", "class_index": 0, "min_confidence": 2}]}, "guards.0.min_confidence"),
         ({"schema_version": None}, "schema version None"),
         ({"surplus": 1}, "surplus"),
+        ({"\n\x1b[31m": 1}, "damaged at"),
+        ({"policy_id": "a\nb"}, "damaged at policy_id"),
+        ({"model_id": "a\nb"}, "damaged at model_id"),
     ],
 )
 def test_unknown_versions_and_fields_are_refused(policy, change, message):
-    with pytest.raises(PolicyError, match=message):
+    with pytest.raises(PolicyError, match=message) as caught:
         from_json(json.dumps({**json.loads(to_json(policy)), **change}))
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(

@@ -140,3 +140,28 @@ def test_a_class_that_the_model_has_not_cannot_be_guarded(streets: str, model: s
     with pytest.raises(PolicyError, match="its classes are sky, "):
         calibrated(streets, model, guard=("unicorn:0.5",))
     assert not Path(model, "policy.json").exists()
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_a_calibration_killed_at_its_write_leaves_one_whole_policy_and_the_next_ends_it(
+    streets: str, model: str, is_written: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = calibrated(streets, model, confidence=0.7)
+    written: list[str] = []
+
+    def killed(uri: str, data: bytes) -> None:
+        written.append(uri)
+        if is_written:
+            put(uri, data)
+        raise KeyboardInterrupt
+
+    put = storage.put
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "put", killed)
+        with pytest.raises(KeyboardInterrupt):
+            calibrated(streets, model)
+    assert written == [f"{model}/policy.json"]
+    left = segpipe.load_model(model, "cpu").policy
+    assert left is not None
+    assert (left == before) != is_written
+    assert calibrated(streets, model) == segpipe.load_model(model, "cpu").policy
