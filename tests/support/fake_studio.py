@@ -28,6 +28,7 @@ class FakeStudio:
         self.drafts: dict[int, list[dict[str, Any]]] = {}
         self.annotations: dict[int, list[Any] | str] = {}
         self.rows: dict[int, str] = {}
+        self.users = b'[{"id": 1, "email": "reviewer@example.com"}]'
         self.buckets: list[dict[str, Any]] = []
         self._number = 0
 
@@ -53,7 +54,7 @@ class FakeStudio:
             case "GET", ["projects", _, "export"]:
                 return 200, {}, _texts([self._exported(int(number)) for number in asked["ids[]"]])
             case "GET", ["users"]:
-                return 200, {}, [{"id": 1, "email": "reviewer@example.com"}]
+                return 200, {}, self.users
             case "GET", ["storages", "s3"]:
                 return 200, {}, self.buckets
             case "POST", ["storages", "s3"]:
