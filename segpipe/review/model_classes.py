@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
+from segpipe.errors import NotFoundError
 from segpipe.manifests.query import open_views
-from segpipe.manifests.store import part_uri
+from segpipe.manifests.store import classes_of, part_uri
 
 _ONE_PART_EACH = """
     SELECT model_id, min(struct_pack(run_date := run_date, run_id := run_id, shard := shard)) AS part
@@ -26,5 +27,8 @@ def classes_by_model(output: str, model_ids: Iterable[str]) -> dict[str, tuple[s
 
 
 def _classes(output: str, run_date: date, run_id: str, shard: int) -> tuple[str, ...]:
-    content = storage.read_bytes(part_uri(output, run_date, run_id, shard))
+    try:
+        content = storage.read_bytes(part_uri(output, run_date, run_id, shard))
+    except NotFoundError:  # a part under a name of its own: nothing but the newest is left to ask
+        return classes_of(output)
     return tuple(json.loads(pq.read_schema(pa.BufferReader(content)).metadata[b"segpipe.classes"]))
