@@ -98,7 +98,7 @@ def test_a_promotion_that_was_killed_is_finished_by_the_same_command(
                 promote(settings(candidate))
         line = settings(candidate).line
         if after:
-            with pytest.raises(ModelError, match="stands for .* already, since 20"):
+            with pytest.raises(ModelError, match=r"stands for .* already, since 20"):
                 promote(settings(candidate))
         else:
             assert promote(settings(candidate)).promoted
