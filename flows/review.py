@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from flows.run_log import library_log, without_secrets
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import NotFoundError, RunError, SegpipeError
-from segpipe.printable import markdown_cells
+from segpipe.printable import markdown_cells, printable
 from segpipe.redaction import redact
-from segpipe.review.label_studio import LabelStudio, in_one_line, open_label_studio
+from segpipe.review.label_studio import LabelStudio, open_label_studio
 from segpipe.review.pull import PullSummary, pull
 from segpipe.review.push import PushSummary, push
 from segpipe.sources.sources_file import find_sources, read_sources
@@ -45,9 +45,10 @@ def exchange(output: str, address: str, storage: str, limit: int) -> Exchanged:
     project = project_of(output)
     try:
         settings = PushSettings.model_validate({"project": project, "storage": storage})
+        chosen = QueueSettings(limit=limit)
         with library_log(), without_secrets(), open_label_studio(address, token()) as server:
             pulled = _pulled(output, project, server)
-            pushed = push(output, settings, QueueSettings(limit=limit), server)
+            pushed = push(output, settings, chosen, server)
         return Exchanged(redact(output), project, pulled, pushed)
     except NotFoundError:
         return Exchanged(redact(output), project)  # nothing is labelled there yet
@@ -66,7 +67,7 @@ def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | Non
 def project_of(output: str) -> str:
     """The name of the output's project: the end of its URL, and a digest that tells it from others."""
     digest = hashlib.sha256(output.encode()).hexdigest()[:8]
-    return f"{in_one_line(redact(output)[-38:])} {digest}"
+    return f"{printable(redact(output))[-38:].strip()} {digest}"
 
 
 def token() -> str:
