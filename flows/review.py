@@ -13,11 +13,12 @@ from prefect.artifacts import create_table_artifact
 from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
+from pydantic import ValidationError
 
 from flows.run_log import library_log, without_secrets
 from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import NotFoundError, RunError, SegpipeError
-from segpipe.printable import markdown_cells
+from segpipe.printable import markdown_cells, printable
 from segpipe.redaction import redact
 from segpipe.review.label_studio import LabelStudio, open_label_studio
 from segpipe.review.pull import PullSummary, pull
@@ -43,15 +44,20 @@ def exchange(output: str, address: str, storage: str, limit: int) -> Exchanged:
     """Bring the decisions of one output, and then send what still waits for one."""
     project = project_of(output)
     try:
+        settings = PushSettings.model_validate({"project": project, "storage": storage})
+        chosen = QueueSettings(limit=limit)
         with library_log(), without_secrets(), open_label_studio(address, token()) as server:
             pulled = _pulled(output, project, server)
-            settings = PushSettings.model_validate({"project": project, "storage": storage})
-            pushed = push(output, settings, QueueSettings(limit=limit), server)
+            pushed = push(output, settings, chosen, server)
         return Exchanged(redact(output), project, pulled, pushed)
     except NotFoundError:
         return Exchanged(redact(output), project)  # nothing is labelled there yet
     except SegpipeError as error:
         return Exchanged(redact(output), project, error=redact(str(error)))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}; correct the flow's parameters"
+        return Exchanged(redact(output), project, error=reason)
 
 
 def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | None:
@@ -61,7 +67,7 @@ def _pulled(output: str, project: str, server: LabelStudio) -> PullSummary | Non
 def project_of(output: str) -> str:
     """The name of the output's project: the end of its URL, and a digest that tells it from others."""
     digest = hashlib.sha256(output.encode()).hexdigest()[:8]
-    return f"{redact(output)[-38:].strip()} {digest}"
+    return f"{printable(redact(output))[-38:].strip()} {digest}"
 
 
 def token() -> str:
@@ -135,11 +141,15 @@ def _outputs(sources: str | None, more: Iterable[str]) -> list[str]:
 
 
 def table_row(one: Exchanged) -> dict[str, Any]:
-    """One output as a row of the run's table."""
-    pulled = {} if one.pulled is None else asdict(one.pulled)
-    pushed = {} if one.pushed is None else asdict(one.pushed)
+    """One output as a row of the run's table; the log names what was refused or left out."""
+    pulled = {} if one.pulled is None else _counts(one.pulled)
+    pushed = {} if one.pushed is None else _counts(one.pushed)
     problem = {"error": one.error} if one.error else {}
     return {"output": one.output, "project": one.project} | pulled | pushed | problem
+
+
+def _counts(summary: PullSummary | PushSummary) -> dict[str, Any]:
+    return {name: value for name, value in asdict(summary).items() if not isinstance(value, dict)}
 
 
 def totals(exchanged: Iterable[Exchanged]) -> dict[str, int]:

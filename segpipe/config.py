@@ -379,8 +379,18 @@ class QueueSettings(_Settings):
     )
 
 
+def _without_control(title: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", title):
+        raise ValueError("the name holds a control character: give letters, digits, blanks and punctuation")
+    return title
+
+
 # Label Studio stores a title without the blanks around it.
-ProjectName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=3, max_length=50)]
+ProjectName = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=3, max_length=50),
+    AfterValidator(_without_control),
+]
 
 
 def _one_folder(split: str) -> str:

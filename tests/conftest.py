@@ -143,6 +143,12 @@ def make_row() -> Callable[..., Row]:
     return lambda **values: Row(**{**ROW_DEFAULTS, **values})
 
 
+@pytest.fixture
+def row_defaults() -> dict[str, Any]:
+    """What `make_row` gives where nothing else is said."""
+    return dict(ROW_DEFAULTS)
+
+
 @pytest.fixture(scope="session")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A labelled data set of drawn scenes, 32x64 pixels: train 12, val 6, calibration 40 images."""

@@ -53,18 +53,22 @@ class PromotionResult:
 def promote(settings: PromoteSettings) -> PromotionResult:
     """Compare the candidate with the line's model on a split, and let the line stand for it if it is better.
 
-    Raises ModelError (a candidate without a policy, or the same model), DatasetError (a split that the
-    candidate has learnt from), StorageError.
+    A promotion that was killed has happened or has not. Raises ModelError (a candidate without a policy, or
+    the same model), DatasetError (a split that the candidate has learnt from), StorageError.
     """
+    last = promotion_line.last_number(settings.line)
     history = promotion_line.promotions(settings.line)
     candidate = load_model(settings.candidate, settings.device)
     _require_promise(candidate, settings.candidate)
     _require_unseen(settings)
     if not history:
-        return _take(settings, candidate, None, "the first of its line", None, 0)
+        return _take(settings, candidate, None, "the first of its line", None, last)
     current = history[-1]
     if current.model_id == candidate.model_id and current.model == storage.normalise(settings.candidate):
-        raise ModelError(f"{settings.line} stands for {settings.candidate} already: train another candidate")
+        raise ModelError(
+            f"{settings.line} stands for {settings.candidate} already, since {current.promoted_at} "
+            f"({current.reason}): train another candidate"
+        )
     comparison = compare(load_model(current.model, settings.device), candidate, settings)
     if comparison.lower_bound <= 0:
         reason = (
@@ -73,7 +77,7 @@ def promote(settings: PromoteSettings) -> PromotionResult:
         )
         return _result(settings, candidate, current, reason, comparison, promoted=False)
     reason = f"mean IoU {comparison.difference:+.4f} on {comparison.n} images of split {settings.split}"
-    return _take(settings, candidate, current, reason, comparison, len(history))
+    return _take(settings, candidate, current, reason, comparison, last)
 
 
 def go_back(url: str) -> promotion_line.Promotion:
@@ -81,6 +85,7 @@ def go_back(url: str) -> promotion_line.Promotion:
 
     Raises ModelError: there is none.
     """
+    last = promotion_line.last_number(url)
     history = promotion_line.promotions(url)
     earlier = [entry for entry in promotion_line.standing(history) if entry.model_id != history[-1].model_id]
     if not earlier:
@@ -89,7 +94,7 @@ def go_back(url: str) -> promotion_line.Promotion:
     back = promotion_line.Promotion(
         earlier[-1].model, earlier[-1].model_id, f"back from {history[-1].model_id}", {}, _now()
     )
-    promotion_line.promote(url, back, len(history))
+    promotion_line.promote(url, back, last)
     return back
 
 
@@ -169,7 +174,7 @@ def _take(
     current: promotion_line.Promotion | None,
     reason: str,
     comparison: Comparison | None,
-    n_before: int,
+    after: int,
 ) -> PromotionResult:
     evidence = {
         "data": redact(settings.data),
@@ -179,7 +184,7 @@ def _take(
     }
     model = storage.normalise(settings.candidate)
     promotion_line.promote(
-        settings.line, promotion_line.Promotion(model, candidate.model_id, reason, evidence, _now()), n_before
+        settings.line, promotion_line.Promotion(model, candidate.model_id, reason, evidence, _now()), after
     )
     return _result(settings, candidate, current, reason, comparison, promoted=True)
 

@@ -7,14 +7,18 @@ number counts. So a promotion is one object, the history is kept, and going back
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, ModelError, NotFoundError
 
 FOLDER = "promotions"
+_NUMBERED = re.compile(r"(\d{8})\.json")
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,12 @@ class Promotion:
     promoted_at: str
 
 
+_PROMOTION = TypeAdapter(Promotion)
+
+
 def promotions(line: str) -> list[Promotion]:
     """The history of a line, oldest first; empty when the URL is no line. Raises ModelError, StorageError."""
-    return [_read(uri) for uri in _entries(line)]
+    return [_read(uri) for _, uri in sorted(_entries(line).items())]
 
 
 def standing(history: Iterable[Promotion]) -> list[Promotion]:
@@ -49,9 +56,18 @@ def _back_to(entry: Promotion, left: list[Promotion]) -> list[Promotion]:
     return [*left[: places[-1]], entry] if places else [*left, entry]  # a way back once could lead forward
 
 
-def promote(line: str, promotion: Promotion, n_before: int) -> None:
-    """Add to a line that has n_before promotions. Raises ModelError (another was quicker), StorageError."""
-    uri = storage.join(storage.normalise(line), f"{FOLDER}/{n_before + 1:08d}.json")
+def last_number(line: str) -> int:
+    """The number of the newest promotion, 0 before the first; removed ones are not counted. StorageError."""
+    entries = _entries(line)
+    return max(entries) if entries else 0
+
+
+def promote(line: str, promotion: Promotion, after: int) -> None:
+    """Add to a line whose newest promotion has this number, 0 before the first.
+
+    Raises ModelError (another was quicker), StorageError.
+    """
+    uri = storage.join(storage.normalise(line), f"{FOLDER}/{after + 1:08d}.json")
     try:
         storage.create(uri, json.dumps(asdict(promotion), indent=1).encode())
     except AlreadyExistsError:
@@ -64,19 +80,22 @@ def resolve(url: str) -> str:
     Raises ModelError (a damaged promotion), StorageError.
     """
     entries = _entries(url)
-    return _read(entries[-1]).model if entries else url
+    return _read(entries[max(entries)]).model if entries else url
 
 
-def _entries(line: str) -> list[str]:
+def _entries(line: str) -> dict[int, str]:
+    """The URI of each promotion by its number."""
     try:
-        listed = storage.list_objects(storage.join(storage.normalise(line), FOLDER))
-        return [found.uri for found in listed if found.key.endswith(".json")]
+        listed = list(storage.list_objects(storage.join(storage.normalise(line), FOLDER)))
     except NotFoundError:
-        return []
+        return {}
+    return {int(name[1]): found.uri for found in listed if (name := _NUMBERED.fullmatch(found.key))}
 
 
 def _read(uri: str) -> Promotion:
     try:
-        return Promotion(**json.loads(storage.read_bytes(uri)))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{uri} is no promotion: {error}; restore it, or remove it to go back") from None
+        return _PROMOTION.validate_json(storage.read_bytes(uri))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise ModelError(f"{uri} is no promotion: {reason}; restore it, or remove it to go back") from None

@@ -117,7 +117,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     audits, accepted, newest = _read(output, model_id)
     kept = policies.kept_policies(output)
     _require_kept(audits, kept, output)
-    found = sorted((from_json(text) for text in kept.values()), key=lambda policy: policy.created_at)
+    found = [_as_kept(output, name, text) for name, text in kept.items()]
     return [
         _judge(
             policy,
@@ -126,7 +126,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
             suspended=policies.is_suspended(output, policy.policy_id),
             in_use=policy.policy_id == newest,
         )
-        for policy in found
+        for policy in sorted(found, key=lambda policy: policy.created_at)
         if model_id in (None, policy.model_id)
     ]
 
@@ -192,6 +192,17 @@ def _require_kept(audits: Iterable[str], kept: Iterable[str], output: str) -> No
             f"{storage.join(output, policies.FOLDER)}/{missing[0]}.json is missing, so what was promised "
             "about the audited masks is unknown: put the policy.json of that calibration there"
         )
+
+
+def _as_kept(output: str, name: str, text: str) -> Policy:
+    """The audits of one policy are not judged by another."""
+    policy = from_json(text)
+    if policy.policy_id != name:
+        raise PolicyError(
+            f"{storage.join(output, policies.FOLDER)}/{name}.json holds policy {policy.policy_id}: put the "
+            "policy.json of that calibration there"
+        )
+    return policy
 
 
 def _as_audit(row: dict[str, Any], policy: Policy) -> Audit:

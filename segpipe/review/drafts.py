@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import storage
-from segpipe.errors import ImageError, NotFoundError, ReviewError
+from segpipe.errors import ArchivedError, DeniedError, ImageError, NotFoundError, ReviewError
 from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
@@ -64,12 +64,14 @@ def read_draft(uri: str, sha256: str, n_classes: int) -> np.ndarray:
 def read_mask(uri: str, sha256: str) -> np.ndarray:
     """The mask (HxW uint8) of a manifest row.
 
-    Raises ReviewError (it is another, gone, damaged or too large), StorageError.
+    Raises ReviewError (it is another, gone, denied, archived, damaged or too large), StorageError.
     """
     try:
         content = storage.read_bytes(uri)
     except NotFoundError as error:
         raise ReviewError(f"{uri} is not there any more: restore it, or label the image again") from error
+    except (DeniedError, ArchivedError) as error:  # of this object alone: the others may be read
+        raise ReviewError(str(error)) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ReviewError(f"{uri} is not the mask of the manifest: it was changed; restore it")
     try:

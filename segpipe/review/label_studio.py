@@ -14,6 +14,7 @@ import httpx
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
 
 from segpipe.errors import ReviewError
+from segpipe.printable import printable
 from segpipe.redaction import redact
 
 TASKS_PER_PAGE = 512  # a power of two: a page that cannot be read is asked for in halves
@@ -293,4 +294,4 @@ def _refusal(answer: httpx.Response, server: str) -> str:
 
 def in_one_line(said: str) -> str:
     """What another program says, at most 300 characters of it, none of which steers a terminal."""
-    return "".join(one if one.isprintable() else "?" for one in " ".join(said[:1000].split()))[:300]
+    return printable(" ".join(said[:1000].split()))[:300]

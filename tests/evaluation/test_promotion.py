@@ -11,11 +11,12 @@ import pytest
 from random_model import write_random_model, write_trusting_policy
 
 import segpipe
+from segpipe import storage
 from segpipe.config import PromoteSettings
 from segpipe.datasets import open_dataset
 from segpipe.errors import DatasetError, ModelError
 from segpipe.evaluation.promotion import compare_paired, go_back, promote
-from segpipe.models.promotion_line import promotions
+from segpipe.models.promotion_line import promotions, resolve
 
 
 @pytest.fixture
@@ -69,6 +70,41 @@ def test_the_better_model_is_promoted_and_the_worse_is_not(
     assert [entry.model_id for entry in promotions(line)] == [
         first.model_id, second.model_id, first.model_id
     ]  # fmt: skip
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_promotion_that_was_killed_is_finished_by_the_same_command(
+    after: bool,
+    good: str,
+    poor: str,
+    settings: Callable[..., PromoteSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    create = storage.create
+
+    def killed(uri: str, data: bytes) -> None:
+        if after:
+            create(uri, data)
+        raise KilledError
+
+    for number, candidate in enumerate((poor, good), 1):
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "create", killed)
+            with pytest.raises(KilledError):
+                promote(settings(candidate))
+        line = settings(candidate).line
+        if after:
+            with pytest.raises(ModelError, match=r"stands for .* already, since 20"):
+                promote(settings(candidate))
+        else:
+            assert promote(settings(candidate)).promoted
+        assert [entry.model for entry in promotions(line)] == [poor, good][:number]
+        assert resolve(line) == candidate
+    assert promotions(line)[-1].evidence["lower_bound"] > 0
 
 
 def test_a_candidate_without_a_promise_is_refused(

@@ -10,7 +10,7 @@ import pytest
 
 from segpipe import storage
 from segpipe.errors import ModelError
-from segpipe.models.promotion_line import Promotion, promote, promotions, resolve, standing
+from segpipe.models.promotion_line import Promotion, last_number, promote, promotions, resolve, standing
 
 
 def promotion(model: str) -> Promotion:
@@ -44,7 +44,25 @@ def test_of_two_promotions_at_once_one_is_told_to_look_again(storage_root: str) 
         promote(storage_root, promotion("e"), 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"model": "/m"}', b"\xff"])
+def test_a_promotion_that_was_removed_leaves_no_number_to_be_tried_again(storage_root: str) -> None:
+    for number, model in enumerate("abc"):
+        promote(storage_root, promotion(model), number)
+    storage.delete(storage.join(storage_root, "promotions/00000002.json"))
+    storage.put(storage.join(storage_root, "promotions/notes.json"), b"{}")
+    assert last_number(storage_root) == 3
+    promote(storage_root, promotion("d"), 3)
+    assert promotions(storage_root) == [promotion(model) for model in "acd"]
+    assert resolve(storage_root) == "/models/d"
+
+
+DAMAGED = [
+    b"", b"[]", b'{"model": "/m"}', b"\xff", b"[" * 100_000,
+    b'{"model": 7, "model_id": "a", "reason": "", "evidence": {}, "promoted_at": ""}',
+    b'{"model": "/m", "model_id": "a", "reason": "", "evidence": [], "promoted_at": ""}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_damaged_promotion_is_named(storage_root: str, content: bytes) -> None:
     promote(storage_root, promotion("a"), 0)
     storage.put(storage.join(storage_root, "promotions/00000002.json"), content)

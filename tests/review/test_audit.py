@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from segpipe import storage
@@ -14,6 +15,7 @@ from segpipe.confidence.certify import MeanLoss
 from segpipe.confidence.confidence_sequence import mean_interval
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
+from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, in_words, suspend_broken, waiting_in_words
 
 Audited = Callable[..., Any]
@@ -125,6 +127,60 @@ def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Au
     assert "BROKEN" in capsys.readouterr().out
     assert suspend_broken(out.output, audit_output(out.output)) == []
     assert storage.read_bytes(uri) == evidence
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_an_audit_that_was_killed_is_finished_by_the_same_command(
+    after: bool, audited: Audited, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = audited()
+    out.answer(out.label(30), "rejected")
+    create = storage.create
+
+    def killed(uri: str, data: bytes) -> None:
+        if after:
+            create(uri, data)
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(storage, "create", killed)
+        with pytest.raises(KilledError):
+            suspend_broken(out.output, audit_output(out.output))
+    assert run(["audit", out.output]) == 3
+    assert "BROKEN" in capsys.readouterr().out
+    evidence = storage.read_bytes(policies.suspension_uri(out.output, out.policy.policy_id))
+    assert json.loads(evidence)["bad"] == 30
+
+
+def test_a_draft_of_which_most_was_erased_is_as_bad_as_a_repainted_one(audited: Audited) -> None:
+    draft, erased, repainted = (np.zeros((10, 10), np.uint8) for _ in range(3))
+    erased[3:], repainted[3:] = 255, 1
+    out = audited()
+    rows = out.label(3)
+    for row, final in zip(rows, (erased, repainted, draft), strict=True):
+        out.answer([row], "corrected", draft_iou(draft, final, 2))
+    found = only(out.output)
+    assert (found.audited, found.bad) == (3, 2)
+
+
+@pytest.mark.parametrize("iou", [float("nan"), -0.1, 1.1])
+def test_an_iou_that_is_none_is_no_answer(iou: float, audited: Audited) -> None:
+    out = audited()
+    out.answer(out.label(1), "corrected", iou)
+    assert (only(out.output).audited, only(out.output).skipped) == (0, 1)
+
+
+def test_a_policy_kept_under_another_ones_name_is_named(audited: Audited) -> None:
+    out = audited()
+    out.label(1)
+    uri = storage.join(out.output, f"{policies.FOLDER}/{out.policy.policy_id}.json")
+    storage.put(storage.join(out.output, f"{policies.FOLDER}/other.json"), storage.read_bytes(uri))
+    with pytest.raises(PolicyError, match=rf"policies/other\.json holds policy {out.policy.policy_id}"):
+        audit_output(out.output)
 
 
 def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: Any) -> None:

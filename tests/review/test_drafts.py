@@ -11,7 +11,7 @@ import pytest
 
 from segpipe import storage
 from segpipe.cli import run
-from segpipe.errors import ReviewError
+from segpipe.errors import ArchivedError, DeniedError, ReviewError, StorageError
 from segpipe.images import class_palette, encode_mask
 from segpipe.review.brush import decode_brush
 from segpipe.review.drafts import draft_task
@@ -73,3 +73,15 @@ def test_a_wrong_address_or_token_is_one_line(
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [DeniedError("m.png: denied"), ArchivedError("m.png: in cold storage")])
+def test_what_concerns_one_mask_alone_is_no_trouble_of_the_others(
+    error: StorageError, item: QueueItem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(uri: str) -> bytes:
+        raise error
+
+    monkeypatch.setattr(storage, "read_bytes", refused)
+    with pytest.raises(ReviewError, match=str(error)):
+        draft_task(item, CLASSES, with_score=True)

@@ -24,6 +24,7 @@ from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.manifests.query import query
 from segpipe.review.brush import encode_brush
+from segpipe.review.label_config import label_config, require_labels
 from segpipe.review.label_studio import open_label_studio
 from segpipe.review.pull import PullSummary, pull
 from segpipe.review.push import push
@@ -262,14 +263,45 @@ def test_what_is_not_of_this_output_is_left_alone(studio: Studio, night: Callabl
     assert made.pull(studio) == NOTHING | {"rejected": 1, "foreign": 1}
 
 
-def test_a_bad_draft_stops_the_push_before_anything_is_sent(
-    studio: Studio, night: Callable[..., Night]
-) -> None:
+def test_a_bad_draft_is_left_out_and_named(studio: Studio, night: Callable[..., Night]) -> None:
     made = night(3)
     storage.put(f"{made.output}/masks/m/002.png", b"other bytes")
-    with pytest.raises(ReviewError, match=r"002\.png is not the mask of the manifest"):
-        made.push(studio)
-    assert studio.tasks(made.project) == []
+    pushed = made.push(studio)
+    assert (pushed.pushed, pushed.left_out) == (2, 1)
+    (reason,) = pushed.not_sent.values()
+    assert "002.png is not the mask of the manifest" in reason
+    assert len(studio.tasks(made.project)) == 2
+
+
+def test_odd_classes_and_titles_come_back_as_they_went(studio: Studio, night: Callable[..., Night]) -> None:
+    # Label Studio itself must store them unchanged, or the next push would make another project.
+    for title in (
+        "<b>bold</b> & 'quoted'",
+        "a  b {{x}} $y",
+        "\N{SNOWMAN} stra\N{LATIN SMALL LETTER SHARP S}e",
+    ):
+        config = label_config(("<i>road</i>", 'a "b" & c', "100 $", " car ", "{{x}}", "&amp;"))
+        with open_label_studio(studio.url, TOKEN) as server:
+            made = server.create_project(title, config)
+            assert server.projects(title) == [made]
+            require_labels(
+                made.label_config, ("<i>road</i>", 'a "b" & c', "100 $", " car ", "{{x}}", "&amp;"), title
+            )
+
+
+def test_one_odd_answer_is_named_and_the_others_come(studio: Studio, night: Callable[..., Night]) -> None:
+    made = night(4)
+    made.push(studio)
+    tasks = studio.tasks(made.project)
+    for task in tasks[1:]:
+        studio.submit(task, studio.draft(task)["result"])
+    nested: list[object] = []
+    for _ in range(400):
+        nested = [nested]
+    odd = region(np.ones((HEIGHT, WIDTH), bool), "car") | {"meta": nested}
+    del odd["value"]["rle"]
+    studio.submit(tasks[0], [odd])
+    assert made.pull(studio) == NOTHING | {"accepted": 3, "refused": 1}
 
 
 def test_the_server_fetches_the_image_from_the_bucket(studio: Studio, night: Callable[..., Night]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -16,7 +16,8 @@ class FakeStudio:
 
     The first `drops_drafts` imports store no draft; `refuses`: imports with such an image are answered 400.
     `made_by_another`: a project that another push makes just before ours. `annotations`: by number of the
-    task; a text is sent as it is, be it JSON or not, and so is what `rows` has for a task in the list.
+    task; a text is sent as it is, be it JSON or not, and so is what `rows` has for a task in the list. After
+    `holds_after` imports the next is `held`, unanswered, until `let_go`.
     """
 
     def __init__(self, url: str, drops_drafts: int) -> None:
@@ -28,7 +29,11 @@ class FakeStudio:
         self.drafts: dict[int, list[dict[str, Any]]] = {}
         self.annotations: dict[int, list[Any] | str] = {}
         self.rows: dict[int, str] = {}
+        self.users = b'[{"id": 1, "email": "reviewer@example.com"}]'
         self.buckets: list[dict[str, Any]] = []
+        self.import_answer: object = None
+        self.holds_after: int | None = None
+        self.held, self.let_go = threading.Event(), threading.Event()
         self._number = 0
 
     def answer(self, method: str, url: str, body: Any) -> tuple[int, dict[str, str], Any]:  # noqa: C901
@@ -53,7 +58,7 @@ class FakeStudio:
             case "GET", ["projects", _, "export"]:
                 return 200, {}, _texts([self._exported(int(number)) for number in asked["ids[]"]])
             case "GET", ["users"]:
-                return 200, {}, [{"id": 1, "email": "reviewer@example.com"}]
+                return 200, {}, self.users
             case "GET", ["storages", "s3"]:
                 return 200, {}, self.buckets
             case "POST", ["storages", "s3"]:
@@ -77,6 +82,14 @@ class FakeStudio:
         return f'{{"id": {number}, "data": {json.dumps(self.tasks[number]["data"])}, "annotations": {text}}}'
 
     def _imported(self, tasks: list[dict[str, Any]]) -> tuple[int, dict[str, str], Any]:
+        if self.holds_after == 0:
+            self.held.set()
+            self.let_go.wait()
+            return 503, {}, {}
+        if self.holds_after is not None:
+            self.holds_after -= 1
+        if self.import_answer is not None:
+            return 200, {}, self.import_answer
         if self.refuses & {task["data"]["image"] for task in tasks}:
             return 400, {}, {"detail": "Validation error"}
         drafts = 0 if self.drops_drafts else 1
@@ -116,8 +129,9 @@ def http_server(answer: Any) -> Iterator[str]:
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(content))}).items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # who has asked was killed
+                self.end_headers()
+                self.wfile.write(content)
 
         do_GET = do_POST = do_DELETE = _answered  # noqa: N815 - the names that http.server calls
 
@@ -125,7 +139,7 @@ def http_server(answer: Any) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"
         finally:

@@ -38,8 +38,10 @@ class Night:
             return push(self.output, PushSettings(project=self.project), QueueSettings(**chosen), server)
 
     def pull(self, studio: Studio) -> dict[str, int]:
+        """How many of each kind came."""
         with open_label_studio(studio.url, TOKEN) as server:
-            return vars(pull(self.output, self.project, server))
+            found = vars(pull(self.output, self.project, server))
+        return {name: count for name, count in found.items() if name != "refusals"}
 
     def final_masks(self) -> dict[str, np.ndarray]:
         """Of the view `accepted`, each checked against its digest."""
