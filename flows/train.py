@@ -61,6 +61,10 @@ def result_markdown(result: TrainResult, policy: Policy | None) -> str:
         f"- **Epochs**: {result.epochs}, the best was {result.best_epoch}",
         f"- **Time**: {result.seconds:.0f} s",
         f"- **Promise**: {markdown(promise_line(policy))}",
+        *(
+            f"- **Warning**: {markdown(line)}"
+            for line in (*result.warnings, *(policy.warnings if policy else ()))
+        ),
     ]
     return redact("\n".join(lines))
 
@@ -85,7 +89,7 @@ def train(settings: TrainSettings, calibration: CalibrateSettings | None = None)
             masks of the model go to review.
 
     Returns:
-        model, model_id, epochs, best_epoch, mean_iou, pixel_accuracy, seconds.
+        model, model_id, epochs, best_epoch, mean_iou, pixel_accuracy, seconds, warnings.
     """
     try:
         _require_same_model(settings, calibration)

@@ -281,7 +281,7 @@ def inspect(data: str, as_json: bool, **values: object) -> None:
         check_writable(settings.report)  # before the work, not after it
     inspected = inspect_data(data, settings.split)
     lines = inspection_lines(inspected.result)
-    click.echo(_json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
+    _print(_json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
     if settings.report is not None:
         logger.info("report: %s", write_inspection(inspected, settings.report))
 

@@ -157,6 +157,11 @@ def read_labelled(sample: Sample, in_work: Budget) -> LabelledImage:
     return LabelledImage(image, mask.values, mask.palette)
 
 
+def read_image(sample: Sample) -> np.ndarray:
+    """A sample's image, HxWx3 uint8 as displayed. Raises DatasetError when it cannot be decoded."""
+    return _decoded(partial(_decode_image, in_work=Budget(MAX_PIXELS)), sample.image_uri).pixels
+
+
 def check_labelled(dataset: Dataset, sample: Sample, labelled: LabelledImage) -> None:
     """Raises DatasetError when the sizes differ or a class is out of range."""
     _check_size(labelled.image, labelled.mask, sample)

@@ -39,8 +39,8 @@ class SplitFacts:
     """A split's images, looked at.
 
     pixels, images, whole: (256,) of usable ones: pixels with each mask value; images that show it; images
-    in which no other class is labelled. values: (256,) whether any mask at all holds it. digests: pixel digest
-    -> the first sample with it. repeated: samples with the pixels of an earlier one, and that one.
+    in which no other class is labelled. values: (256,) whether any mask at all holds it. digests: pixel
+    digest -> the first sample with it. repeated: samples with the pixels of an earlier one, and that one.
     first_colours: where each colour of a palette was first used: (value, key).
     """
 

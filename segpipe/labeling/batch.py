@@ -37,7 +37,7 @@ from segpipe.labeling.items import (
     SeenImage,
     Target,
 )
-from segpipe.labeling.steps import BatchLimit, DecodingLimits
+from segpipe.labeling.steps import BatchLimit, DecodingLimits, NearlyBlack
 from segpipe.manifests.schema import Row
 
 # A batch ends before it has more listed bytes; an image whose size is not listed counts for so many.
@@ -69,6 +69,7 @@ class BatchWork:
     target: Target
     max_bytes: int
     decoding: DecodingLimits
+    nearly_black: NearlyBlack
 
 
 @dataclass(frozen=True)
@@ -139,16 +140,18 @@ def _compute(
     decoded = _after_all(fetched, "decode", decode)
     fetched.clear()
     until_decoded.close()
-    sized = [_with_size(item) for item in decoded]
+    sized = [_with_size(item, work) for item in decoded]
     del decoded
     judged = _on_device(sized, lambda pixels: steps.judge(pixels, work.labeler, machine.limit), machine)
     del sized
     return [_encode(item, work, machine) for item in _wanted(judged, work, machine)]
 
 
-def _with_size(item: InWork[DecodedPixels]) -> InWork[DecodedPixels]:
+def _with_size(item: InWork[DecodedPixels], work: BatchWork) -> InWork[DecodedPixels]:
     if item.reason:
         return item
+    if item.value.nearly_black:
+        work.nearly_black.add(item.seen.planned)
     return replace(item, seen=replace(item.seen, height=item.value.height, width=item.value.width))
 
 

@@ -94,11 +94,13 @@ class SeenImage:
 
 @dataclass(frozen=True)
 class DecodedPixels:
-    """pixels is what the labeler prepared, height and width are those of the image as displayed."""
+    """pixels is what the labeler prepared, height and width are those of the image as displayed;
+    nearly_black as in images.DecodedImage."""
 
     pixels: np.ndarray
     height: int
     width: int
+    nearly_black: bool = False
 
 
 @dataclass(frozen=True)

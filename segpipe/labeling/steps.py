@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
+from threading import Lock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from segpipe import storage
@@ -63,6 +64,30 @@ class BatchLimit:
         )
 
 
+class NearlyBlack:
+    """How many images use so little of their 16 bits that they come out nearly black; safe with threads."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._count, self._first = 0, ""
+
+    def add(self, image: PlannedImage) -> None:
+        """One more."""
+        with self._lock:
+            self._count += 1
+            self._first = self._first or image.image_uri
+
+    def say(self) -> None:
+        """Warn of them, if there were any."""
+        if self._count:
+            logger.warning(
+                "%d images are nearly black, %s for example: they have more than 8 bits a channel and use "
+                "less than an eighth of the range; save them scaled to it and label again",
+                self._count,
+                redact(self._first),
+            )
+
+
 def fetch(image: PlannedImage, max_bytes: int) -> storage.Blob:
     """An image's object. Raises ImageError when it has more than max_bytes, listed or not, StorageError."""
     if image.image_bytes > max_bytes:
@@ -104,7 +129,8 @@ def _decode(
         image = open_image(data, limits.max_pixels)
     with limits.budget.held(image.width * image.height), stopwatch.running():
         decoded = decode_opened(image, labeler.smallest_decode)
-    return DecodedPixels(labeler.prepare(decoded.pixels), decoded.height, decoded.width)
+    pixels = labeler.prepare(decoded.pixels)
+    return DecodedPixels(pixels, decoded.height, decoded.width, decoded.nearly_black)
 
 
 def judge(images: Sequence[DecodedPixels], labeler: ImageLabeler, limit: BatchLimit) -> list[Any | Exception]:

@@ -13,6 +13,7 @@ from segpipe.images import MAX_PIXELS, class_palette, overlay
 from segpipe.inspection.facts import Found, SplitFacts
 from segpipe.inspection.inspect import ClassFacts, Inspected, Inspection, SplitInspection
 from segpipe.inspection.near import Fingerprint
+from segpipe.printable import printable
 from segpipe.redaction import redact
 from segpipe.reports.gallery import Gallery, GalleryItem, small_picture
 from segpipe.reports.page import Picture, render
@@ -54,8 +55,8 @@ def inspection_lines(result: Inspection) -> Iterator[str]:
         yield from (f"  {line}" for line in columns(table.facts) if table.facts)
         yield from (f"  {line}" for line in columns([table.header, *table.rows]))
         yield ""
-    yield from (f"refused: {line}" for line in result.refused)
-    yield from (f"warning: {line}" for line in result.warnings)
+    yield from (f"refused: {printable(line)}" for line in result.refused)
+    yield from (f"warning: {printable(line)}" for line in result.warnings)
     if not result.refused and not result.warnings:
         yield "nothing odd was found"
 
@@ -65,8 +66,8 @@ def write_inspection(inspected: Inspected, url: str) -> str:
     result, dataset = inspected.result, inspected.dataset
     page = InspectionPage(
         title=f"The data set {redact(dataset.name)}",
-        refused=tuple(map(redact, result.refused)),
-        warnings=tuple(map(redact, result.warnings)),
+        refused=tuple(redact(printable(line)) for line in result.refused),
+        warnings=tuple(redact(printable(line)) for line in result.warnings),
         tables=tuple(_tables(result)),
         galleries=tuple(gallery for gallery in _galleries(inspected) if gallery.items),
         classes=_class_colours(dataset.classes),
@@ -182,7 +183,7 @@ def _item(sample: Sample, word: str, n_classes: int) -> GalleryItem:
         panes, problem = _panes(sample, n_classes), ""
     except SegpipeError as error:
         panes, problem = (), "" if word else str(error)
-    return GalleryItem(redact(sample.key), redact(word + problem), panes)
+    return GalleryItem(printable(redact(sample.key)), printable(redact(word + problem)), panes)
 
 
 def _panes(sample: Sample, n_classes: int) -> tuple[Picture, ...]:

@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from segpipe import storage
-from segpipe.datasets import Sample
+from segpipe.datasets import Sample, read_image
 from segpipe.errors import NotFoundError
-from segpipe.images import decode_image, pixel_digest
+from segpipe.images import pixel_digest
 from segpipe.training.labelled_pixels import READ_THREADS
 
 FILE = "seen_images.txt"
@@ -30,10 +30,10 @@ def seen_images(model_url: str) -> frozenset[str]:
 
 
 def first_seen(samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
-    """URI of the first image whose pixels are among those seen, None when none is. Raises ImageError."""
+    """URI of the first image whose pixels are among those seen, None when none is. Raises DatasetError."""
     if not seen:
         return None
     with ThreadPoolExecutor(READ_THREADS) as pool:
         uris = [sample.image_uri for sample in samples]
-        digests = pool.map(lambda uri: pixel_digest(decode_image(storage.read_bytes(uri))), uris)
+        digests = pool.map(lambda sample: pixel_digest(read_image(sample)), samples)
         return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)

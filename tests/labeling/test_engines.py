@@ -162,6 +162,21 @@ def test_an_object_of_more_bytes_than_listed_is_too_large_as_soon_as_that_is_see
     assert f"over {max(sizes)}; shrink it or raise the limit" in outcomes[1].row.error
 
 
+def test_12_bits_in_16_are_labelled_and_said_once(
+    tmp_path, target, settings, make_labeler, encoded, caplog
+) -> None:
+    dark = encoded(np.full((5, 6), 4095, np.uint16), "TIFF")
+    uris = [str(tmp_path / f"{number}.tif") for number in range(3)]
+    for uri in uris:
+        storage.put(uri, dark)
+    planned = [PlannedImage(0, uri, "e", 1, f"{number}.png") for number, uri in enumerate(uris)]
+    with caplog.at_level("WARNING"):
+        assert reasons(label_images(planned, make_labeler(), target, settings)) == ["no_policy"] * 3
+    (said,) = [record.getMessage() for record in caplog.records if "nearly black" in record.getMessage()]
+    assert said.startswith("3 images are nearly black")
+    assert any(uri in said for uri in uris)
+
+
 def test_a_deleted_image_is_a_storage_failure_as_planned(images, target, settings, make_labeler) -> None:
     storage.delete(images[4].image_uri)
     row = list(label_images(images, make_labeler(), target, settings))[4].row

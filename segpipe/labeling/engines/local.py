@@ -20,7 +20,7 @@ from segpipe.concurrency import Budget, ordered_map
 from segpipe.labeling.batch import BATCH_BYTES, BatchWork, Machine, label_batch, planned_batches
 from segpipe.labeling.giving_up import stop_when_too_many_fail
 from segpipe.labeling.items import FinishedShard, ImageLabeler, Legs, Outcome, PlannedImage, Target, Threads
-from segpipe.labeling.steps import BatchLimit, DecodingLimits
+from segpipe.labeling.steps import BatchLimit, DecodingLimits, NearlyBlack
 from segpipe.logs import log_ids
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def label_images(
     """
     budget = Budget(settings.max_image_pixels)
     decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget)
-    work = BatchWork(labeler, target, settings.max_image_bytes, decoding)
+    nearly_black = NearlyBlack()
+    work = BatchWork(labeler, target, settings.max_image_bytes, decoding, nearly_black)
     limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.judged_at_once)
     fetched_bytes, stopping = Budget(BATCH_BYTES * (labeler.computed_at_once + 1)), Event()
     threads = labeler.computed_at_once + settings.fetch_threads
@@ -82,6 +83,7 @@ def label_images(
             stopping.set()
             batches.shutdown(wait=False, cancel_futures=True)
             computing.shutdown(wait=False, cancel_futures=True)
+            nearly_black.say()
 
 
 def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
