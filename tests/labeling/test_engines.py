@@ -149,19 +149,6 @@ def test_an_object_of_too_many_bytes_is_not_even_read(images, target, make_label
     assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
 
 
-@pytest.mark.parametrize("listed", [1, 0])
-def test_an_object_of_more_bytes_than_listed_is_too_large_as_soon_as_that_is_seen(
-    images, target, make_labeler, listed: int
-) -> None:
-    sizes = [len(storage.read_bytes(image.image_uri)) for image in images]
-    storage.put(images[1].image_uri, storage.read_bytes(images[1].image_uri) + bytes(1000))
-    planned = [replace(image, image_bytes=listed) for image in images]
-    settings = LabelSettings(max_image_bytes=max(sizes))
-    outcomes = list(label_images(planned, make_labeler(), target, settings))
-    assert reasons(outcomes) == ["no_policy", "too_large"] + ["no_policy"] * 8
-    assert f"over {max(sizes)}; shrink it or raise the limit" in outcomes[1].row.error
-
-
 def test_a_deleted_image_is_a_storage_failure_as_planned(images, target, settings, make_labeler) -> None:
     storage.delete(images[4].image_uri)
     row = list(label_images(images, make_labeler(), target, settings))[4].row
