@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,9 @@ from segpipe.config import LabelSettings
 from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import decode_image, decode_mask
 from segpipe.labeling import ledger as ledger_module
+from segpipe.labeling.plan import make_plan
 from segpipe.labeling.run import finish_run, label_run, label_source, start_run
+from segpipe.labeling.run_record import freeze_plan
 from segpipe.manifests.parts import list_parts
 from segpipe.manifests.query import query
 from segpipe.manifests.store import read_manifest
@@ -313,6 +316,25 @@ def test_what_a_dead_run_left_is_labelled_by_the_next_and_its_resume_adds_nothin
     assert label_source(source, output, make_labeler(), settings, "r2").planned == 10 - first
     summary = label_source(source, output, make_labeler(), settings, "r1")
     assert (summary.planned, summary.review, summary.labelled_elsewhere) == (10, first, 10 - first)
+    assert_each_once(output, uris)
+
+
+@LOCAL
+def test_a_run_over_midnight_lies_under_the_day_of_its_plan_and_its_resume_finds_it(
+    source, output, settings, make_labeler, fill
+) -> None:
+    uris = fill(source, 10)
+    plan = make_plan(
+        source, output, MODEL, None, settings, "r1", datetime(2026, 1, 1, 23, 59, 59, tzinfo=UTC)
+    )
+    freeze_plan(plan, settings)
+    with pytest.raises(KilledError):
+        label_run(plan, make_labeler(before=kill_in_batch(3)), settings)
+    summary = label_source(source, output, make_labeler(), settings, "r1")
+    assert (summary.planned, summary.review) == (10, 10)
+    assert {part.key.partition("/")[0] for part in list_parts(output)} == {"run_date=2026-01-01"}
+    assert min(row["labeled_at"] for row in rows(output)) > datetime(2026, 1, 2, tzinfo=UTC)
+    assert label_source(source, output, make_labeler(), settings, "r2").planned == 0
     assert_each_once(output, uris)
 
 
