@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import sys
-import traceback
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
-from pydantic_core import to_json
-from pythonjsonlogger.json import JsonFormatter
 
 from segpipe import __version__
 from segpipe.config import (
@@ -42,34 +37,40 @@ from segpipe.config import (
     TrainSettings,
     VerifySettings,
 )
-from segpipe.errors import OutputError, PolicyError, SegpipeError
+from segpipe.console import (
+    ABANDONED,
+    Invocation,
+    LogFormat,
+    ResumableError,
+    complain,
+    echo,
+    fail,
+    is_unread,
+    json_text,
+    log_to_stderr,
+    quiet_warnings,
+    resumable,
+    show,
+    show_result,
+    stopped,
+)
+from segpipe.errors import PolicyError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
 from segpipe.kinds import described
-from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.options import build, options_of
-from segpipe.printable import printable, printable_lines
+from segpipe.printable import printable
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
-    from segpipe.labeling.totals import RunSummary
     from segpipe.models.labeler import Labeler
     from segpipe.reports.content import ReportFacts
-    from segpipe.review.audit import PolicyAudit
 
 logger = logging.getLogger(__name__)
-LogFormat = Literal["text", "json"]
 
 FOUND = 3
-_ABANDONED = "work under way did not end in time and was abandoned"
-
-
-@dataclass
-class _Invocation:
-    debug: bool = False
-    log_format: LogFormat = "text"
 
 
 def main() -> NoReturn:
@@ -86,138 +87,28 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit status and has said on stderr what went wrong, if anything did."""
-    invocation = _Invocation()
+    invocation = Invocation()
     try:
-        with _quiet_warnings(), stop_on_signals(partial(_complain, f"stopped ({_ABANDONED})")):
+        with quiet_warnings(), stop_on_signals(partial(complain, f"stopped ({ABANDONED})")):
             return cli.main(list(arguments), "segpipe", standalone_mode=False, obj=invocation) or 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except click.Abort:
-        return _complain("stopped", 130)
+        return complain("stopped", 130)
     except StoppedError as stop:
-        return _complain("stopped", stop.status)
-    except _ResumableError as stop:
-        return _complain(_stopped(stop.remedy), stop.status)
+        return complain("stopped", stop.status)
+    except ResumableError as stop:
+        return complain(stopped(stop.remedy), stop.status)
     except Exception as error:
-        return _fail(error, invocation)
+        return fail(error, invocation)
     except SystemExit:  # how click ends on any broken pipe, a server's too
-        return 0 if _is_unread() else _complain("a connection was broken: try again", 1)
-
-
-def _fail(error: Exception, invocation: _Invocation) -> int:
-    if invocation.debug:
-        _say(traceback.format_exc().rstrip())
-    return _complain(_one_line(error), 1)
-
-
-def _is_unread() -> bool:
-    """Whether standard output is a pipe whose reader has gone, as `head` does when it has enough."""
-    waiting = select.poll()
-    waiting.register(1, 0)  # errors are told in any case
-    return any(event & select.POLLERR for _, event in waiting.poll(0))
-
-
-def _one_line(error: Exception) -> str:
-    message = " ".join(str(error).split())
-    if isinstance(error, SegpipeError):
-        return message
-    return f"unexpected {type(error).__name__}: {message} (run again with --debug for the traceback)"
-
-
-def _complain(message: str, status: int) -> int:
-    if _logs_json():
-        logger.error(message)
-    else:
-        _say(f"segpipe: {message}")
-    return status
-
-
-def _logs_json() -> bool:
-    handlers = logging.getLogger("segpipe").handlers
-    return any(isinstance(handler.formatter, JsonFormatter) for handler in handlers)
-
-
-def _say(text: str) -> None:
-    from segpipe.redaction import redact
-
-    with suppress(OSError):  # a log that nobody can read stops no work
-        click.echo(printable_lines(redact(text)), err=True)
-
-
-def _print(text: str) -> None:
-    """A result: what it names may be named by anyone, and must not steer the terminal."""
-    _echo(printable_lines(text))
-
-
-def _echo(text: str) -> None:
-    """Raises OutputError when standard output takes nothing more, but for a reader that wants no more."""
-    try:
-        click.echo(text)
-    except BrokenPipeError:
-        _discard_stdout()
-    except OSError as error:
-        _discard_stdout()
-        raise OutputError(f"the result could not be printed ({error.strerror}): print it elsewhere") from None
-
-
-def _discard_stdout() -> None:
-    """What is still in the buffer would be written again, in vain, at the end."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, 1)
-    os.close(devnull)
-
-
-class _ResumableError(Exception):
-    """Stopped by a signal; remedy says how to go on."""
-
-    def __init__(self, remedy: str, status: int) -> None:
-        super().__init__(remedy)
-        self.remedy, self.status = remedy, status
-
-
-@contextmanager
-def _resumable(remedy: str) -> Iterator[None]:
-    try:
-        with stop_on_signals(partial(_complain, f"{_stopped(remedy)} ({_ABANDONED})")):
-            yield
-    except StoppedError as stop:
-        raise _ResumableError(remedy, stop.status) from None
-    except KeyboardInterrupt:  # raised by work itself, or where signals are not ours to handle
-        raise _ResumableError(remedy, 130) from None
-
-
-def _stopped(remedy: str) -> str:
-    return f"stopped; {remedy}"
-
-
-@contextmanager
-def _quiet_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-        yield
-
-
-class _StderrHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        _say(self.format(record))
-
-
-def _log_to_stderr(layout: LogFormat) -> None:
-    library = logging.getLogger("segpipe")
-    library.setLevel(logging.INFO)
-    for handler in [handler for handler in library.handlers if isinstance(handler, _StderrHandler)]:
-        library.removeHandler(handler)
-    handler = _StderrHandler()
-    handler.addFilter(add_ids)
-    handler.setFormatter(json_formatter() if layout == "json" else text_formatter())
-    library.addHandler(handler)
+        return 0 if is_unread() else complain("a connection was broken: try again", 1)
 
 
 def _set_debug(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted:
-        context.ensure_object(_Invocation).debug = True
+        context.ensure_object(Invocation).debug = True
 
 
 _debug = click.option(
@@ -235,14 +126,6 @@ _limit = click.option(
 )
 
 
-def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
-    _print(_json_text(result) if as_json else "\n".join(result_lines(result)))
-
-
-def _json_text(result: object) -> str:
-    return to_json(result, indent=2, inf_nan_mode="null").decode()
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 @_debug
@@ -255,10 +138,10 @@ def _json_text(result: object) -> str:
     help="What is logged on stderr: lines for people, or one JSON object each, with run_id and shard.",
 )
 @click.pass_obj
-def cli(invocation: _Invocation, log_format: LogFormat) -> None:
+def cli(invocation: Invocation, log_format: LogFormat) -> None:
     """Label image buckets with segmentation masks that carry a statistical promise."""
     invocation.log_format = log_format
-    _log_to_stderr(log_format)
+    log_to_stderr(log_format)
 
 
 @cli.command()
@@ -281,7 +164,7 @@ def inspect(data: str, as_json: bool, **values: object) -> None:
         check_writable(settings.report)  # before the work, not after it
     inspected = inspect_data(data, settings.split)
     lines = inspection_lines(inspected.result)
-    _print(_json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
+    show(json_text(asdict(inspected.result)) if as_json else "\n".join(lines))
     if settings.report is not None:
         logger.info("report: %s", write_inspection(inspected, settings.report))
 
@@ -301,7 +184,7 @@ def split(data: str, target: str, as_json: bool, **values: object) -> None:
     settings = build(SplitSettings, values)
     from segpipe.splitting import split_data
 
-    _print_result(asdict(split_data(data, target, settings)), as_json)
+    show_result(asdict(split_data(data, target, settings)), as_json)
 
 
 @cli.command()
@@ -316,9 +199,9 @@ def train(as_json: bool, **values: object) -> None:
     settings = build(TrainSettings, values)
     from segpipe.training.run import train
 
-    with _resumable("to go on, run the same command again with --resume"):
+    with resumable("to go on, run the same command again with --resume"):
         result = train(settings)
-    _print_result(asdict(result), as_json)
+    show_result(asdict(result), as_json)
 
 
 @cli.command()
@@ -332,7 +215,7 @@ def evaluate(as_json: bool, **values: object) -> None:
         from segpipe.evaluation.measure import evaluate
 
         result = evaluate(settings.model, settings.data, settings.split, settings.device, settings.allow)
-        _print_result(asdict(result), as_json)
+        show_result(asdict(result), as_json)
     else:
         _evaluate_and_report(settings, settings.report, as_json)
 
@@ -349,7 +232,7 @@ def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool)
         replace(labeler, policy=policy), settings.model, settings.data, settings.split, settings.allow
     )
     result = summarise(measurements)
-    _print_result(asdict(result), as_json)
+    show_result(asdict(result), as_json)
     facts = _report_facts(settings, labeler.model_id, policy, problem)
     logger.info("report: %s", write_report(measurements, result, policy, facts, report))
 
@@ -395,29 +278,10 @@ def calibrate(as_json: bool, **values: object) -> None:
     settings = build(CalibrateSettings, values)
     from segpipe.confidence.policy import to_json
     from segpipe.evaluation.calibration import calibrate
+    from segpipe.reports.lines import policy_lines
 
     policy = calibrate(settings)
-    _print(to_json(policy) if as_json else "\n".join(columns(_policy_lines(policy))))
-
-
-def _policy_lines(policy: Policy) -> list[tuple[str, str]]:
-    from segpipe.confidence.promise import promise
-
-    guards = [f"{guard.class_name} below {guard.min_confidence:g} goes to review" for guard in policy.guards]
-    error = policy.calibration_error
-    return [
-        ("promise", promise(policy)),
-        ("threshold", str(policy.threshold)),
-        *(("guard", guard) for guard in guards),
-        (
-            "calibration error",
-            "unknown: too few images"
-            if error is None
-            else f"{error:.3f} (confidence shown against true IoU)",
-        ),
-        ("policy", policy.policy_id),
-        *(("warning", line) for line in policy.warnings),
-    ]
+    show(to_json(policy) if as_json else "\n".join(columns(policy_lines(policy))))
 
 
 @cli.command()
@@ -445,9 +309,9 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     summary = summarise_plan(planned)
     expected = estimate(summary.output, summary.images, settings.price_per_hour)
     if as_json:
-        _print(_json_text(asdict(summary) | {"estimate": asdict(expected)}))
+        show(json_text(asdict(summary) | {"estimate": asdict(expected)}))
     else:
-        _print("\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])]))
+        show("\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])]))
 
 
 @cli.command()
@@ -478,39 +342,17 @@ def label(
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
     from segpipe.models.labeler import load_model
+    from segpipe.reports.lines import label_report
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
-    with _resumable(f"to go on, run the same command again with --run-id {run_id}"):
+    with resumable(f"to go on, run the same command again with --run-id {run_id}"):
         labeler = load_model(model, settings.device)
         summary = label_source(source, output, labeler, settings, run_id, limit)
     if as_json:
-        _print(_json_text(asdict(summary)))
+        show(json_text(asdict(summary)))
     else:
-        _print(_label_report(summary, labeler, model, settings.price_per_hour))
+        show(label_report(summary, labeler.policy, model, settings.price_per_hour))
     require_few_failures(summary, settings.max_failure_rate)
-
-
-def _label_report(summary: RunSummary, labeler: Labeler, model: str, price_per_hour: float | None) -> str:
-    from segpipe.reports import summary as words
-
-    counts = [
-        (count.decision, count.reason, str(count.images), f"{count.share:.1%}")
-        for count in words.decision_counts(summary)
-    ]
-    facts: dict[str, str | None] = {
-        "run": summary.run_id,
-        "planned": words.planned_line(summary),
-        "promise": words.promise_line(labeler.policy),
-        "audit": words.suspension_line(summary),
-        "drift": words.drift_line(summary),
-        "speed": words.speed_line(summary),
-        "cost": words.cost_line(summary, price_per_hour),
-        **words.places(summary),
-    }
-    report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []
-    known = [(name, fact) for name, fact in facts.items() if fact]
-    next_commands = [f"  {command}" for command in words.next_commands(summary, model)]
-    return "\n".join([*report, *columns(known), "", "next:", *next_commands])
 
 
 # SQL may begin with a comment, "-- like this", which is no option.
@@ -538,9 +380,9 @@ def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> Non
 
     text = query.format_table(query.query(output, sql), layout)
     if layout == "csv" and not (sys.stdout and sys.stdout.isatty()):
-        _echo(text)  # for programs, which want the names as they are
+        echo(text)  # for programs, which want the names as they are
     else:
-        _print(text)
+        show(text)
 
 
 @cli.command()
@@ -556,7 +398,7 @@ def compact(output: str, as_json: bool, **values: object) -> None:
     settings = build(CompactSettings, values)
     from segpipe.manifests.compaction import compact as compact_manifest
 
-    _print_result(asdict(compact_manifest(output, settings)), as_json)
+    show_result(asdict(compact_manifest(output, settings)), as_json)
 
 
 @cli.command()
@@ -575,12 +417,12 @@ def verify(output: str, as_json: bool, **values: object) -> int:
 
     result = verification.verify(output, settings)
     facts = {name: value for name, value in asdict(result).items() if name != "examples"}
-    _print_result(asdict(result) if as_json else facts, as_json)
+    show_result(asdict(result) if as_json else facts, as_json)
     if not result.findings:
         return 0
     if not as_json:
-        _print("\n".join(["", *map(printable, verification.finding_lines(result))]))
-    return _complain(f"{sum(result.findings.values())} findings: OUTPUT is not as it was left", FOUND)
+        show("\n".join(["", *map(printable, verification.finding_lines(result))]))
+    return complain(f"{sum(result.findings.values())} findings: OUTPUT is not as it was left", FOUND)
 
 
 @cli.command()
@@ -596,7 +438,7 @@ def promote(as_json: bool, **values: object) -> None:
     settings = build(PromoteSettings, values)
     from segpipe.evaluation.promotion import promote
 
-    _print_result(asdict(promote(settings)), as_json)
+    show_result(asdict(promote(settings)), as_json)
 
 
 @cli.command()
@@ -607,7 +449,7 @@ def rollback(line: str, as_json: bool) -> None:
     """Let a LINE of models stand for the model before its present one again; repeated: one further back."""
     from segpipe.evaluation.promotion import go_back
 
-    _print_result(asdict(go_back(line)), as_json)
+    show_result(asdict(go_back(line)), as_json)
 
 
 @cli.command()
@@ -626,9 +468,9 @@ def doctor(as_json: bool, **values: object) -> None:
     for finding in examine(settings):
         findings.append(finding)
         if not as_json:
-            _print(finding.line())
+            show(finding.line())
     if as_json:
-        _print(_json_text([asdict(finding) for finding in findings]))
+        show(json_text([asdict(finding) for finding in findings]))
     if any(finding.status == "FAIL" for finding in findings):
         click.get_current_context().exit(1)
 
@@ -649,7 +491,7 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
     from segpipe.reports.run import write_run_report
 
     policy = load_model(model, "cpu").policy if model else None
-    _print(write_run_report(output, run_id, policy, to))
+    show(write_run_report(output, run_id, policy, to))
 
 
 @cli.command()
@@ -673,7 +515,7 @@ def export(output: str, target: str, layout: str, as_json: bool, **values: objec
     settings = build(ExportSettings, values)
     from segpipe.exchange.export import export
 
-    _print_result(asdict(export(output, target, layout, settings.split)), as_json)
+    show_result(asdict(export(output, target, layout, settings.split)), as_json)
 
 
 @cli.command("import")
@@ -697,7 +539,7 @@ def import_(source: str, target: str, layout: str, as_json: bool, **values: obje
     settings = build(ImportSettings, values)
     from segpipe.exchange.importing import import_dataset
 
-    _print_result(asdict(import_dataset(source, target, layout, settings)), as_json)
+    show_result(asdict(import_dataset(source, target, layout, settings)), as_json)
 
 
 @cli.command()
@@ -712,39 +554,16 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
     policy whose promise is shown broken is suspended: its masks all go to review until segpipe calibrate
     makes another. Exit status 3 while the policy in use is broken, 0 otherwise.
     """
+    from segpipe.reports.lines import audit_report
     from segpipe.review.audit import audit_output, suspend_broken
 
     audits = audit_output(output, model_id)
     suspended = suspend_broken(output, audits)
-    _print(_json_text([asdict(found) for found in audits]) if as_json else _audit_report(audits))
+    show(json_text([asdict(found) for found in audits]) if as_json else audit_report(audits))
     broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
     for found in {one.policy_id: one for one in (*suspended, *broken)}.values():
-        _complain(f"the promise of policy {found.policy_id} is broken: it is suspended", FOUND)
+        complain(f"the promise of policy {found.policy_id} is broken: it is suspended", FOUND)
     return FOUND if suspended or broken else 0
-
-
-def _audit_report(audits: Sequence[PolicyAudit]) -> str:
-    blocks = ["\n".join(columns(_audit_lines(found))) for found in audits]
-    return "\n\n".join(blocks) or "no policy has labelled into this OUTPUT: nothing was promised"
-
-
-def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
-    from segpipe.review.audit import in_words, waiting_in_words
-
-    months = [
-        (month, f"{month_found['estimate']:.3g} over {month_found['audited']} audits")
-        for month, month_found in found.by_month.items()
-    ]
-    unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn"
-    waiting = waiting_in_words(found)
-    return [
-        ("policy", f"{found.policy_id} of model {found.model_id}{' (in use)' if found.in_use else ''}"),
-        ("promise", found.promise),
-        ("audit", in_words(found)),
-        ("drawn", f"{found.drawn} of {found.accepted} accepted masks; {unanswered}"),
-        *([("waiting", waiting)] if waiting else []),
-        *months,
-    ]
 
 
 @cli.group()
@@ -782,7 +601,7 @@ def review_push(output: str, server: str, as_json: bool, **values: object) -> No
     from segpipe.review.push import push
 
     with open_label_studio(server, _label_studio_token()) as label_studio:
-        _print_result(asdict(push(output, settings, chosen, label_studio)), as_json)
+        show_result(asdict(push(output, settings, chosen, label_studio)), as_json)
 
 
 @review.command("pull")
@@ -802,7 +621,7 @@ def review_pull(output: str, server: str, as_json: bool, **values: object) -> No
     from segpipe.review.pull import pull
 
     with open_label_studio(server, _label_studio_token()) as label_studio:
-        _print_result(asdict(pull(output, settings.project, label_studio)), as_json)
+        show_result(asdict(pull(output, settings.project, label_studio)), as_json)
 
 
 @review.command("list")
@@ -821,10 +640,10 @@ def review_list(output: str, as_json: bool, **values: object) -> None:
 
     queue = make_queue(output, settings)
     if as_json:
-        _print(_json_text(asdict(queue)))
+        show(json_text(asdict(queue)))
         return
     rows = [
         (item.item_id, f"{item.confidence or 0:.3f}", item.image_uri, item.mask_uri) for item in queue.items
     ]
-    _print("\n".join(columns([("item", "confidence", "image", "mask"), *rows])))
-    _print(f"\n{len(rows)} of {queue.waiting} masks, some {queue.minutes:.0f} minutes")
+    show("\n".join(columns([("item", "confidence", "image", "mask"), *rows])))
+    show(f"\n{len(rows)} of {queue.waiting} masks, some {queue.minutes:.0f} minutes")

@@ -96,7 +96,7 @@ def test_an_unknown_profile_is_named(s3_server: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_denied_file_is_denied(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").write_bytes(b"there")
+    (tmp_path / "a").write_bytes(b"x")
 
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(tmp_path / "a"))

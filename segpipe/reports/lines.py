@@ -1,0 +1,80 @@
+"""A policy, a run and audits as the lines that a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from segpipe.confidence.promise import promise
+from segpipe.reports import summary as words
+from segpipe.review.audit import in_words, waiting_in_words
+from segpipe.tables import columns
+
+if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
+    from segpipe.labeling.totals import RunSummary
+    from segpipe.review.audit import PolicyAudit
+
+
+def policy_lines(policy: Policy) -> list[tuple[str, str]]:
+    """(name, text) of what a policy promises, and on what it rests."""
+    guards = [f"{guard.class_name} below {guard.min_confidence:g} goes to review" for guard in policy.guards]
+    error = policy.calibration_error
+    return [
+        ("promise", promise(policy)),
+        ("threshold", str(policy.threshold)),
+        *(("guard", guard) for guard in guards),
+        (
+            "calibration error",
+            "unknown: too few images"
+            if error is None
+            else f"{error:.3f} (confidence shown against true IoU)",
+        ),
+        ("policy", policy.policy_id),
+        *(("warning", line) for line in policy.warnings),
+    ]
+
+
+def label_report(summary: RunSummary, policy: Policy | None, model: str, price_per_hour: float | None) -> str:
+    """What a run did, what it promises and what to do next."""
+    counts = [
+        (count.decision, count.reason, str(count.images), f"{count.share:.1%}")
+        for count in words.decision_counts(summary)
+    ]
+    facts: dict[str, str | None] = {
+        "run": summary.run_id,
+        "planned": words.planned_line(summary),
+        "promise": words.promise_line(policy),
+        "audit": words.suspension_line(summary),
+        "drift": words.drift_line(summary),
+        "speed": words.speed_line(summary),
+        "cost": words.cost_line(summary, price_per_hour),
+        **words.places(summary),
+    }
+    report = [*columns([("decision", "reason", "images", "share"), *counts]), ""] if counts else []
+    known = [(name, fact) for name, fact in facts.items() if fact]
+    next_commands = [f"  {command}" for command in words.next_commands(summary, model)]
+    return "\n".join([*report, *columns(known), "", "next:", *next_commands])
+
+
+def audit_report(audits: Sequence[PolicyAudit]) -> str:
+    """A block of lines for each policy."""
+    blocks = ["\n".join(columns(_audit_lines(found))) for found in audits]
+    return "\n\n".join(blocks) or "no policy has labelled into this OUTPUT: nothing was promised"
+
+
+def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
+    months = [
+        (month, f"{month_found['estimate']:.3g} over {month_found['audited']} audits")
+        for month, month_found in found.by_month.items()
+    ]
+    unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn"
+    waiting = waiting_in_words(found)
+    return [
+        ("policy", f"{found.policy_id} of model {found.model_id}{' (in use)' if found.in_use else ''}"),
+        ("promise", found.promise),
+        ("audit", in_words(found)),
+        ("drawn", f"{found.drawn} of {found.accepted} accepted masks; {unanswered}"),
+        *([("waiting", waiting)] if waiting else []),
+        *months,
+    ]
