@@ -14,13 +14,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from segpipe import storage
 from segpipe.concurrency import Budget
@@ -142,24 +143,28 @@ def read_sample(
     `in_work` bounds the pixels of the images that are being read at once. Raises DatasetError when either
     cannot be decoded, their sizes differ or a class is out of range.
     """
-    labelled = read_labelled(sample, in_work or Budget(MAX_PIXELS))
-    check_labelled(dataset, sample, labelled)
-    return labelled.image.pixels, labelled.mask
+    with open_labelled(sample, in_work or Budget(MAX_PIXELS)) as labelled:
+        check_labelled(dataset, sample, labelled)
+        return labelled.image.pixels, labelled.mask
 
 
-def read_labelled(sample: Sample, in_work: Budget) -> LabelledImage:
-    """A sample's files as they are; `in_work` bounds the pixels of all that are being read at once.
+@contextmanager
+def open_labelled(sample: Sample, in_work: Budget) -> Iterator[LabelledImage]:
+    """A sample's files as they are; `in_work` bounds the pixels of all images that are open at once.
 
     Raises DatasetError when either cannot be decoded.
     """
-    image = _decoded(partial(_decode_image, in_work=in_work), sample.image_uri)
-    mask = _decoded(_decode_indices, sample.mask_uri)
-    return LabelledImage(image, mask.values, mask.palette)
+    header = _decoded(_open_image, sample.image_uri)
+    with in_work.held(header.width * header.height):
+        image = _decoded_by(partial(decode_opened, header, None), sample.image_uri)
+        mask = _decoded(_decode_indices, sample.mask_uri)
+        yield LabelledImage(image, mask.values, mask.palette)
 
 
 def read_image(sample: Sample) -> np.ndarray:
     """A sample's image, HxWx3 uint8 as displayed. Raises DatasetError when it cannot be decoded."""
-    return _decoded(partial(_decode_image, in_work=Budget(MAX_PIXELS)), sample.image_uri).pixels
+    header = _decoded(_open_image, sample.image_uri)
+    return _decoded_by(partial(decode_opened, header, None), sample.image_uri).pixels
 
 
 def check_labelled(dataset: Dataset, sample: Sample, labelled: LabelledImage) -> None:
@@ -292,10 +297,8 @@ def _more(keys: set[str]) -> str:
     return f" (nor have {len(keys) - 1} more)" if len(keys) > 1 else ""
 
 
-def _decode_image(data: bytes, in_work: Budget) -> DecodedImage:
-    image = open_image(data, MAX_PIXELS)
-    with in_work.held(image.width * image.height):
-        return decode_opened(image, None)
+def _open_image(data: bytes) -> ImageFile.ImageFile:
+    return open_image(data, MAX_PIXELS)
 
 
 def _decode_indices(data: bytes) -> MaskColours:
@@ -310,8 +313,12 @@ def _decode_indices(data: bytes) -> MaskColours:
 
 
 def _decoded(decode: Callable[[bytes], Content], uri: str) -> Content:
+    return _decoded_by(lambda: decode(storage.read(uri, MAX_BYTES).data), uri)
+
+
+def _decoded_by(decode: Callable[[], Content], uri: str) -> Content:
     try:
-        return decode(storage.read(uri, MAX_BYTES).data)
+        return decode()
     except (ImageError, TooLargeError) as error:
         raise DatasetError(f"{uri} cannot be used: {error}; replace or remove it") from error
 

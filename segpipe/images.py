@@ -129,7 +129,9 @@ def encode_confidence_map(confidence: np.ndarray, height: int, width: int) -> by
 
 def pixel_digest(pixels: np.ndarray) -> str:
     """SHA-256 (hex) of an image HxWx3 uint8: the same for any lossless copy of it."""
-    return hashlib.sha256(f"{pixels.shape}".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    digest.update(np.ascontiguousarray(pixels).data)  # as it lies in memory: a copy could be 300 MB
+    return digest.hexdigest()
 
 
 def decode_with_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:

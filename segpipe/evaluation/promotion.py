@@ -100,12 +100,17 @@ def go_back(url: str) -> promotion_line.Promotion:
 
 def compare(old: Labeler, new: Labeler, settings: PromoteSettings) -> Comparison:
     """Both models on the same split, image by image."""
+    dataset = open_dataset(settings.data)
+    every_key = [sample.key for sample in list_samples(dataset, settings.split)]
+    group_of = dict(
+        zip(every_key, image_groups(dataset, every_key, settings.group_by) or every_key, strict=True)
+    )
     measured = [measure_split(labeler, settings.data, settings.split) for labeler in (old, new)]
     known = ~np.isnan(measured[0].image_ious)  # the same truths for both, so the same images have none
     keys = [key for key, is_known in zip(measured[0].keys, known, strict=True) if is_known]
     if len(keys) < 2:
         raise DatasetError(f"split {settings.split} has {len(keys)} usable images: compare on some dozens")
-    groups = image_groups(open_dataset(settings.data), keys, settings.group_by) or keys
+    groups = [group_of[key] for key in keys]
     old_ious, new_ious = (_mean_by_group(one.image_ious[known], groups) for one in measured)
     return compare_paired(old_ious, new_ious, settings.confidence, settings.seed)
 

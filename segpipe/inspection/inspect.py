@@ -23,6 +23,7 @@ from segpipe.redaction import redact
 from segpipe.working_size import choose_working_size
 
 OBJECT_IMAGES = 200
+OBJECT_PIXELS = 25_000_000  # a larger mask takes gigabytes to take apart
 TOO_SMALL = 4.0  # pixels at the working size: two of the grid on which masks are made
 TARGETS = ((0.05, 0.95), (0.05, 0.9), (0.1, 0.95), (0.1, 0.9))
 Extra = tuple[int, dict[int, np.ndarray] | None]
@@ -114,7 +115,7 @@ def inspect_data(data: str, split: str | None) -> Inspected:
     """Look at a data set, or at one split of it.
 
     Raises DatasetError (no data set, no such split), StorageError. Every image is read once;
-    the sizes of objects are those of at most 200 images of a split.
+    the sizes of objects are those of at most 200 images of a split, none of over 25 megapixels.
     """
     dataset = open_dataset(data)
     names = list_splits(dataset) if split is None else [split]
@@ -141,7 +142,8 @@ def _gather(dataset: Dataset, name: str, listed: Split) -> _Gathered:
     fingerprints: list[Fingerprint] = []
 
     def measure(sample: Sample, labelled: LabelledImage) -> Extra:
-        diameters = object_diameters(labelled.mask, len(dataset.classes)) if sample.key in chosen else None
+        wanted = sample.key in chosen and labelled.mask.size <= OBJECT_PIXELS
+        diameters = object_diameters(labelled.mask, len(dataset.classes)) if wanted else None
         return perceptual_hash(labelled.image.pixels), diameters
 
     def keep(looked: Looked[Extra]) -> None:

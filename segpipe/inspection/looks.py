@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from segpipe.concurrency import Budget, ordered_map
-from segpipe.datasets import Dataset, LabelledImage, Sample, check_labelled, read_labelled
+from segpipe.datasets import Dataset, LabelledImage, Sample, check_labelled, open_labelled
 from segpipe.errors import DatasetError, SegpipeError
 from segpipe.images import MAX_PIXELS, pixel_digest
 from segpipe.progress import track
@@ -74,10 +74,11 @@ def _look(
     dataset: Dataset, also: Callable[[Sample, LabelledImage], Extra], in_work: Budget, sample: Sample
 ) -> Looked[Extra]:
     try:
-        labelled = read_labelled(sample, in_work)
+        with open_labelled(sample, in_work) as labelled:
+            problem = _problem(dataset, sample, labelled)
+            return Looked(sample, problem, _seen(labelled), also(sample, labelled))
     except DatasetError as error:
         return Looked(sample, str(error), None, None)
-    return Looked(sample, _problem(dataset, sample, labelled), _seen(labelled), also(sample, labelled))
 
 
 def _problem(dataset: Dataset, sample: Sample, labelled: LabelledImage) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from segpipe import storage
 from segpipe.concurrency import Budget
-from segpipe.datasets import Sample, read_labelled
+from segpipe.datasets import Sample, open_labelled
 from segpipe.errors import SegpipeError
 from segpipe.images import MAX_PIXELS, class_palette, overlay
 from segpipe.inspection.facts import Found, SplitFacts
@@ -187,8 +187,8 @@ def _item(sample: Sample, word: str, n_classes: int) -> GalleryItem:
 
 
 def _panes(sample: Sample, n_classes: int) -> tuple[Picture, ...]:
-    labelled = read_labelled(sample, Budget(MAX_PIXELS))
-    image, mask = labelled.image.pixels, labelled.mask
+    with open_labelled(sample, Budget(MAX_PIXELS)) as labelled:
+        image, mask = labelled.image.pixels, labelled.mask
     if mask.shape != image.shape[:2]:
         return (small_picture("image", image), small_picture("mask", class_palette(256)[mask]))
     return small_picture("image", image), small_picture(

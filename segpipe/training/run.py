@@ -14,7 +14,7 @@ import torch
 from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings, working_size
-from segpipe.datasets import Dataset, fingerprint, open_dataset
+from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset
 from segpipe.digests import shown
 from segpipe.images import pixel_digest
 from segpipe.inspection.checks import copies, require_apart, require_usable, say, warnings_of
@@ -75,7 +75,8 @@ def train(settings: TrainSettings) -> TrainResult:
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
-    dataset = open_dataset(settings.data)
+    dataset, device = open_dataset(settings.data), choose_device(settings.device)
+    list_samples(dataset, settings.val_split)  # that it is there is known at once, what it holds in a while
     train_facts, val_facts = (look_through(dataset, split) for split in (settings.split, settings.val_split))
     warnings = say(_checked(train_facts, val_facts, settings))
     corrections = _corrections(settings, model_url, dataset, checkpoint)
@@ -83,7 +84,6 @@ def train(settings: TrainSettings) -> TrainResult:
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
     spec = _make_spec(settings, dataset, train_facts)
-    device = choose_device(settings.device)
     torch.manual_seed(settings.seed)
     generator, discriminator = (
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

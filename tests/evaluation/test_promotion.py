@@ -13,7 +13,7 @@ from random_model import write_random_model, write_trusting_policy
 import segpipe
 from segpipe import storage
 from segpipe.config import PromoteSettings
-from segpipe.datasets import open_dataset
+from segpipe.datasets import list_samples, open_dataset
 from segpipe.errors import DatasetError, ModelError
 from segpipe.evaluation.promotion import compare_paired, go_back, promote
 from segpipe.models.promotion_line import promotions, resolve
@@ -137,6 +137,19 @@ def test_frames_of_a_group_count_as_one(
     result = promote(settings(good, group_by="^.{4}"))
     assert result.comparison is not None
     assert 1 < result.comparison.n < 40
+
+
+def test_groups_csv_says_what_counts_as_one(
+    good: str, poor: str, streets: str, tmp_path: Path, settings: Callable[..., PromoteSettings]
+) -> None:
+    data = shutil.copytree(streets, tmp_path / "grouped")
+    keys = [sample.key for sample in list_samples(open_dataset(streets), "calibration")]
+    lines = [f"{key},video {number % 7}" for number, key in enumerate(keys)]
+    (data / "groups.csv").write_text("\n".join(["key,group", *lines]))
+    promote(settings(poor, data=str(data)))
+    result = promote(settings(good, data=str(data)))
+    assert result.comparison is not None
+    assert result.comparison.n == 7
 
 
 def test_the_comparison_is_that_of_the_differences() -> None:
