@@ -13,7 +13,9 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
@@ -41,6 +43,7 @@ Kind = Literal["part", "chain", "run", "policy", "row", "double", "mask", "copy"
 EXAMPLES = 100  # of findings that are told in full; all are counted
 _PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
 _READERS = 16
+_ROWS_AT_ONCE = 50_000
 _TABLES = """
     CREATE TABLE rows (part VARCHAR, image_uri VARCHAR, image_etag VARCHAR, model_id VARCHAR, run_id VARCHAR,
         decision VARCHAR, mask_uri VARCHAR, mask_sha256 VARCHAR);
@@ -63,10 +66,9 @@ _EXPECTED = """
 _MISSING = """
     CREATE TABLE missing AS
     SELECT uri, place FROM masks ANTI JOIN present USING (uri) WHERE starts_with(uri, $masks)"""
-_TO_READ = "SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri)"
-_SOME_TO_READ = (
-    "SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri) ORDER BY random() LIMIT $n"
-)
+_TO_READ = """
+    CREATE TABLE to_read AS
+    SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri) ORDER BY random() LIMIT $n"""
 _MORE = "SELECT count(*) FROM (FROM copied EXCEPT ALL FROM originals)"
 _FEWER = "SELECT count(*) FROM (FROM originals EXCEPT ALL FROM copied)"
 
@@ -237,12 +239,18 @@ def _check_masks(
     connection.execute(_EXPECTED)
     _list_masks(storage.join(output, "masks"), connection)
     connection.execute(_MISSING, {"masks": storage.join(output, "masks") + "/"})
-    for uri, place in connection.execute("FROM missing").fetchall():
-        found.add("mask", place, f"{uri} is not there")
-    chosen = connection.sql(_TO_READ) if most is None else connection.sql(_SOME_TO_READ, params={"n": most})
-    to_read = chosen.to_arrow_table()
-    _read_masks(to_read.to_batches(), to_read.num_rows, found)
-    return _count(connection, "SELECT count(*) FROM masks"), to_read.num_rows
+    for missing in _rows_of(connection.sql("FROM missing")):
+        found.add("mask", missing["place"], f"{missing['uri']} is not there")
+    there = _count(connection, "SELECT count(*) FROM masks ANTI JOIN missing USING (uri)")
+    n_read = there if most is None else min(there, most)
+    connection.execute(_TO_READ, {"n": n_read})
+    _read_masks(_rows_of(connection.sql("FROM to_read")), n_read, found)
+    return _count(connection, "SELECT count(*) FROM masks"), n_read
+
+
+def _rows_of(result: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
+    """In bounded memory: there may be millions."""
+    return (row for batch in result.to_arrow_reader(_ROWS_AT_ONCE) for row in batch.to_pylist())
 
 
 def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
@@ -251,17 +259,14 @@ def _count(connection: duckdb.DuckDBPyConnection, sql: str) -> int:
 
 
 def _list_masks(root: str, connection: duckdb.DuckDBPyConnection) -> None:
-    try:
-        uris = [item.uri for item in storage.list_objects(root)]
-    except NotFoundError:
-        return
-    connection.register("listed", pa.table({"uri": pa.array(uris, pa.string())}))
-    connection.execute("INSERT INTO present SELECT uri FROM listed")
-    connection.unregister("listed")
+    listed = storage.list_objects(root)
+    with suppress(NotFoundError):
+        while uris := [item.uri for item in islice(listed, _ROWS_AT_ONCE)]:
+            connection.register("listed", pa.table({"uri": pa.array(uris, pa.string())}))
+            connection.execute("INSERT INTO present SELECT uri FROM listed")
 
 
-def _read_masks(batches: Iterable[pa.RecordBatch], n: int, found: _Findings) -> None:
-    masks = (row for batch in batches for row in batch.to_pylist())
+def _read_masks(masks: Iterable[dict[str, Any]], n: int, found: _Findings) -> None:
     with ThreadPoolExecutor(_READERS) as pool, track(n, "verify", "masks") as bar:
         for place, problem in ordered_map(pool, _compare_mask, masks, 2 * _READERS):
             bar.advance()
