@@ -150,3 +150,14 @@ def test_the_log_is_one_numbered_part_per_addition(storage_root: str, label: Cal
         append_reviews(storage_root, [review(label(image, "review"), "accepted")])
     keys = [found.key for found in storage.list_objects(storage.join(storage_root, "reviews"))]
     assert sorted(keys) == ["00000001.parquet", "00000002.parquet"]
+
+
+def test_a_part_that_was_taken_away_leaves_no_number_to_be_tried_for_ever(
+    storage_root: str, label: Callable[..., Row]
+) -> None:
+    for image in ("a", "b"):
+        append_reviews(storage_root, [review(label(image, "review"), "accepted")])
+    storage.delete(storage.join(storage_root, "reviews/00000001.parquet"))
+    append_reviews(storage_root, [review(label("c", "review"), "accepted")])
+    keys = [found.key for found in storage.list_objects(storage.join(storage_root, "reviews"))]
+    assert sorted(keys) == ["00000002.parquet", "00000003.parquet"]
