@@ -17,7 +17,7 @@ from segpipe.labeling.inventory_list import OBJECT_SCHEMA
 from segpipe.labeling.mask_keys import define_names
 from segpipe.manifests import store
 from segpipe.manifests.parts import manifests_root
-from segpipe.storage_retry import explained
+from segpipe.storage.retry import explained
 
 _LOOKS_AT_ONCE = 16
 _OPEN = ("storage", "denied", "archived")  # failures that may pass without a change of the image

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.redaction import redact
-from segpipe.storage_retry import explained
+from segpipe.storage.retry import explained
 
 OBJECT_SCHEMA = pa.schema(
     [

@@ -19,7 +19,7 @@ from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.chain import Tip
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
-from segpipe.storage_retry import explained
+from segpipe.storage.retry import explained
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings

@@ -14,7 +14,7 @@ import pyarrow.dataset as ds
 from segpipe.manifests import store
 from segpipe.manifests.parts import manifests_root
 from segpipe.redaction import redact
-from segpipe.storage_retry import explained
+from segpipe.storage.retry import explained
 
 logger = logging.getLogger(__name__)
 

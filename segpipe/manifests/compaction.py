@@ -31,7 +31,7 @@ from segpipe.manifests.compacted import (
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.store import MANIFEST_SCHEMA, part_rows
 from segpipe.redaction import redact
-from segpipe.storage_retry import explained
+from segpipe.storage.retry import explained
 
 if TYPE_CHECKING:
     from segpipe.config import CompactSettings

@@ -24,9 +24,10 @@ from fsspec.registry import known_implementations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from segpipe import storage, storage_retry
+from segpipe import storage
 from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
 from segpipe.redaction import redact
+from segpipe.storage import retry
 
 ODD_KEYS = [
     "a b.jpg",
@@ -568,7 +569,7 @@ def faulty(proxy, s3_bucket, monkeypatch):
     """The S3 server behind a proxy whose `faults` the test scripts; retries wait for next to nothing."""
     proxy.faults, proxy.requests = [], []
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
     return proxy
 
 
@@ -594,9 +595,9 @@ def test_retries_end(faulty, s3_bucket, caplog):
     caplog.set_level(logging.DEBUG, "segpipe")
     with pytest.raises(StorageError, match="SlowDown"):
         storage.read(f"s3://{s3_bucket}/a")
-    assert len(faulty.requests) == 1 + storage_retry.ATTEMPTS  # once by obstore, then by s3fs
+    assert len(faulty.requests) == 1 + retry.ATTEMPTS  # once by obstore, then by s3fs
     retries = [message for message in caplog.messages if "trying again" in message]
-    assert len(retries) == storage_retry.ATTEMPTS - 1
+    assert len(retries) == retry.ATTEMPTS - 1
     assert "attempt 1 of 6" in retries[0]
 
 
@@ -659,7 +660,7 @@ def test_other_servers_answers_to_a_lost_create(faulty, s3_bucket):
 def test_a_closed_port_is_named_after_some_tries(s3_server, monkeypatch, unused_port, caplog):
     caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
     with pytest.raises(
         StorageError, match=rf"no answer from 127.0.0.1:{unused_port}, check AWS_ENDPOINT_URL"
     ):
@@ -672,12 +673,12 @@ def test_a_server_that_says_nothing_is_waited_for_as_long_as_the_environment_say
 ):
     caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("SEGPIPE_STORAGE_ANSWER_SECONDS", "0.2")
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
             storage.read("s3://bucket/a")
-        monkeypatch.setattr(storage_retry, "GIVE_UP_SECONDS", 0.1)
+        monkeypatch.setattr(retry, "GIVE_UP_SECONDS", 0.1)
         caplog.clear()
         with pytest.raises(StorageError, match=r"no answer from 127\.0\.0\.1"):
             storage.read("s3://bucket/a")

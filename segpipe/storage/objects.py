@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from segpipe.errors import TooLargeError
-from segpipe.storage_deadline import Deadline
-from segpipe.storage_retry import ChangedError, failure
+from segpipe.storage.deadline import Deadline
+from segpipe.storage.retry import ChangedError, failure
 
 TEMPORARY_PREFIX = ".segpipe-tmp-"
 

@@ -17,14 +17,15 @@ import boto3
 import pytest
 from s3_proxy import Exchange, S3Proxy
 
-from segpipe import storage, storage_retry
+from segpipe import storage
 from segpipe.errors import NotFoundError, StorageError, TooLargeError
-from segpipe.storage_deadline import Deadline
+from segpipe.storage import retry
+from segpipe.storage.deadline import Deadline
 
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
 
 
 @dataclass

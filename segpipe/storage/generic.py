@@ -12,9 +12,9 @@ from fsspec.spec import AbstractFileSystem
 
 from segpipe.addresses import split
 from segpipe.errors import AddressError, StorageError
-from segpipe.storage_deadline import Deadline, Prolong, collected, within
-from segpipe.storage_retry import failure, guarded, really
-from segpipe.stored import Blob, Bounds, StoredObject, unchanged
+from segpipe.storage.deadline import Deadline, Prolong, collected, within
+from segpipe.storage.objects import Blob, Bounds, StoredObject, unchanged
+from segpipe.storage.retry import failure, guarded, really
 
 _VERSION_FIELDS = (
     "ETag",

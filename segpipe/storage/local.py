@@ -12,8 +12,8 @@ from uuid import uuid4
 
 from segpipe.addresses import split
 from segpipe.errors import StorageError
-from segpipe.storage_retry import explained, failure
-from segpipe.stored import TEMPORARY_PREFIX, Blob, Bounds, StoredObject, unchanged
+from segpipe.storage.objects import TEMPORARY_PREFIX, Blob, Bounds, StoredObject, unchanged
+from segpipe.storage.retry import explained, failure
 
 _CHUNK = 16 * 2**20
 

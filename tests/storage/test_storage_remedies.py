@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from s3_proxy import Action, Exchange, S3Proxy
 
-from segpipe import storage, storage_retry
+from segpipe import storage
 from segpipe.errors import ArchivedError, DeniedError, NotFoundError, StorageError
+from segpipe.storage import retry
 
 
 @pytest.fixture
@@ -16,7 +17,7 @@ def answered(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """Let every request from now on be answered with this status and these elements of an S3 error."""
     proxy = S3Proxy(s3_server)
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
 
     def answer(status: int, elements: str) -> None:
         def act(exchange: Exchange) -> None:

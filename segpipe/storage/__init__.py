@@ -16,12 +16,12 @@ from pydantic import ValidationError
 from segpipe.addresses import is_local, normalise, split
 from segpipe.config import StorageSettings
 from segpipe.errors import AddressError, NotFoundError, StorageError
-from segpipe.storage_deadline import Deadline
-from segpipe.storage_generic import Generic, path_on
-from segpipe.storage_local import Local, walk
-from segpipe.storage_retry import explained, failure, guarded
-from segpipe.storage_s3 import S3
-from segpipe.stored import TEMPORARY_PREFIX, Blob, Bounds, Store, StoredObject
+from segpipe.storage.deadline import Deadline
+from segpipe.storage.generic import Generic, path_on
+from segpipe.storage.local import Local, walk
+from segpipe.storage.objects import TEMPORARY_PREFIX, Blob, Bounds, Store, StoredObject
+from segpipe.storage.retry import explained, failure, guarded
+from segpipe.storage.s3 import S3
 
 if TYPE_CHECKING:
     import pyarrow.fs

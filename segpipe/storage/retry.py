@@ -20,7 +20,7 @@ from tenacity import (
 
 from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
 from segpipe.redaction import redact
-from segpipe.storage_remedies import Answer, answer_of, is_archived, is_denied, remedy_of, types_of
+from segpipe.storage.remedies import Answer, answer_of, is_archived, is_denied, remedy_of, types_of
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StorageError)

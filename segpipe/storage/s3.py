@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from segpipe.addresses import bucket_and_key, split
 from segpipe.errors import StorageError
-from segpipe.storage_deadline import Deadline, Prolong, collected, within
-from segpipe.storage_remedies import is_expired
-from segpipe.storage_retry import failure, guarded, is_conflict
-from segpipe.stored import Blob, Bounds, StoredObject
+from segpipe.storage.deadline import Deadline, Prolong, collected, within
+from segpipe.storage.objects import Blob, Bounds, StoredObject
+from segpipe.storage.remedies import is_expired
+from segpipe.storage.retry import failure, guarded, is_conflict
 
 T = TypeVar("T")
 Work = Callable[[Any, Prolong], Awaitable[T]]  # on an s3fs.S3FileSystem
@@ -106,7 +106,7 @@ class S3:
 
     def _forget(self, filesystem: Any) -> None:
         """Let credentials be read anew: whoever renews them writes them where they were found before."""
-        from segpipe import s3_transfer
+        from segpipe.storage import s3_transfer
 
         if self.filesystem() is filesystem:  # else another thread has done so
             filesystem.clear_instance_cache()
@@ -114,14 +114,14 @@ class S3:
 
     def fetch(self, uri: str, bounds: Bounds) -> Blob | None:
         """What read gives, for less CPU time; None when it did not work."""
-        from segpipe import s3_transfer  # obstore takes a while to load
+        from segpipe.storage import s3_transfer
 
         found = s3_transfer.fetch(self.filesystem(), *bucket_and_key(uri), self.seconds, bounds.max_bytes)
         return Blob(*found) if found else None
 
     def send(self, uri: str, data: bytes) -> bool:
         """What put does, for less CPU time; False when it did not work."""
-        from segpipe import s3_transfer
+        from segpipe.storage import s3_transfer
 
         return s3_transfer.send(self.filesystem(), *bucket_and_key(uri), data, self.seconds)
 

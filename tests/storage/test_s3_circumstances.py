@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from s3_proxy import Action, Request, S3Proxy, pass_on, refuse
 
-from segpipe import s3_transfer, storage, storage_retry
+from segpipe import storage
 from segpipe.errors import StorageError
+from segpipe.storage import retry, s3_transfer
 
 
 @pytest.fixture(autouse=True)
 def _new_clients(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(storage_retry, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
     for _ in range(2):
         s3fs.S3FileSystem.clear_instance_cache()
         s3_transfer.forget()

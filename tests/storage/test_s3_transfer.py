@@ -12,8 +12,9 @@ import boto3
 import pytest
 import s3fs
 
-from segpipe import s3_transfer, storage
+from segpipe import storage
 from segpipe.errors import NotFoundError, StorageError
+from segpipe.storage import s3_transfer
 
 
 def filesystem(endpoint: str | None = None, **options: Any) -> s3fs.S3FileSystem:
