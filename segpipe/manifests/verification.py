@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
@@ -27,11 +25,13 @@ from segpipe.concurrency import ordered_map
 from segpipe.confidence.policy import Policy, from_json
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
-from segpipe.manifests.chain import ChainedPart, Tip, chain_problems, link_of_metadata, part_digest
+from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
+from segpipe.manifests.findings import Finding, Findings
 from segpipe.manifests.parts import list_parts, manifests_root, require_output, telling_damage
 from segpipe.manifests.policies import is_suspended, kept_policies
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
+from segpipe.manifests.run_checks import PART_NAME, check_runs
 from segpipe.manifests.sql import scratch
 from segpipe.manifests.store import open_parquet, part_rows
 from segpipe.progress import track
@@ -39,9 +39,6 @@ from segpipe.progress import track
 if TYPE_CHECKING:
     from segpipe.config import VerifySettings
 
-Kind = Literal["part", "chain", "run", "policy", "row", "double", "mask", "copy"]
-EXAMPLES = 100  # of findings that are told in full; all are counted
-_PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
 _READERS = 16
 _ROWS_AT_ONCE = 50_000
 _TABLES = """
@@ -74,15 +71,6 @@ _FEWER = "SELECT count(*) FROM (FROM originals EXCEPT ALL FROM copied)"
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What in OUTPUT no labelling run has left so: its kind, where it is, and what is odd about it."""
-
-    kind: Kind
-    place: str
-    what: str
-
-
-@dataclass(frozen=True)
 class Verification:
     """What was looked at, and what was found.
 
@@ -104,31 +92,11 @@ class Verification:
     examples: tuple[Finding, ...]
 
 
-@dataclass
-class _Findings:
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: list[Finding] = field(default_factory=list)
-
-    def add(self, kind: Kind, place: str, what: str) -> None:
-        self.counts[kind] += 1
-        if len(self.examples) < EXAMPLES:
-            self.examples.append(Finding(kind, place, what))
-
-
-@dataclass(frozen=True)
-class _RunRecord:
-    """What of a run.json is compared: whether the run has ended, where its chain does, the model's digest."""
-
-    finished: bool
-    tip: Tip | None
-    model: tuple[str, str] | None
-
-
 def verify(output: str, settings: VerifySettings) -> Verification:
     """Look at all of OUTPUT; raises NotFoundError where nothing was labelled, StorageError."""
     output = storage.normalise(output)
     require_output(output)
-    found = _Findings()
+    found = Findings()
     policies = _read_policies(output, found)
     with scratch() as connection:
         connection.execute(_TABLES)
@@ -137,7 +105,7 @@ def verify(output: str, settings: VerifySettings) -> Verification:
         masks, masks_read = _check_masks(output, settings.masks, connection, found)
         copies = _check_copies(output, {part.key: part.digest for part in parts}, connection, found)
         rows = _count(connection, "SELECT count(*) FROM rows")
-    runs, open_chains = _check_runs(output, parts, policies, found)
+    runs, open_chains = check_runs(output, parts, policies, found)
     return Verification(
         output=output,
         runs=runs,
@@ -153,7 +121,7 @@ def verify(output: str, settings: VerifySettings) -> Verification:
     )
 
 
-def _read_policies(output: str, found: _Findings) -> dict[str, Policy]:
+def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
     policies = {}
     for policy_id, text in kept_policies(output).items():
         place = f"policies/{policy_id}.json"
@@ -173,7 +141,7 @@ def _read_policies(output: str, found: _Findings) -> dict[str, Policy]:
 
 
 def _check_parts(
-    output: str, policies: dict[str, Policy], connection: duckdb.DuckDBPyConnection, found: _Findings
+    output: str, policies: dict[str, Policy], connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> list[ChainedPart]:
     """Each part by itself and its rows, which go to the table `rows`; damaged parts are left out."""
     suspended = frozenset(name for name in policies if is_suspended(output, name))
@@ -211,8 +179,8 @@ def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
         return link_of_metadata(metadata), bool(drift and drift["alarm"]), table
 
 
-def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: _Findings) -> None:
-    name = _PART.fullmatch(key)
+def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: Findings) -> None:
+    name = PART_NAME.fullmatch(key)
     if name is None:
         found.add("part", key, "is not named like a part of a run")
     for row in table.select(CHECKED_COLUMNS).to_pylist():
@@ -223,7 +191,7 @@ def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: _Findings) -
             found.add("row", place, problem)
 
 
-def _check_doubles(connection: duckdb.DuckDBPyConnection, found: _Findings) -> None:
+def _check_doubles(connection: duckdb.DuckDBPyConnection, found: Findings) -> None:
     for image_uri, part, n in connection.execute(_DOUBLES).fetchall():
         found.add("double", f"{part}: {image_uri}", f"{n} rows for one image")
 
@@ -232,7 +200,7 @@ def _check_doubles(connection: duckdb.DuckDBPyConnection, found: _Findings) -> N
 
 
 def _check_masks(
-    output: str, most: int | None, connection: duckdb.DuckDBPyConnection, found: _Findings
+    output: str, most: int | None, connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> tuple[int, int]:
     """How many masks there are to be, and how many of them were read."""
     connection.register("review_parts", open_reviews(output))
@@ -266,7 +234,7 @@ def _list_masks(root: str, connection: duckdb.DuckDBPyConnection) -> None:
             connection.execute("INSERT INTO present SELECT uri FROM listed")
 
 
-def _read_masks(masks: Iterable[dict[str, Any]], n: int, found: _Findings) -> None:
+def _read_masks(masks: Iterable[dict[str, Any]], n: int, found: Findings) -> None:
     with ThreadPoolExecutor(_READERS) as pool, track(n, "verify", "masks") as bar:
         for place, problem in ordered_map(pool, _compare_mask, masks, 2 * _READERS):
             bar.advance()
@@ -286,7 +254,7 @@ def _compare_mask(mask: dict[str, Any]) -> tuple[str, str | None]:
 
 
 def _check_copies(
-    output: str, digests: dict[str, str], connection: duckdb.DuckDBPyConnection, found: _Findings
+    output: str, digests: dict[str, str], connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> int:
     files = compacted.read_files(output)
     for file in files:
@@ -308,58 +276,6 @@ def _has_same_rows(output: str, file: compacted.CompactedFile, connection: duckd
         return _count(connection, _MORE) == _count(connection, _FEWER) == 0
     except (duckdb.Error, pa.ArrowException):
         return False
-
-
-# --- runs ---------------------------------------------------------------------------------------------------
-
-
-def _check_runs(
-    output: str, parts: list[ChainedPart], policies: dict[str, Policy], found: _Findings
-) -> tuple[int, int]:
-    """How many runs have parts, and of how many of them nothing names the last part."""
-    by_run: dict[str, list[ChainedPart]] = defaultdict(list)
-    for part in parts:
-        if name := _PART.fullmatch(part.key):
-            by_run[name[1]].append(part)
-    records = {run_id: _read_record(output, run_id, found) for run_id in sorted(by_run)}
-    for run_id, record in records.items():
-        for key, problem in chain_problems(by_run[run_id], record.tip):
-            found.add("chain", key, problem)
-    _check_models(records.values(), policies.values(), found)
-    chained = [run_id for run_id in records if any(part.link for part in by_run[run_id])]
-    without_end = [run_id for run_id in chained if records[run_id].tip is None]
-    for run_id in without_end:
-        if records[run_id].finished:
-            found.add("chain", f"runs/{run_id}/run.json", "tells totals but not where the chain ends")
-    return len(by_run), len(without_end)
-
-
-def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], found: _Findings) -> None:
-    named = {record.model for record in records if record.model}
-    named |= {(policy.model_id, policy.model_digest) for policy in policies if policy.model_digest}
-    for model_id, n in Counter(model_id for model_id, _ in named).items():
-        if n > 1:
-            found.add("run", f"model {model_id}", f"{n} different models begin with these digits")
-
-
-def _read_record(output: str, run_id: str, found: _Findings) -> _RunRecord:
-    place = f"runs/{run_id}/run.json"
-    try:
-        return _parse_record(json.loads(storage.read_bytes(storage.join(output, place))))
-    except NotFoundError:
-        found.add("run", place, "is not there, but parts of this run are")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        found.add("run", place, f"is damaged ({type(error).__name__})")
-    return _RunRecord(False, None, None)
-
-
-def _parse_record(record: dict[str, Any]) -> _RunRecord:
-    chain, digest = record.get("chain"), record.get("model_digest")
-    return _RunRecord(
-        finished="totals" in record,
-        tip=None if chain is None else Tip(**chain),
-        model=None if digest is None else (str(record["model_id"]), str(digest)),
-    )
 
 
 def finding_lines(result: Verification) -> Iterator[str]:

@@ -1,0 +1,76 @@
+"""A run's parts against their chain and its run.json, and the models that runs and policies name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from segpipe import storage
+from segpipe.confidence.policy import Policy
+from segpipe.errors import NotFoundError
+from segpipe.manifests.chain import ChainedPart, Tip, chain_problems
+from segpipe.manifests.findings import Findings
+
+PART_NAME = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
+
+
+@dataclass(frozen=True)
+class _RunRecord:
+    """What of a run.json is compared: whether the run has ended, where its chain does, the model's digest."""
+
+    finished: bool
+    tip: Tip | None
+    model: tuple[str, str] | None
+
+
+def check_runs(
+    output: str, parts: list[ChainedPart], policies: dict[str, Policy], found: Findings
+) -> tuple[int, int]:
+    """How many runs have parts, and of how many of them nothing names the last part."""
+    by_run: dict[str, list[ChainedPart]] = defaultdict(list)
+    for part in parts:
+        if name := PART_NAME.fullmatch(part.key):
+            by_run[name[1]].append(part)
+    records = {run_id: _read_record(output, run_id, found) for run_id in sorted(by_run)}
+    for run_id, record in records.items():
+        for key, problem in chain_problems(by_run[run_id], record.tip):
+            found.add("chain", key, problem)
+    _check_models(records.values(), policies.values(), found)
+    chained = [run_id for run_id in records if any(part.link for part in by_run[run_id])]
+    without_end = [run_id for run_id in chained if records[run_id].tip is None]
+    for run_id in without_end:
+        if records[run_id].finished:
+            found.add("chain", f"runs/{run_id}/run.json", "tells totals but not where the chain ends")
+    return len(by_run), len(without_end)
+
+
+def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], found: Findings) -> None:
+    named = {record.model for record in records if record.model}
+    named |= {(policy.model_id, policy.model_digest) for policy in policies if policy.model_digest}
+    for model_id, n in Counter(model_id for model_id, _ in named).items():
+        if n > 1:
+            found.add("run", f"model {model_id}", f"{n} different models begin with these digits")
+
+
+def _read_record(output: str, run_id: str, found: Findings) -> _RunRecord:
+    place = f"runs/{run_id}/run.json"
+    try:
+        return _parse_record(json.loads(storage.read_bytes(storage.join(output, place))))
+    except NotFoundError:
+        found.add("run", place, "is not there, but parts of this run are")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        found.add("run", place, f"is damaged ({type(error).__name__})")
+    return _RunRecord(False, None, None)
+
+
+def _parse_record(record: dict[str, Any]) -> _RunRecord:
+    chain, digest = record.get("chain"), record.get("model_digest")
+    return _RunRecord(
+        finished="totals" in record,
+        tip=None if chain is None else Tip(**chain),
+        model=None if digest is None else (str(record["model_id"]), str(digest)),
+    )
