@@ -7,6 +7,7 @@ silent when, to who waits, it has not changed for the lease that it names: no cl
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import secrets
@@ -298,4 +299,4 @@ def _expiry(lease_seconds: float) -> datetime:
 
 
 def _to_json(record: ClaimRecord) -> bytes:
-    return record.model_dump_json().encode()
+    return json.dumps(record.model_dump(mode="json")).encode()
