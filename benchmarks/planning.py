@@ -28,8 +28,8 @@ from machine import peak_bytes, write_results
 
 from segpipe.config import CompactSettings, LabelSettings
 from segpipe.manifests.batches import large_batches
+from segpipe.manifests.duckdb_engine import connect
 from segpipe.manifests.schema import ROW_SCHEMA
-from segpipe.manifests.sql import connect
 
 MODEL_ID = "0123456789ab"
 LIMIT_SECONDS, LIMIT_BYTES = 120, 2 * 2**30

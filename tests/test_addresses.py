@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from segpipe import cli, storage
 from segpipe.addresses import folded, normalise
 from segpipe.config import DoctorSettings, TrainSettings
+from segpipe.console import Invocation
 from segpipe.errors import AddressError
 
 
@@ -130,7 +131,7 @@ def test_every_command_refuses_a_mistyped_address(
     (tmp_path / "raw" / "a.png").write_bytes(b"no image")
     places = {"out": str(tmp_path / "out"), "raw": str(tmp_path / "raw"), "model": trained_model}
     done = CliRunner().invoke(
-        cli.cli, [argument.format(**places) for argument in arguments], obj=cli._Invocation()
+        cli.cli, [argument.format(**places) for argument in arguments], obj=Invocation()
     )
     assert done.exit_code != 0
     assert "did you mean s3://bucket/x?" in f"{done.output} {done.exception}"

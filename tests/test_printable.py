@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from segpipe import cli, storage
+from segpipe.console import Invocation
 from segpipe.errors import StorageError
 from segpipe.logs import json_formatter, text_formatter
 from segpipe.manifests.schema import rows_table
@@ -109,7 +110,7 @@ def queue_of(uri: str) -> Any:
 
 def test_what_a_command_prints_is_printable(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     monkeypatch.setattr("segpipe.review.queue.make_queue", lambda *_: queue_of(EVIL))
-    done = CliRunner().invoke(cli.cli, ["review", "list", str(tmp_path)], obj=cli._Invocation())
+    done = CliRunner().invoke(cli.cli, ["review", "list", str(tmp_path)], obj=Invocation())
     assert done.exit_code == 0
     assert is_harmless(done.output)
     assert len(done.output.splitlines()) == 4  # header, item, blank, sum
@@ -121,7 +122,7 @@ def test_a_querys_rows_are_printable(layout: str, tmp_path: Any, make_row: Any) 
     row = make_row(image_uri=f"s3://bucket/{EVIL}", run_id="r")
     commit_part(output, date(2026, 11, 23), "r", 0, rows_table([row], ["sky", "road"]))
     command = ["query", output, "SELECT image_uri FROM labels", "--format", layout]
-    done = CliRunner().invoke(cli.cli, command, obj=cli._Invocation())
+    done = CliRunner().invoke(cli.cli, command, obj=Invocation())
     assert done.exit_code == 0, done.output
     assert is_harmless(done.output)
 

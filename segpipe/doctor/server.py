@@ -66,7 +66,7 @@ def check_clock(place: str | None) -> Finding:
         return Finding("clock", "skip", "no server to compare with")
     shown = ", ".join(f"{_ahead(skew)} the {name}'s" for name, skew in skews.items())
     if max(abs(skew) for skew in skews.values()) > WORST_SKEW_SECONDS:
-        return Finding("clock", "FAIL", shown, "set the clock (NTP): claims expire by it")
+        return Finding("clock", "FAIL", shown, "set the clock (NTP): rows are stamped by it")
     return Finding("clock", "ok", shown)
 
 

@@ -24,7 +24,7 @@ from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
 from segpipe.labeling.stamps import first_stamp
 from segpipe.manifests import store
-from segpipe.manifests.sql import scratch
+from segpipe.manifests.duckdb_engine import scratch
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings

@@ -26,13 +26,13 @@ from segpipe.confidence.policy import Policy, from_json
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
+from segpipe.manifests.duckdb_engine import scratch
 from segpipe.manifests.findings import Finding, Findings
 from segpipe.manifests.parts import list_parts, manifests_root, require_output, telling_damage
 from segpipe.manifests.policies import is_suspended, kept_policies
 from segpipe.manifests.reviews import open_reviews
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.run_checks import PART_NAME, check_runs
-from segpipe.manifests.sql import scratch
 from segpipe.manifests.store import open_parquet, part_rows
 from segpipe.progress import track
 

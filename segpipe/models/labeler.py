@@ -20,12 +20,12 @@ from torch import Tensor
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
 from segpipe.errors import DeviceMemoryError, NotFoundError, PolicyError
+from segpipe.models.allocator import keep_freed_memory
 from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device, on_device, to_device
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.given_images import given_pixels
 from segpipe.models.inference import Prediction, fetched, normalised, predict
-from segpipe.models.memory import keep_freed_memory
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
 

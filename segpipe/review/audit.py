@@ -26,7 +26,7 @@ from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Polic
 from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
-from segpipe.manifests.query import open_views
+from segpipe.manifests.views import open_views
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from datetime import date
 
 from segpipe.errors import NotFoundError
-from segpipe.manifests.query import open_views
 from segpipe.manifests.store import classes_of, part_classes, part_uri
+from segpipe.manifests.views import open_views
 
 _ONE_PART_EACH = """
     SELECT model_id, min(struct_pack(run_date := run_date, run_id := run_id, shard := shard)) AS part

@@ -15,8 +15,8 @@ import numpy as np
 from segpipe import storage
 from segpipe.errors import ReviewError
 from segpipe.images import class_palette, encode_mask
-from segpipe.manifests.query import open_views
 from segpipe.manifests.reviews import Review, append_reviews, item_id, known_review_ids
+from segpipe.manifests.views import open_views
 from segpipe.progress import track
 from segpipe.redaction import redact
 from segpipe.review.agreement import draft_iou

@@ -18,7 +18,7 @@ from segpipe.labeling.mask_keys import (
     natural_key,
     natural_keys,
 )
-from segpipe.manifests.sql import connect
+from segpipe.manifests.duckdb_engine import connect
 
 
 def assign(

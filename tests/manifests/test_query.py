@@ -14,9 +14,10 @@ import pyarrow as pa
 import pytest
 
 from segpipe.errors import NotFoundError, SegpipeError
-from segpipe.manifests.query import VIEWS, format_table, query
+from segpipe.manifests.query import format_table, query
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
+from segpipe.manifests.views import VIEWS
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 MakeRow = Callable[..., Row]

@@ -25,7 +25,7 @@ from segpipe.images import (
     is_plain,
     open_image,
 )
-from segpipe.manifests.query import open_views
+from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
 
 READ_THREADS = 8

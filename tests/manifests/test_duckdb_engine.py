@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CODE = """
-from segpipe.manifests.sql import connect
+from segpipe.manifests.duckdb_engine import connect
 print(connect().sql("SELECT current_setting('enable_progress_bar')").fetchall())
 """
 

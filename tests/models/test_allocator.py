@@ -10,7 +10,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from segpipe.models.memory import keep_freed_memory
+from segpipe.models.allocator import keep_freed_memory
 
 def batch():  # as the networks do: large arrays, all freed at its end
     return sum(array.nbytes for array in [np.ones(5_000_000, np.uint8) for _ in range(20)])
