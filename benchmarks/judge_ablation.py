@@ -106,7 +106,7 @@ def main(data: str, model: str, earlier: str, views_share: float, draws: int, se
     found: dict[str, list[dict[str, list[Ranking]]]] = {name: [] for name in (UNTAUGHT, *variants())}
     with load_split(dataset, "train", bundle.spec.working_size) as labelled:
         parts = split_parts(len(labelled))
-        views = round(bundle.card.metrics["epochs"] * len(parts.taught) * views_share / VIEWS_SHARE)
+        views = bundle.card.metrics["epochs"] * len(parts.taught) * views_share
         for done, seed in enumerate((int(seed) for seed in seeds.split(",")), start=1):
             for name, scoring in judges(bundle, teachers, labelled, parts, views, seed):
                 found[name].append(measure(scoring, draws))
@@ -129,7 +129,7 @@ def earlier_generators(bundle: Bundle, folder: Path) -> list[Generator]:
 
 
 def judges(
-    bundle: Bundle, teachers: Teachers, labelled: LabelledPixels, parts: Parts, views: int, seed: int
+    bundle: Bundle, teachers: Teachers, labelled: LabelledPixels, parts: Parts, views: float, seed: int
 ) -> Iterator[tuple[str, Scoring]]:
     """The judge before stage 2, whose score is its first part alone, then one per variant."""
     untaught = begin(bundle, teachers, labelled, parts, views, seed, MIXTURE)
@@ -146,7 +146,7 @@ def begin(
     teachers: Teachers,
     labelled: LabelledPixels,
     parts: Parts,
-    views: int,
+    views: float,
     seed: int,
     mixture: Mixture,
 ) -> Scoring:

@@ -29,6 +29,7 @@ from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
 
 READ_THREADS = 4
+ADVERSARIAL = "adversarial"
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -56,14 +57,17 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Contract C3: quality of the masks at their own sizes (0 to 1), and the ranking of each score."""
+    """Contract C3: quality of the masks at their own sizes (0 to 1), and the ranking of each score.
+
+    scores: adversarial is None for a model whose generator played no game.
+    """
 
     n: int
     pixel_accuracy: float
     mean_iou: float
     per_class_iou: dict[str, float | None]
     mean_image_iou: float
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float] | None]
     warnings: tuple[str, ...] = ()
 
 
@@ -156,11 +160,11 @@ def _predict_and_score(
     return prediction, _all_scores(prediction, class_logits(mirrored), raw)
 
 
-def _all_scores(prediction: Prediction, mirrored: Tensor, raw: Tensor) -> dict[str, Tensor]:
+def _all_scores(prediction: Prediction, mirrored: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
     probabilities = prediction.logits.softmax(dim=1)
     return {
         "discriminator": prediction.verdict.score,
-        "adversarial": raw,
+        **({} if raw is None else {ADVERSARIAL: raw}),
         **dict(zip(SCORE_PARTS, prediction.verdict.parts.unbind(dim=1), strict=True)),
         "max_softmax": baselines.max_softmax(probabilities),
         "entropy": baselines.entropy(probabilities),
@@ -183,12 +187,19 @@ def summarise(measurements: Measurements) -> Evaluation:
         mean_iou=quality.mean_iou,
         per_class_iou=dict(zip(measurements.classes, quality.per_class_iou, strict=True)),
         mean_image_iou=float(ious.mean()),
-        scores={
-            name: asdict(selective_metrics(1 - ious, values[measured]))
-            for name, values in measurements.scores.items()
-        },
+        scores=_rankings(measurements.scores, ious, measured),
         warnings=measurements.warnings,
     )
+
+
+def _rankings(
+    scores: dict[str, np.ndarray], ious: np.ndarray, measured: np.ndarray
+) -> dict[str, dict[str, float] | None]:
+    found: dict[str, dict[str, float] | None] = {
+        name: asdict(selective_metrics(1 - ious, values[measured])) for name, values in scores.items()
+    }
+    found.setdefault(ADVERSARIAL, None)
+    return found
 
 
 def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:

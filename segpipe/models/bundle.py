@@ -47,8 +47,9 @@ class ModelSpec(BaseModel):
     working_size: tuple[Side, Side]
     mean: tuple[Mean, Mean, Mean]
     standard_deviation: tuple[Deviation, Deviation, Deviation]
-    shown_masks: Literal["hard", "soft"]
-    """Which masks the game of stage 1 was played with: one-hot, or the generator's probabilities."""
+    shown_masks: Literal["hard", "soft"] | None
+    """Which masks the game of stage 1 was played with: one-hot, or the generator's probabilities; None: there
+    was no game, only a generator that segpipe did not train."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -126,15 +127,16 @@ def spec_json(spec: ModelSpec) -> bytes:
     return spec.model_dump_json(include=set(covered(dict(spec), optional))).encode()
 
 
-def build_networks(
-    spec: ModelSpec,
-) -> tuple[Generator, Discriminator]:
+def build_networks(spec: ModelSpec) -> tuple[Generator, Discriminator]:
     """New, untrained networks of a spec."""
-    architecture = ARCHITECTURES[spec.architecture]
-    return (
-        build_generator(architecture.generator, spec.mask_channels),
-        Discriminator(architecture.discriminator, spec.mask_channels, len(spec.classes)),
-    )
+    generator = build_generator(ARCHITECTURES[spec.architecture].generator, spec.mask_channels)
+    return generator, build_discriminator(spec)
+
+
+def build_discriminator(spec: ModelSpec) -> Discriminator:
+    """A new, untrained discriminator; without an adversary where the spec knows of no game."""
+    kind, has_played = ARCHITECTURES[spec.architecture].discriminator, spec.shown_masks is not None
+    return Discriminator(kind, spec.mask_channels, len(spec.classes), has_played=has_played)
 
 
 def save_bundle(url: str, card: ModelCard, generator: bytes, discriminator: bytes) -> None:

@@ -72,12 +72,15 @@ def fetched(verdict: Verdict) -> Verdict:
 
 
 @torch.inference_mode()
-def raw_adversarial_score(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Tensor:
+def raw_adversarial_score(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Tensor | None:
     """(B,) what the discriminator of the game alone would say of the generator's logits of a batch: it labels
-    nothing, but is the yardstick."""
+    nothing, but is the yardstick. None where there was no game."""
+    adversary = bundle.discriminator.adversary
+    if adversary is None:
+        return None
     image = shown_image(batch, (generated.shape[2], generated.shape[3]))
     with autocast(device):
-        realness = bundle.discriminator.adversary(image, _played_mask(bundle, generated))
+        realness = adversary(image, _played_mask(bundle, generated))
     return adversarial_score(realness)
 
 

@@ -105,11 +105,14 @@ class Judge(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Both lives of the discriminator: as the game left it, and as the judge that went on from there."""
+    """Both lives of the discriminator: as the game left it, and as the judge that went on from there.
 
-    def __init__(self, discriminator: str, channels: int, n_classes: int) -> None:
+    adversary: None where there was no game, and the judge began afresh.
+    """
+
+    def __init__(self, discriminator: str, channels: int, n_classes: int, *, has_played: bool) -> None:
         super().__init__()
-        self.adversary: Adversary = build_adversary(discriminator, channels)
+        self.adversary: Adversary | None = build_adversary(discriminator, channels) if has_played else None
         self.judge = Judge(discriminator, channels, n_classes)
 
 

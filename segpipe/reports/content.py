@@ -52,6 +52,7 @@ def page_content(
 ) -> Page:
     """The page about the measured images, at least one, of an evaluation."""
     merits = tuple(field.name for field in fields(SelectiveMetrics))
+    scores = {name: found for name, found in evaluation.scores.items() if found is not None}
     return Page(
         title=f"Masks and their confidence on split {about.split}",
         facts=(
@@ -65,7 +66,7 @@ def page_content(
         quality=_quality(evaluation, measured),
         policy=_policy_part(measured, policy, about),
         merits=tuple((_merit_name(merit), merit in HIGHER_IS_BETTER) for merit in merits),
-        scores=tuple(_score_row(name, evaluation.scores, merits) for name in evaluation.scores),
+        scores=tuple(_score_row(name, scores, merits) for name in scores),
         pictures=pictures,
         classes=tuple(Figure(name, iou) for name, iou in evaluation.per_class_iou.items()),
         worst=tuple(_worst(measured, policy)),

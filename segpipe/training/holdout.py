@@ -42,6 +42,16 @@ def split_parts(n_images: int) -> Parts:
     return Parts(rows[~held_back], rows[judged], rows[tuning])
 
 
+def unseen_parts(n_images: int) -> Parts:
+    """The parts where the generator was taught none of the images: a fifth, in runs of neighbouring keys as
+    in split_parts, tunes the score, and the others teach the judge; of fewer than 5 all do."""
+    parts = split_parts(n_images)
+    nothing = torch.arange(0)
+    if n_images < SMALLEST_STRETCH:
+        return Parts(nothing, parts.judged, nothing)
+    return Parts(nothing, parts.taught, torch.unique(torch.cat([parts.judged, parts.tuning])))
+
+
 def with_corrections(parts: Parts, n_images: int, n_corrections: int) -> Parts:
     """The parts of n_images labelled ones with n_corrections rows behind them.
 

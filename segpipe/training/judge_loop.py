@@ -33,7 +33,15 @@ from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
-from segpipe.training.judge_masks import MIXTURE, Mixture, Source, draw_sources, draw_unseen, shown_labels
+from segpipe.training.judge_masks import (
+    MIXTURE,
+    Mixture,
+    Source,
+    draw_sources,
+    draw_unseen,
+    shown_labels,
+    there_is,
+)
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.recipe import rate_factor, set_rate
 from segpipe.training.row_sampling import draw_row
@@ -45,7 +53,7 @@ VIEWS_SHARE = 0.3
 MOST_ROUNDS = 20
 BATCH = 8
 RATE = 1e-3
-# The trunk knows much already.
+# A trunk that has played the game knows much already.
 TRUNK_RATE = 3e-4
 WEIGHT_DECAY = 0.01
 # A tuning image is judged as it is, and degraded in so many ways.
@@ -68,6 +76,7 @@ class Scoring:
     spec: ModelSpec
     teachers: Teachers
     judge: Judge
+    trunk_rate: float
     optimizer: torch.optim.Optimizer
     labelled: LabelledPixels
     parts: Parts
@@ -86,25 +95,29 @@ class Scoring:
         judge: Judge,
         labelled: LabelledPixels,
         parts: Parts,
-        views_of_stage_one: int,
+        views: float,
         device: str,
         mixture: Mixture = MIXTURE,
     ) -> Scoring:
-        """A judge that knows what the adversarial discriminator knows; nothing learnt yet."""
-        steps = math.ceil(views_of_stage_one * VIEWS_SHARE / BATCH)
+        """A judge that knows what the adversarial discriminator knows, or nothing where there was no game.
+
+        Of the mixture it is shown what the teachers and parts have.
+        """
+        steps = math.ceil(views / BATCH)
         rounds = min(MOST_ROUNDS, steps)
         return cls(
             seed=seed,
             spec=spec,
             teachers=teachers,
             judge=judge,
+            trunk_rate=RATE if spec.shown_masks is None else TRUNK_RATE,
             optimizer=_make_optimizer(judge),
             labelled=labelled,
             parts=parts,
             rounds=rounds,
             steps_per_round=math.ceil(steps / rounds),
             device=device,
-            mixture=mixture,
+            mixture=there_is(mixture, earlier=bool(teachers.earlier), seen=len(parts.taught) > 0),
             history=[],
         )
 
@@ -141,7 +154,7 @@ class Scoring:
         for step in range(self.steps_per_round):
             share = (number + step / self.steps_per_round) / self.rounds
             set_rate(self.optimizer, RATE * rate_factor(share))
-            self.optimizer.param_groups[0]["lr"] = TRUNK_RATE * rate_factor(share)
+            self.optimizer.param_groups[0]["lr"] = self.trunk_rate * rate_factor(share)
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
         means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
         self.history.append(RoundRecord(round=number + 1, **means))
@@ -184,7 +197,7 @@ class Scoring:
         own = logits.argmax(dim=1)
         earlier = own.clone()
         for row, source in enumerate(sources):
-            if source is Source.EARLIER and self.teachers.earlier:
+            if source is Source.EARLIER:
                 teacher = draws.choice(self.teachers.earlier)
                 earlier[row] = self._logits(teacher, image[row : row + 1]).argmax(dim=1)[0]
         # What nobody labelled is shown as the generator sees it.
@@ -202,7 +215,7 @@ class Scoring:
             return class_logits(generator(image)).float()
 
     def _fit_score(self) -> None:
-        if torch.isin(self.parts.tuning, self.parts.taught).any():
+        if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():
             logger.info("too few images to hold one back: the score is the expected IoU alone")
             return
         parts, ious = self.tuning_views()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
@@ -52,6 +52,20 @@ MIXTURE = Mixture(
     unseen=0.3,
     degraded=0.5,
 )
+
+
+def there_is(mixture: Mixture, *, earlier: bool, seen: bool) -> Mixture:
+    """The mixture without what there is not, whose share goes to the generator's masks of unseen images.
+
+    earlier: there are earlier checkpoints. seen: the generator was taught some of the images.
+    """
+    absent = {Source.EARLIER: not earlier, Source.OWN_SEEN: not seen}
+    shares = {source: 0.0 if absent.get(source) else share for source, share in mixture.sources.items()}
+    missing = sum(mixture.sources[source] for source in mixture.sources if absent.get(source))
+    if not missing:
+        return mixture
+    shares[Source.OWN_UNSEEN] = shares.get(Source.OWN_UNSEEN, 0.0) + missing
+    return replace(mixture, sources=shares, unseen=mixture.unseen if seen else 1.0)
 
 
 def draw_sources(mixture: Mixture, count: int, draws: random.Random) -> list[Source]:

@@ -89,14 +89,16 @@ def train(settings: TrainSettings) -> TrainResult:
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for network in build_networks(spec)
     )
+    adversary = discriminator.adversary
+    assert adversary is not None  # there is a game to play
     with (
         load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec.working_size) as labelled,
         load_samples(dataset, val_facts.usable, spec.working_size) as validation,
     ):
         work = Work(settings, model_url, spec, labelled, parts, device)
-        progress = play(work, (generator, discriminator.adversary), validation, checkpoint)
+        progress = play(work, (generator, adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
-        discriminator.adversary.load_state_dict(progress.best_discriminator)
+        adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
     keep_seen(model_url, {*train_facts.digests, *(pixel_digest(read()[0]) for read in corrected)})
     card = _save(work, dataset, corrections, generator, discriminator, progress, judging)

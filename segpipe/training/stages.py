@@ -17,7 +17,7 @@ from segpipe.training.checkpoint import Checkpoint, save_checkpoint
 from segpipe.training.gan_loop import Progress, Training, progress_data, progress_tensors, restore_progress
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
-from segpipe.training.judge_loop import Scoring, Teachers
+from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.resuming import resumable_settings
 
@@ -76,7 +76,7 @@ def judge(
         _standing_still(generator, progress.best_generator),
         [_standing_still(generator, state) for state in progress.earlier_generators],
     )
-    views = progress.epoch * len(work.parts.taught)
+    views = progress.epoch * len(work.parts.taught) * VIEWS_SHARE
     scoring = Scoring.begin(
         work.settings.seed,
         work.spec,

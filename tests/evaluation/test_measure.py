@@ -26,6 +26,8 @@ from segpipe.models.bundle import Bundle, ModelCard, ModelSpec, build_networks
 from segpipe.models.inference import predict, prepare
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
+from segpipe.reports.confidence import write_report
+from segpipe.reports.content import ReportFacts
 
 
 def truth_and_masks(streets: str, model: str, split: str) -> list[tuple[np.ndarray, np.ndarray, float]]:
@@ -143,7 +145,28 @@ def test_every_score_is_that_of_the_networks_asked_one_by_one(
         np.testing.assert_allclose(measured.scores[name], values.numpy(), atol=1e-5, err_msg=name)
 
 
-def untrained_labeler(architecture: Literal["unet", "plain"], classes: tuple[str, ...]) -> Labeler:
+def test_a_model_whose_generator_played_no_game_has_every_score_but_the_games(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    labeler = untrained_labeler("unet", ("a", "b"), shown_masks=None)
+    images = list(torch.randint(256, (3, 64, 64, 3), dtype=torch.uint8).numpy())
+    measured = measure(labeler, list("abc"), [[(image, image[..., 0] % 2) for image in images]], 255)
+    result = summarise(measured)
+    assert "adversarial" in result.scores, "null says that there is none"
+    assert result.scores["adversarial"] is None
+    rivals = {"max_softmax", "entropy", "soft_dice", "flip_tta"}
+    known = {name for name, score in result.scores.items() if score is not None}
+    assert known == {"discriminator", *SCORE_PARTS} | rivals
+    about = ReportFacts("m", "0" * 12, "d", "val", "", calibration_split=False, policy_problem=None)
+    page = storage.read_bytes(write_report(measured, result, None, about, str(tmp_path))).decode()
+    assert "soft dice" in page
+    assert "adversarial" not in page
+
+
+def untrained_labeler(
+    architecture: Literal["unet", "plain"],
+    classes: tuple[str, ...],
+    shown_masks: Literal["soft"] | None = "soft",
+) -> Labeler:
     spec = ModelSpec(
         architecture=architecture,
         classes=classes,
@@ -151,7 +174,7 @@ def untrained_labeler(architecture: Literal["unet", "plain"], classes: tuple[str
         working_size=(64, 64),
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
-        shown_masks="soft",
+        shown_masks=shown_masks,
     )
     card = ModelCard(
         model_id="0" * 12,

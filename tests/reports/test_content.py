@@ -129,7 +129,7 @@ def test_every_figure_of_the_evaluation_is_on_the_page_unrounded() -> None:
     numbers = page_of(FOUR, None).numbers()
     assert {evaluation.pixel_accuracy, evaluation.mean_iou, evaluation.mean_image_iou} <= set(numbers)
     assert set(evaluation.per_class_iou.values()) <= set(numbers)
-    for merits in evaluation.scores.values():
+    for merits in filter(None, evaluation.scores.values()):
         assert {merit for merit in merits.values() if not math.isnan(merit)} <= set(numbers)
     assert expected_calibration_error(FOUR.confidences, FOUR.image_ious) in numbers
 
@@ -141,6 +141,8 @@ def test_the_table_of_scores_has_each_merit_in_its_column() -> None:
         "AURClower ", "e-AURClower ", "AUGRClower ", "gap closedhigher ", "Spearmanhigher "
     ]  # fmt: skip
     for name, merits in summarise(FOUR).scores.items():
+        if merits is None:
+            continue
         shown = page.row(name.replace("_", " "))[1:]
         assert shown == ["–" if math.isnan(value) else f"{value:.4f}" for value in merits.values()]
     assert page.row("soft dice")[-1] == "–"  # a constant has no rank correlation

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.training.holdout import split_parts
+from segpipe.training.holdout import split_parts, unseen_parts
 
 
 def n_runs(rows: list[int]) -> int:
@@ -64,3 +64,19 @@ def test_of_a_handful_every_image_is_for_everything(n_images: int) -> None:
     parts = split_parts(n_images)
     for part in (parts.taught, parts.judged, parts.tuning):
         assert part.tolist() == list(range(n_images))
+
+
+@given(n_images=st.integers(0, 400))
+def test_a_generator_that_was_taught_nothing_leaves_all_images_to_the_judge_and_its_score(
+    n_images: int,
+) -> None:
+    parts = unseen_parts(n_images)
+    judged, tuning = parts.judged.tolist(), parts.tuning.tolist()
+    assert not len(parts.taught)
+    assert sorted(judged + tuning) == list(range(n_images)), "none is left out, none does both"
+    assert abs(len(tuning) - n_images / 5) < max(1, min(8, n_images // 5))
+
+
+def test_forty_unseen_images_by_hand() -> None:
+    assert unseen_parts(40).tuning.tolist() == [4, 9, 14, 19, 24, 29, 34, 39]
+    assert unseen_parts(4).judged.tolist() == [0, 1, 2, 3]

@@ -27,8 +27,8 @@ from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from segpipe.training.history import RoundRecord
-from segpipe.training.holdout import Parts, split_parts
-from segpipe.training.judge_loop import Scoring, Teachers, degrade_some
+from segpipe.training.holdout import Parts, split_parts, unseen_parts
+from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers, degrade_some
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
 from segpipe.training.judge_masks import MIXTURE, Mixture, Source, make_wrong
 from segpipe.training.labelled_pixels import LabelledPixels
@@ -82,7 +82,7 @@ def begin(labelled: LabelledPixels, views: int, mixture: Mixture = MIXTURE) -> S
         judge=Judge("unet", 3, 3),
         labelled=labelled,
         parts=PARTS,
-        views_of_stage_one=views,
+        views=views * VIEWS_SHARE,
         device="cpu",
         mixture=mixture,
     )
@@ -358,3 +358,46 @@ def test_a_judge_is_shown_what_the_mixture_says(unseen: float, rows: torch.Tenso
     scoring.run(lambda: None)
     assert len(asked) >= 24
     assert set(asked) <= set(rows.tolist())
+
+
+def begin_without_a_game(labelled: LabelledPixels, views: float) -> Scoring:
+    torch.manual_seed(0)
+    return Scoring.begin(
+        seed=3,
+        spec=SPEC.model_copy(update={"shown_masks": None}),
+        teachers=Teachers(BlindGenerator().eval(), []),  # type: ignore[arg-type]
+        judge=Judge("unet", 3, 3),
+        labelled=labelled,
+        parts=unseen_parts(len(labelled)),
+        views=views,
+        device="cpu",
+    )
+
+
+def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_masks_are_bad() -> None:
+    scoring = begin_without_a_game(colour_blocks(60, seed=3), views=400)
+    scoring.run(lambda: None)
+    labels = own_masks()
+    ious = [image_iou(truth.numpy(), mask.numpy(), 3, IGNORED) for truth, mask in zip(TRUTH, labels, strict=True)]
+    assert spearmanr(score(scoring, labels), ious).statistic > 0.6
+    assert scoring.judge.combination.tolist() != [0, 1, 0, 0, 0], "the unseen tuning images fit the score"
+
+
+def test_a_fresh_trunk_learns_as_fast_as_the_rest() -> None:
+    fresh = begin_without_a_game(colour_blocks(10, seed=3), views=8)
+    played = begin(colour_blocks(60, seed=3), views=30)
+    for scoring in (fresh, played):
+        scoring.run(lambda: None)
+    trunk, rest = ([group["lr"] for group in one.optimizer.param_groups] for one in (fresh, played))
+    assert trunk[0] == trunk[1]
+    assert rest[0] == pytest.approx(rest[1] * 0.3)
+
+
+def test_what_there_is_not_goes_to_the_masks_of_unseen_images() -> None:
+    scoring = begin_without_a_game(colour_blocks(10, seed=3), views=8)
+    shares = {source: share for source, share in scoring.mixture.sources.items() if share}
+    assert set(shares) == {Source.OWN_UNSEEN, Source.TRUTH, Source.MADE_WRONG, Source.MISMATCHED}
+    assert shares[Source.OWN_UNSEEN] == pytest.approx(0.40 + 0.25 + 0.10)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert scoring.mixture.unseen == 1
+    assert begin(colour_blocks(60, seed=3), views=10).mixture == MIXTURE
