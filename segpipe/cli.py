@@ -21,6 +21,7 @@ import click
 
 from segpipe import __version__
 from segpipe.config import (
+    AdoptSettings,
     CalibrateSettings,
     CompactSettings,
     DoctorSettings,
@@ -202,6 +203,24 @@ def train(as_json: bool, **values: object) -> None:
     with resumable("to go on, run the same command again with --resume"):
         result = train(settings)
     show_result(asdict(result), as_json)
+
+
+@cli.command()
+@click.argument("path")
+@options_of(AdoptSettings, *(name for name in AdoptSettings.model_fields if name != "path"))
+@_as_json
+@_debug
+def adopt(path: str, as_json: bool, **values: object) -> None:
+    """Make a model of a network that was trained elsewhere.
+
+    PATH is a transformers folder that segments, or an .onnx file. The network stays as it is; a judge learns
+    when its masks can be trusted, on images that it was not trained on. Everything after it goes as with a
+    model that segpipe trained.
+    """
+    settings = build(AdoptSettings, {"path": path, **values})
+    from segpipe.training.adopt import adopt
+
+    _print_result(asdict(adopt(settings)), as_json)
 
 
 @cli.command()

@@ -196,6 +196,78 @@ class TrainSettings(_Settings):
     allow: Allowed = ()
 
 
+def three_numbers(text: str) -> tuple[float, float, float]:
+    """A,B,C as numbers; raises ValueError."""
+    try:
+        first, second, third = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{text!r} is not three numbers, for example 0.485,0.456,0.406") from None
+    if not all(map(math.isfinite, (first, second, third))):
+        raise ValueError(f"{text!r} is not three finite numbers")
+    return first, second, third
+
+
+def _three_numbers(text: str) -> str:
+    three_numbers(text)
+    return text
+
+
+PerChannel = Annotated[str, AfterValidator(_three_numbers)]
+
+
+class AdoptSettings(_Settings):
+    """What `segpipe adopt` needs to make a model bundle of a network that was trained elsewhere."""
+
+    path: Location = Field(
+        description="The network: a transformers folder that segments, or an .onnx file, at any fsspec URL."
+    )
+    data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
+    split: Location = Field(
+        description="Split that teaches the judge; images that the network was not trained on, else every "
+        "score is too high."
+    )
+    model: Location = Field(description="Where the model bundle goes: a folder at any fsspec URL.")
+    class_map: Location | None = Field(
+        None,
+        description="JSON or TOML file, classes (the network's class to the data set's, several to one) and "
+        "ignore (a list); unset: classes of the same names are the same.",
+    )
+    image_size: ImageSize | None = Field(
+        None,
+        description="Working size in pixels, HEIGHTxWIDTH, to which every image is fitted; unset: the "
+        "network's own where it takes no other, else chosen from the data.",
+    )
+    epochs: int | None = Field(
+        None, ge=1, description="Passes of the judge over the split; unset: as many as give 7,200 views."
+    )
+    output: Literal["logits", "probabilities"] | None = Field(
+        None, description="What an .onnx file gives for each class; no such file says so itself."
+    )
+    channel_order: Literal["rgb", "bgr"] | None = Field(
+        None, description="Of an .onnx file's images; unset: rgb."
+    )
+    range: Literal["0..1", "0..255", "-1..1"] | None = Field(
+        None,
+        description="What an .onnx file takes black and white as, before mean and deviation; unset: 0..1.",
+    )
+    mean: PerChannel | None = Field(
+        None,
+        description="What an .onnx file wants taken off each channel, in its own order, after the range, for "
+        "example 0.485,0.456,0.406; unset: nothing.",
+    )
+    deviation: PerChannel | None = Field(
+        None, description="What it wants each channel then divided by; unset: 1."
+    )
+    device: Device = Field("auto", description=_DEVICE)
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Seed of every random draw; on the CPU one seed gives the same model again.",
+    )
+    allow: Allowed = ()
+
+
 class EvaluateSettings(_Settings):
     """What `segpipe evaluate` needs to measure a model on labelled images."""
 

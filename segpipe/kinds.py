@@ -71,6 +71,16 @@ ARCHITECTURES = {
     "unet": Architecture("sees the whole scene", "unet", "unet", one_channel_of_two=False),
     "plain": Architecture("is the published stack", "plain", "plain", one_channel_of_two=True),
 }
+# Networks that segpipe did not build. Each module has read(url, ...) -> Found and build(files) -> a network.
+FOREIGN_GENERATORS = {
+    "transformers": Kind("a transformers folder", "segpipe.models.generators.transformers_folder"),
+    "onnx": Kind("an .onnx file", "segpipe.models.generators.onnx_file"),
+}
+# What `adopt` makes a model of: the discriminator is segpipe's own.
+ADOPTED_ARCHITECTURES = {
+    name: Architecture(kind.summary, name, "unet", one_channel_of_two=False)
+    for name, kind in FOREIGN_GENERATORS.items()
+}
 # Each module has LOSS, a GanLoss.
 GAN_LOSSES = {
     "bce": Kind("as published, and the steadiest of the four here", "segpipe.training.gan_losses.bce"),

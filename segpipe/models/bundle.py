@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import safetensors
 import torch
@@ -19,21 +20,22 @@ from segpipe import storage
 from segpipe.config import MAX_WORKING_PIXELS
 from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
-from segpipe.kinds import ARCHITECTURES, OneOf
+from segpipe.kinds import ADOPTED_ARCHITECTURES, ARCHITECTURES, Architecture, OneOf
+from segpipe.models.foreign_check import check_test_vector
+from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, build_network
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
+from segpipe.models.spec_fields import ClassName, Deviation, Digest, Mean
 from segpipe.printable import printable
 
 BUNDLE_VERSION = 2
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
+GENERATOR_FOLDER, TEST_VECTOR = "generator", "test_vector"
 SIDE_MULTIPLE, MIN_SIDE = 16, 32  # the networks halve an image up to five times
 
+Network = TypeVar("Network", bound=nn.Module)
+
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_WORKING_PIXELS // MIN_SIDE, multiple_of=SIDE_MULTIPLE)]
-# Of values of 0 to 1, or of 0 to 255 brought there by the deviation alone.
-Mean = Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)]
-Deviation = Annotated[float, Field(ge=0.001, le=10, allow_inf_nan=False)]
-ClassName = Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ModelSpec(BaseModel):
@@ -41,7 +43,7 @@ class ModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    architecture: Annotated[str, OneOf(ARCHITECTURES)]
+    architecture: Annotated[str, OneOf(ARCHITECTURES | ADOPTED_ARCHITECTURES)]
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=255)
     ignore_index: int = Field(ge=0, le=255)
     working_size: tuple[Side, Side]
@@ -50,6 +52,8 @@ class ModelSpec(BaseModel):
     shown_masks: Literal["hard", "soft"] | None
     """Which masks the game of stage 1 was played with: one-hot, or the generator's probabilities; None: there
     was no game, only a generator that segpipe did not train."""
+    foreign: ForeignSpec | None = None
+    """Of a generator that segpipe did not build; its files lie under generator/."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -59,11 +63,31 @@ class ModelSpec(BaseModel):
             raise ValueError(f"ignore_index: {self.ignore_index} is a class")
         if math.prod(self.working_size) > MAX_WORKING_PIXELS:
             raise ValueError(f"working_size: over {MAX_WORKING_PIXELS} pixels")
+        if (self.foreign is None) != (self.architecture in ARCHITECTURES):
+            raise ValueError("foreign: goes with the architectures of adopted generators")
+        if self.foreign is not None:
+            _check_class_map(self.foreign, len(self.classes))
         return self
 
     @property
     def mask_channels(self) -> int:
-        return ARCHITECTURES[self.architecture].mask_channels(len(self.classes))
+        return self.networks.mask_channels(len(self.classes))
+
+    @property
+    def networks(self) -> Architecture:
+        return (ARCHITECTURES | ADOPTED_ARCHITECTURES)[self.architecture]
+
+
+def _check_class_map(foreign: ForeignSpec, n_classes: int) -> None:
+    if len(foreign.class_map) != len(foreign.classes):
+        raise ValueError("foreign: class_map has another length than its classes")
+    if any(target is not None and target >= n_classes for target in foreign.class_map):
+        raise ValueError("foreign: class_map names a class that is none")
+
+
+def has_one_size(spec: ModelSpec) -> bool:
+    """Whether the generator takes images of the working size only."""
+    return spec.foreign is not None and spec.foreign.one_size
 
 
 class ModelCard(BaseModel):
@@ -114,7 +138,10 @@ def encode_weights(network: nn.Module) -> bytes:
 
 
 def model_digest(spec: ModelSpec, generator: bytes, discriminator: bytes) -> str:
-    """The SHA-256, in hex, of both weight files and the spec: what a model is. model_id: its first 12."""
+    """The SHA-256, in hex, of both weight files and the spec: what a model is. model_id: its first 12.
+
+    Of a foreign generator `generator` is the test vector; the spec holds the digests of its files.
+    """
     digest = hashlib.sha256()
     for part in (generator, discriminator, spec_json(spec)):
         digest.update(hashlib.sha256(part).digest())
@@ -128,20 +155,32 @@ def spec_json(spec: ModelSpec) -> bytes:
 
 
 def build_networks(spec: ModelSpec) -> tuple[Generator, Discriminator]:
-    """New, untrained networks of a spec."""
-    generator = build_generator(ARCHITECTURES[spec.architecture].generator, spec.mask_channels)
+    """New, untrained networks of a spec whose generator is of segpipe's own kinds."""
+    generator = build_generator(spec.networks.generator, spec.mask_channels)
     return generator, build_discriminator(spec)
 
 
 def build_discriminator(spec: ModelSpec) -> Discriminator:
     """A new, untrained discriminator; without an adversary where the spec knows of no game."""
-    kind, has_played = ARCHITECTURES[spec.architecture].discriminator, spec.shown_masks is not None
+    kind, has_played = spec.networks.discriminator, spec.shown_masks is not None
     return Discriminator(kind, spec.mask_channels, len(spec.classes), has_played=has_played)
 
 
-def save_bundle(url: str, card: ModelCard, generator: bytes, discriminator: bytes) -> None:
-    """Write a bundle, weights first and model.json last: a folder with model.json is complete."""
-    storage.put(storage.join(url, "generator.safetensors"), generator)
+def save_bundle(
+    url: str,
+    card: ModelCard,
+    generator: bytes,
+    discriminator: bytes,
+    foreign_files: Mapping[str, bytes] | None = None,
+) -> None:
+    """Write a bundle, weights first and model.json last: a folder with model.json is complete.
+
+    generator: its weights; of a foreign one, the test vector, and foreign_files are its own.
+    """
+    for name, content in (foreign_files or {}).items():
+        storage.put(storage.join(url, f"{GENERATOR_FOLDER}/{name}"), content)
+    first = "generator" if card.spec.foreign is None else TEST_VECTOR
+    storage.put(storage.join(url, f"{first}.safetensors"), generator)
     storage.put(storage.join(url, "discriminator.safetensors"), discriminator)
     storage.put(storage.join(url, "model.json"), card.model_dump_json(indent=2).encode())
 
@@ -184,13 +223,51 @@ def load_bundle(url: str, device: str) -> Bundle:
     """Load a bundle onto a torch device. Raises ModelError: missing, damaged, or weights that do not fit."""
     root = storage.normalise(url)
     card = read_card(root)
-    weights = [_read_weights(root, name) for name in ("generator", "discriminator")]
+    first = "generator" if card.spec.foreign is None else TEST_VECTOR
+    weights = [_read_weights(root, name) for name in (first, "discriminator")]
     card = _verified(card, model_digest(card.spec, *weights), url)
-    generator, discriminator = build_networks(card.spec)
-    for network, content in zip((generator, discriminator), weights, strict=True):
-        _fill(network, content, url)
-        network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
-    return Bundle(card, generator, discriminator)
+    discriminator = build_discriminator(card.spec)
+    _fill(discriminator, weights[1], url)
+    return Bundle(
+        card,
+        _load_generator(card.spec, weights[0], root, device),
+        stand_still(discriminator, device),
+    )
+
+
+def _load_generator(spec: ModelSpec, content: bytes, root: str, device: str) -> Generator:
+    """content: its weights; of a foreign one, the test vector."""
+    if spec.foreign is None:
+        generator = build_generator(spec.networks.generator, spec.mask_channels)
+        _fill(generator, content, root)
+        return stand_still(generator, device)
+    foreign = stand_still(foreign_generator(spec, _foreign_files(spec.foreign, root)), device)
+    check_test_vector(foreign, content, spec.mean, spec.standard_deviation, device)
+    return foreign
+
+
+def foreign_generator(spec: ModelSpec, files: Mapping[str, bytes]) -> ForeignGenerator:
+    """The generator of a spec that names a foreign one, of its files. Raises ModelError."""
+    assert spec.foreign is not None
+    network = build_network(spec.networks.generator, files)
+    return ForeignGenerator(network, spec.foreign, (spec.mean, spec.standard_deviation), len(spec.classes))
+
+
+def stand_still(network: Network, device: str) -> Network:
+    """The network on a device, in evaluation mode, not to be trained."""
+    return network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]
+
+
+def _foreign_files(foreign: ForeignSpec, root: str) -> dict[str, bytes]:
+    """The files of a bundle's generator, which must be those that the spec names."""
+    files = {name: _read_whole(root, f"{GENERATOR_FOLDER}/{name}") for name in foreign.files}
+    for name, content in files.items():
+        if hashlib.sha256(content).hexdigest() != foreign.files[name]:
+            raise ModelError(
+                f"model at {root} has another {GENERATOR_FOLDER}/{name} than it was made with: copy the "
+                "bundle again"
+            )
+    return files
 
 
 def _verified(card: ModelCard, digest: str, url: str) -> ModelCard:
@@ -203,7 +280,11 @@ def _verified(card: ModelCard, digest: str, url: str) -> ModelCard:
 
 
 def _read_weights(root: str, name: str) -> bytes:
-    uri = storage.join(root, f"{name}.safetensors")
+    return _read_whole(root, f"{name}.safetensors")
+
+
+def _read_whole(root: str, name: str) -> bytes:
+    uri = storage.join(root, name)
     try:
         return storage.read_bytes(uri)
     except NotFoundError as error:

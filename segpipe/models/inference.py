@@ -12,7 +12,7 @@ from torch import Tensor
 from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
 from segpipe.models.device import autocast, to_device
-from segpipe.models.judge import shown_as
+from segpipe.models.judge import on_judged_grid, shown_as
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
 from segpipe.models.verdict import Verdict, give_verdict
@@ -55,10 +55,12 @@ def generate(bundle: Bundle, batch: Tensor, device: str) -> Tensor:
 def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Prediction:
     """The generator's logits of a batch as class logits, with the verdict on the mask they make."""
     judge, logits = bundle.discriminator.judge, class_logits(generated)
+    size, stride = (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride
     with autocast(device):
         labels = logits.argmax(dim=1)
-        shown = shown_as(labels, logits)
-        judgement = judge(shown_image(batch, (logits.shape[2], logits.shape[3])), shown)
+        judged = on_judged_grid(logits, size, stride)
+        shown = shown_as(labels if judged is logits else judged.argmax(dim=1), judged)
+        judgement = judge(shown_image(batch, (judged.shape[2], judged.shape[3])), shown)
     return Prediction(logits, labels.to(torch.uint8), give_verdict(judge, judgement, shown))
 
 

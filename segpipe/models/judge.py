@@ -116,6 +116,14 @@ class Discriminator(nn.Module):
         self.judge = Judge(discriminator, channels, n_classes)
 
 
+def on_judged_grid(logits: Tensor, size: tuple[int, int], stride: int) -> Tensor:
+    """Class logits (B,K,h,w) of images of a size (H, W), on the grid (H/stride, W/stride)."""
+    grid = size[0] // stride, size[1] // stride
+    if logits.shape[-2:] == grid:
+        return logits
+    return functional.interpolate(logits, size=grid, mode="bilinear", align_corners=False)
+
+
 def show(logits: Tensor) -> ShownMask:
     """The mask that class logits (B,K,h,w) make, with their probabilities."""
     return shown_as(logits.argmax(dim=1), logits)

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
 from segpipe.degradations import degrade_in_training
-from segpipe.models.bundle import ModelSpec
+from segpipe.models.bundle import ModelSpec, has_one_size
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
-from segpipe.models.judge import Judge, show, shown_as
+from segpipe.models.judge import Judge, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
@@ -179,8 +179,8 @@ class Scoring:
         seen, labels = augment(
             images,
             masks,
-            crop_size(self.spec.working_size),
-            self.teachers.generator.output_stride,
+            self.spec.working_size if has_one_size(self.spec) else crop_size(self.spec.working_size),
+            self.teachers.generator.judged_stride,
             self.spec.ignore_index,
             augmentation,
         )
@@ -212,7 +212,8 @@ class Scoring:
 
     def _logits(self, generator: Generator, image: Tensor) -> Tensor:
         with autocast(self.device):
-            return class_logits(generator(image)).float()
+            logits = class_logits(generator(image)).float()
+        return on_judged_grid(logits, (image.shape[2], image.shape[3]), generator.judged_stride)
 
     def _fit_score(self) -> None:
         if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():

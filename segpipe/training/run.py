@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +10,6 @@ from functools import partial
 import torch
 
 from segpipe import storage
-from segpipe.confidence.score import SCORE_PARTS
 from segpipe.config import TrainSettings, working_size
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset
 from segpipe.digests import shown
@@ -47,6 +44,7 @@ from segpipe.training.history import RoundRecord, history_csv, history_png
 from segpipe.training.holdout import split_parts, with_corrections
 from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
 from segpipe.training.learnt_images import keep_seen
+from segpipe.training.provenance import score_combination, versions
 from segpipe.training.resuming import start_or_resume
 from segpipe.training.stages import Work, judge, play
 from segpipe.working_size import choose_working_size
@@ -186,9 +184,9 @@ def _save(
             "best_epoch": progress.best_epoch,
             "mean_iou": best.validation_mean_iou,
             "pixel_accuracy": best.validation_pixel_accuracy,
-            "score_combination": _combination(discriminator),
+            "score_combination": score_combination(discriminator.judge),
         },
-        versions=_versions(),
+        versions=versions(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     storage.put(storage.join(model_url, "history.csv"), history_csv(progress.history))
@@ -196,12 +194,3 @@ def _save(
     storage.put(storage.join(model_url, "curves.png"), history_png(progress.history, judging))
     save_bundle(model_url, card, *weights)
     return card
-
-
-def _combination(discriminator: Discriminator) -> dict[str, float]:
-    return dict(zip(("bias", *SCORE_PARTS), discriminator.judge.combination.tolist(), strict=True))
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: importlib.metadata.version(name) for name in ("segpipe", "torch", "numpy", "pillow")}
-    return {"python": platform.python_version(), **packages}

@@ -50,7 +50,7 @@ PARTS = Parts(torch.arange(30), torch.arange(30, 50), torch.arange(50, 60))
 class BlindGenerator(nn.Module):
     """Tells red from the others by the pixel, and surely; calls blue green, as surely."""
 
-    output_stride = 2
+    output_stride = judged_stride = 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -378,7 +378,9 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
     scoring = begin_without_a_game(colour_blocks(60, seed=3), views=400)
     scoring.run(lambda: None)
     labels = own_masks()
-    ious = [image_iou(truth.numpy(), mask.numpy(), 3, IGNORED) for truth, mask in zip(TRUTH, labels, strict=True)]
+    ious = [
+        image_iou(truth.numpy(), mask.numpy(), 3, IGNORED) for truth, mask in zip(TRUTH, labels, strict=True)
+    ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
     assert scoring.judge.combination.tolist() != [0, 1, 0, 0, 0], "the unseen tuning images fit the score"
 

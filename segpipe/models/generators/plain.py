@@ -13,7 +13,7 @@ class PlainGenerator(Generator, nn.Sequential):
     The published sigmoid (one channel) or softmax (K channels) is applied by `models.masks.probabilities`.
     """
 
-    output_stride = 1
+    output_stride = judged_stride = 1
     size_multiple = 1
 
     def __init__(self, mask_channels: int) -> None:

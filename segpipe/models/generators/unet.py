@@ -43,7 +43,7 @@ class UNetGenerator(Generator):
     the logits are upsampled to each image's own size.
     """
 
-    output_stride = 2
+    output_stride = judged_stride = 2
     size_multiple = 16
 
     def __init__(self, mask_channels: int, widths: tuple[int, int, int, int] = UNET_WIDTHS) -> None:
