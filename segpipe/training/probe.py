@@ -46,7 +46,7 @@ def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[
         raise ModelError(
             "the network gives an image other outputs alone than beside another: export it for inference"
         )
-    one_size = found.own_size is not None or other == size or not _takes(network, other, stride)
+    one_size = found.own_size is not None or (other != size and not _takes(network, other, stride))
     return Probed(both.shape[1], stride, one_size)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from labelled_sets import png, write_set
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
-
-from labelled_sets import png, write_set
 
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 SIZE = (64, 96)

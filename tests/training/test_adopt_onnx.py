@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign_networks import SIZE, write_coloured_set, write_onnx
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
 import segpipe
-from foreign_networks import SIZE, write_coloured_set, write_onnx
 from segpipe.cli import run
 from segpipe.config import AdoptSettings, CalibrateSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample

@@ -232,18 +232,24 @@ def _normalisation(
             f"{url}/{PROCESSOR} crops images (do_center_crop), so its masks would not cover them: set it to "
             "false if the network can do without"
         )
-    factor = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
-    normalises = processor.get("do_normalize", True)
-    means, deviations = (
-        processor.get(name, default) if normalises else default
-        for name, default in (("image_mean", (0.0,) * 3), ("image_std", (1.0,) * 3))
-    )
-    if normalises and not ("image_mean" in processor and "image_std" in processor):
-        raise ModelError(f"{url}/{PROCESSOR} gives no image_mean and image_std: add them")
-    if len(means) != 3 or len(deviations) != 3:
-        raise ModelError(f"{url}/{PROCESSOR}: image_mean and image_std are three numbers each: correct them")
-    mean, deviation = (tuple(float(v) / (255 * factor) for v in values) for values in (means, deviations))
-    return (mean[0], mean[1], mean[2]), (deviation[0], deviation[1], deviation[2])
+    if not processor.get("do_normalize", True):
+        processor = {**processor, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1.0
+    mean, deviation = (processor.get(name) for name in ("image_mean", "image_std"))
+    if not (_are_numbers(mean) and _are_numbers(deviation) and _are_numbers([factor] * 3)):
+        raise ModelError(
+            f"{url}/{PROCESSOR} has no three numbers each as image_mean and image_std: correct it"
+        )
+    return _scaled(mean, 255 * factor), _scaled(deviation, 255 * factor)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 3 and all(type(one) in (int, float) for one in values)
+
+
+def _scaled(values: Any, by: float) -> tuple[float, float, float]:
+    first, second, third = (float(value) / by for value in values)
+    return first, second, third
 
 
 def _channels(processor: Mapping[str, Any]) -> Channels:
