@@ -56,6 +56,15 @@ def test_settings_take_the_names_of_the_table_alone(field: str, table: Mapping[s
     assert TrainSettings.model_json_schema()["properties"][field]["enum"] == list(table)  # Prefect's form
 
 
+def test_every_foreign_kind_reads_and_builds_and_has_an_architecture() -> None:
+    for name in kinds.FOREIGN_GENERATORS:
+        module = kinds.module_of(kinds.FOREIGN_GENERATORS, name, "foreign generator")
+        assert callable(module.read)
+        assert callable(module.build)
+        assert kinds.ADOPTED_ARCHITECTURES[name].discriminator in kinds.DISCRIMINATORS
+        assert name not in kinds.ARCHITECTURES, "nobody trains one by --architecture"
+
+
 def test_architectures_name_generators_and_discriminators_that_exist() -> None:
     for architecture in kinds.ARCHITECTURES.values():
         assert architecture.generator in kinds.GENERATORS

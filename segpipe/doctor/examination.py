@@ -24,6 +24,7 @@ def examine(settings: DoctorSettings) -> Iterator[Finding]:
 def _checks(settings: DoctorSettings) -> list[Check]:
     checks: list[Check] = [
         ("versions", machine.check_versions),
+        ("adopted models", machine.check_extras),
         ("device", machine.check_device),
         ("disk", partial(machine.check_disk, settings.output)),
         ("source", partial(places.check_source, settings.source)),

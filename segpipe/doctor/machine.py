@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from segpipe import storage
 from segpipe.doctor.findings import Finding
+from segpipe.kinds import FOREIGN_GENERATORS
 
 LEAST_FREE_BYTES = 2 * 10**9  # a plan of many millions of images spills to disk
 
@@ -26,6 +27,28 @@ def check_versions() -> Finding:
         )
     shown = ", ".join(f"{name} {version(name)}" for name in ("segpipe", "torch", "prefect"))
     return Finding("versions", "ok", f"python {platform.python_version()}, {shown}")
+
+
+def check_extras() -> Finding:
+    """Whether models can be loaded whose generator segpipe did not build."""
+    needed = [Requirement(text) for text in requires("segpipe") or []]
+    problems = {
+        extra: [text for one in needed if _is_of(one, extra) and (text := _unfit(one))]
+        for extra in FOREIGN_GENERATORS
+    }
+    lacking = [extra for extra, found in problems.items() if found]
+    if not lacking:
+        return Finding("adopted models", "ok", f"{' and '.join(FOREIGN_GENERATORS)} can be loaded")
+    return Finding(
+        "adopted models",
+        "skip",
+        ", ".join(text for extra in lacking for text in problems[extra]),
+        f"pip install 'segpipe[{','.join(lacking)}]' where such a model is used",
+    )
+
+
+def _is_of(needed: Requirement, extra: str) -> bool:
+    return needed.marker is not None and needed.marker.evaluate({"extra": extra})
 
 
 def _unfit(needed: Requirement) -> str | None:

@@ -262,6 +262,20 @@ def test_a_package_out_of_range_is_named_with_what_is_wanted(monkeypatch: pytest
     assert found.found == f"numpy {np.__version__} is not <1, no-such-package is missing"
 
 
+def test_what_an_adopted_model_lacks_here_is_said_and_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [
+        "numpy>=2; extra == 'transformers'",
+        "no-such-package>=2; extra == 'onnx'",
+        "absent; extra == 'dev'",
+    ]
+    monkeypatch.setattr(machine, "requires", lambda _: wanted)
+    found = machine.check_extras()
+    assert (found.status, found.found) == ("skip", "no-such-package is missing")
+    assert "pip install 'segpipe[onnx]'" in str(found.remedy)
+    monkeypatch.setattr(machine, "requires", lambda _: wanted[:1])
+    assert machine.check_extras().status == "ok"
+
+
 def test_a_full_disk_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=10**9)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign_networks import write_coloured_set, write_onnx
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from flows import train as train_module
 from flows.train import train
-from segpipe import storage
+from segpipe import load_model, storage
 from segpipe.config import CalibrateSettings, TrainSettings
 from segpipe.errors import StorageError
 
@@ -71,6 +72,22 @@ def test_a_retry_goes_on_from_the_checkpoint(
     assert state.is_completed(), state.message
     assert state.result()["epochs"] == 2
     assert "Promise**: none" in page(state)
+
+
+def test_a_network_of_others_is_adopted_by_the_same_flow(tmp_path: Path) -> None:
+    data = str(write_coloured_set(tmp_path / "discs"))
+    (tmp_path / "map.json").write_text('{"classes": {"0": "ground", "1": "disc"}}')
+    network = {"path": str(write_onnx(tmp_path / "net.onnx")), "class_map": str(tmp_path / "map.json")}
+    others = {"data": data, "split": "val", "output": "logits", "epochs": 1, "device": "cpu"}
+    model = str(tmp_path / "model")
+    promise = CalibrateSettings(
+        model=model, data=data, split="calibration", min_iou=0.1, max_bad_fraction=0.5
+    )
+    state = train({**network, **others, "model": model}, promise, return_state=True)  # as a form sends it
+    assert state.is_completed(), state.message
+    assert state.result()["images"] == 12
+    assert "the judge has learnt on 12 images" in page(state)
+    assert f"id `{load_model(model, 'cpu').model_id}`" in page(state)
 
 
 def test_a_finished_model_fails_the_run_at_once_with_one_line(streets: str, trained_model: str) -> None:

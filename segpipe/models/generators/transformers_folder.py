@@ -202,7 +202,10 @@ def _weight_files(url: str, names: set[str]) -> list[str]:
     if WEIGHTS in names:
         return [WEIGHTS]
     if INDEX in names:
-        shards = _read_json(url, INDEX, "")["weight_map"].values()
+        weight_map = _read_json(url, INDEX, "copy it again").get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise ModelError(f"{url}/{INDEX} has no weight_map: copy it again")
+        shards = weight_map.values()
         return [INDEX, *sorted({Path(str(shard)).name for shard in shards})]
     pickled = sorted(name for name in names if name.endswith(PICKLED))
     if pickled:
