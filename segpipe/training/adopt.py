@@ -257,7 +257,7 @@ def _save(
         digest=digest,
         spec=spec,
         training_data=_training_data(settings, dataset),
-        training_settings=settings.model_dump(mode="json", exclude={"data", "model", "path"}),
+        training_settings=settings.model_dump(mode="json", exclude={"data", "model", "path", "class_map"}),
         metrics={
             "split": settings.split,
             "mean_iou": quality.mean_iou,

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from foreign_networks import SIZE, write_coloured_set, write_onnx
 from onnx import TensorProto
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import segpipe
@@ -83,6 +85,25 @@ def test_everything_after_it_takes_the_bundle_as_any_other(discs: str, copied: P
     assert policy.model_digest == load_bundle(str(copied), "cpu").digest
     with pytest.raises(DatasetError, match="trained on"):
         calibrate(CalibrateSettings(data=discs, model=str(copied), split="val", **target))
+
+
+def test_it_labels_a_bucket_with_a_promise_and_odd_sizes(discs: str, copied: Path, tmp_path: Path) -> None:
+    target = {"min_iou": 0.5, "max_bad_fraction": 0.3, "confidence": 0.8}
+    calibrate(CalibrateSettings(data=discs, model=str(copied), split="calibration", **target))
+    source, output = tmp_path / "source", tmp_path / "output"
+    shutil.copytree(Path(discs) / "train" / "images", source)
+    for name, shape in (("thin", (40, 1)), ("flat", (1, 40)), ("dot", (1, 1))):
+        Image.fromarray(np.full((*shape, 3), (60, 60, 200), np.uint8)).save(source / f"{name}.png")
+    arguments = ["--model", str(copied), "--device", "cpu"]
+    assert run(["label", str(source), str(output), *arguments]) == 0
+    rows = pd.read_parquet(output / "manifests").set_index("image_uri")
+    assert len(rows) == 9
+    assert set(rows.decision) <= {"accepted", "review"}
+    assert "accepted" in set(rows.decision)
+    sizes = {Path(uri).stem: (row.image_height, row.image_width) for uri, row in rows.iterrows()}
+    assert (sizes["thin"], sizes["flat"], sizes["dot"]) == ((40, 1), (1, 40), (1, 1))
+    assert set(rows.model_id) == {load_bundle(str(copied), "cpu").model_id}
+    assert run(["plan", str(source), str(output), "--model", str(copied)]) == 0
 
 
 def test_one_seed_gives_the_same_model_and_another_network_another(

@@ -199,6 +199,28 @@ def test_code_in_the_folder_does_not_run(discs: str, copied: Path, tmp_path: Pat
     assert not mark.exists()
 
 
+def test_a_bundle_brings_transformers_nothing_but_configuration_and_weights(
+    taught: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+
+    files = {path.name: path.read_bytes() for path in taught.iterdir()}
+    files |= {"adapter_config.json": b"{}", "pytorch_model.bin": b"", "planted.py": b""}
+    there: list[str] = []
+    real = transformers.SegformerForSemanticSegmentation.from_pretrained
+
+    def watched(folder: str, **values: Any) -> Any:
+        there.extend(path.name for path in Path(folder).iterdir())
+        return real(folder, **values)
+
+    monkeypatch.setattr(transformers.SegformerForSemanticSegmentation, "from_pretrained", watched)
+    transformers_folder.build(files)
+    assert sorted(there) == ["config.json", "model.safetensors"]
+    index = json.dumps({"weight_map": {"a": "../../other.safetensors"}}).encode()
+    with pytest.raises(ModelError, match="names files that are not there"):
+        transformers_folder.build(files | {"model.safetensors.index.json": index})
+
+
 @pytest.mark.parametrize("key", ["reduce_labels", "do_reduce_labels"])
 def test_outputs_without_names_begin_at_one_where_labels_were_reduced(
     discs: str, taught: Path, tmp_path: Path, key: str

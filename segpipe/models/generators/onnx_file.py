@@ -148,7 +148,7 @@ def _tensors(onnx: Any, message: Any) -> Iterator[Any]:
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for one in value if field.is_repeated else [value]:
+            for one in [value] if hasattr(value, "ListFields") else value:
                 yield from _tensors(onnx, one)
 
 

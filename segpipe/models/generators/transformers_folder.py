@@ -91,8 +91,8 @@ def build(files: Mapping[str, bytes]) -> nn.Module:
     _require_known("the generator", config)
     head = getattr(transformers, config["architectures"][0])
     with TemporaryDirectory() as folder:
-        for name, content in files.items():
-            (Path(folder) / name).write_bytes(content)
+        for name in _loaded(files):
+            (Path(folder) / name).write_bytes(files[name])
         try:
             network, told = head.from_pretrained(
                 folder,
@@ -109,6 +109,13 @@ def build(files: Mapping[str, bytes]) -> nn.Module:
             raise ModelError(_unfit(error)) from error
     _require_all_weights(told)
     return TransformersNetwork(network)
+
+
+def _loaded(files: Mapping[str, bytes]) -> list[str]:
+    """The names of what transformers is to find: it would also take up adapters and the like."""
+    if INDEX in files and not set(json.loads(files[INDEX])["weight_map"].values()) <= set(files):
+        raise ModelError(f"the generator's {INDEX} names files that are not there: copy them again")
+    return [name for name in files if name in (CONFIG, INDEX) or name.endswith(".safetensors")]
 
 
 def _transformers() -> ModuleType:
