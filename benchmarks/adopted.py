@@ -1,6 +1,6 @@
 """A network trained with transformers' own loop, adopted: are its masks its own, does the judge know them?
 
-    python benchmarks/adopted.py DATA --folder FOLDER [--network segformer|upernet] [--minutes 5] [--seeds 0,1]
+    python benchmarks/adopted.py DATA --folder FOLDER [--network segformer|upernet] [--minutes 5]
 
 Teaches a small network, from random weights, three fifths of split train (in whole runs of keys) for so many
 minutes, adopts it with a judge that learns on the other two, and measures on split val: the share of pixels

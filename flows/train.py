@@ -109,8 +109,8 @@ def train(
             masks of the model go to review.
 
     Returns:
-        model, model_id, mean_iou, pixel_accuracy, seconds, warnings; of a training epochs and best_epoch, of a
-        network that was adopted images.
+        model, model_id, mean_iou, pixel_accuracy, seconds, warnings; of a training epochs and best_epoch, of
+        a network that was adopted images.
     """
     try:
         _require_same_model(settings, calibration)

@@ -220,7 +220,7 @@ def adopt(path: str, as_json: bool, **values: object) -> None:
     settings = build(AdoptSettings, {"path": path, **values})
     from segpipe.training.adopt import adopt
 
-    _print_result(asdict(adopt(settings)), as_json)
+    show_result(asdict(adopt(settings)), as_json)
 
 
 @cli.command()
