@@ -241,15 +241,18 @@ def _load_generator(spec: ModelSpec, content: bytes, root: str, device: str) -> 
         generator = build_generator(spec.networks.generator, spec.mask_channels)
         _fill(generator, content, root)
         return stand_still(generator, device)
-    foreign = stand_still(foreign_generator(spec, _foreign_files(spec.foreign, root)), device)
-    check_test_vector(foreign, content, spec.mean, spec.standard_deviation, device)
+    files = _foreign_files(spec.foreign, root)
+    try:
+        foreign = stand_still(foreign_generator(spec, build_network(spec.networks.generator, files)), device)
+        check_test_vector(foreign, content, spec.mean, spec.standard_deviation, device)
+    except ModelError as error:
+        raise ModelError(f"model at {root}: {error}") from error
     return foreign
 
 
-def foreign_generator(spec: ModelSpec, files: Mapping[str, bytes]) -> ForeignGenerator:
-    """The generator of a spec that names a foreign one, of its files. Raises ModelError."""
+def foreign_generator(spec: ModelSpec, network: nn.Module) -> ForeignGenerator:
+    """The generator of a spec that names a foreign one, of the network itself."""
     assert spec.foreign is not None
-    network = build_network(spec.networks.generator, files)
     return ForeignGenerator(network, spec.foreign, (spec.mean, spec.standard_deviation), len(spec.classes))
 
 

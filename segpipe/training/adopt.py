@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 from segpipe import storage
 from segpipe.config import AdoptSettings, three_numbers, working_size
@@ -46,7 +47,7 @@ from segpipe.training.learnt_images import keep_seen
 from segpipe.training.probe import Probed, probe
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.recipe import VIEWS
-from segpipe.training.sanity import require_sense
+from segpipe.training.sanity import doubts, require_sense
 from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
 
 logger = logging.getLogger(__name__)
@@ -85,14 +86,16 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     dataset = open_dataset(settings.data)
     facts = look_through(dataset, settings.split)
     warnings = list(say(_checked(facts, settings)))
-    spec = _make_spec(settings, kind, found, dataset, facts)
+    network = build_network(kind, found.files)
+    spec = _make_spec(settings, kind, found, network, dataset, facts)
     warnings += say(_unmapped(spec))
     device = choose_device(settings.device)
-    generator = stand_still(foreign_generator(spec, found.files), device)
+    generator = stand_still(foreign_generator(spec, network), device)
     torch.manual_seed(settings.seed)
     discriminator = build_discriminator(spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with load_samples(dataset, facts.usable, spec.working_size) as labelled:
         quality = require_sense(generator, labelled, spec, device)
+        warnings += say(doubts(generator, labelled, spec, device))
         rounds = _teach(settings, spec, generator, discriminator, labelled, device)
     keep_seen(model_url, set(facts.digests))
     card = _save(settings, spec, dataset, quality, (generator, discriminator), found, rounds)
@@ -141,10 +144,15 @@ def _checked(facts: SplitFacts, settings: AdoptSettings) -> list[str]:
 
 
 def _make_spec(
-    settings: AdoptSettings, kind: str, found: Found, dataset: Dataset, facts: SplitFacts
+    settings: AdoptSettings,
+    kind: str,
+    found: Found,
+    network: nn.Module,
+    dataset: Dataset,
+    facts: SplitFacts,
 ) -> ModelSpec:
     size = _working_size(settings, found, facts)
-    probed = probe(build_network(kind, found.files), found, size, crop_size(size))
+    probed = probe(network, found, size, crop_size(size))
     classes = _foreign_classes(found, probed)
     return ModelSpec(
         architecture=kind,

@@ -22,6 +22,8 @@ from segpipe.training.labelled_pixels import LabelledPixels
 BATCH = 8
 # Images on which other readings of the network are tried.
 TRIED = 32
+# How much higher the mean IoU of another reading is before it is spoken of.
+FAR_BETTER = 0.05
 ZEROS, ONES, HALVES = (0.0,) * 3, (1.0,) * 3, (0.5,) * 3
 NORMALISATIONS: dict[str, dict[str, Any]] = {
     "ImageNet's mean and deviation": {
@@ -61,20 +63,43 @@ def _commonest_alone(confusion: np.ndarray) -> np.ndarray:
     return alone
 
 
+def doubts(generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str) -> list[str]:
+    """A line when another reading of the network suits some of the images far better."""
+    count = min(TRIED, len(labelled))
+    confusion = _confusion(generator, labelled, spec, device, count)
+    now = _mean_iou(confusion)
+    best, found = _best_reading(generator, labelled, spec, device, confusion)
+    if found < now + FAR_BETTER:
+        return []
+    return [f"mean IoU {now:.3f} on {count} images of the split would be {found:.3f} if {best}: is it so?"]
+
+
 def _cause(
     generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str, confusion: np.ndarray
 ) -> str:
     """The reading of the network under which its masks are best, in words."""
+    best, found = _best_reading(generator, labelled, spec, device, confusion)
+    if found < _mean_iou(_commonest_alone(confusion)):
+        return "it was trained on other images or for other classes"
+    return f"{best} (mean IoU {found:.3f} that way)"
+
+
+def _best_reading(
+    generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str, confusion: np.ndarray
+) -> tuple[str, float]:
+    """The other reading, in words, that gives the highest mean IoU on some of the images, and that."""
     count = min(TRIED, len(labelled))
     found = {
-        words: segmentation_metrics(_confusion(other, labelled, spec, device, count)).mean_iou
+        words: _mean_iou(_confusion(other, labelled, spec, device, count))
         for words, other in _readings(generator, spec, device)
     }
-    found |= {"the class map: the classes look exchanged": _best_map(confusion)}
+    found["the class map has exchanged classes"] = _best_map(confusion)
     best = max(found, key=lambda words: found[words])
-    if found[best] < segmentation_metrics(_commonest_alone(confusion)).mean_iou:
-        return "it was trained on other images or for other classes"
-    return f"{best} (mean IoU {found[best]:.3f} that way)"
+    return best, found[best]
+
+
+def _mean_iou(confusion: np.ndarray) -> float:
+    return segmentation_metrics(confusion).mean_iou
 
 
 def _best_map(confusion: np.ndarray) -> float:
@@ -82,7 +107,7 @@ def _best_map(confusion: np.ndarray) -> float:
     rows, columns = linear_sum_assignment(confusion, maximize=True)
     called = np.zeros_like(confusion)
     called[:, rows] = confusion[:, columns]
-    return segmentation_metrics(called).mean_iou
+    return _mean_iou(called)
 
 
 def _readings(
@@ -96,7 +121,7 @@ def _readings(
     )
     for words, values in NORMALISATIONS.items():
         if any(getattr(foreign, name) != value for name, value in values.items()):
-            yield f"the normalisation: it wants {words}", _reading(generator, spec, device, **values)
+            yield f"its normalisation is {words}", _reading(generator, spec, device, **values)
 
 
 def _reading(generator: ForeignGenerator, spec: ModelSpec, device: str, **changes: Any) -> ForeignGenerator:

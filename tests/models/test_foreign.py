@@ -86,6 +86,7 @@ def test_masks_are_judged_at_a_half_to_a_quarter(stride: int, judged: int) -> No
 def test_the_same_names_are_the_same_classes_and_numbers_stand_for_nameless_ones() -> None:
     assert by_name(("sky", "road"), ("road", "sky"), 0) == (1, 0)
     assert by_name(("LABEL_0", "LABEL_1"), ("road", "sky"), 0) == (0, 1)
+    assert by_name(("0", "1"), ("road", "sky"), 0) == (0, 1)
 
 
 @pytest.mark.parametrize(

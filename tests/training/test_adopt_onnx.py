@@ -230,8 +230,8 @@ def test_what_can_run_code_is_refused_by_its_name_unread(discs: str, tmp_path: P
             {},
             r"makes no sense .*'ground' everywhere has 0\.4\d+; likely cause: its channels are bgr",
         ),
-        ({"gain": 0.1, "bias": 5.0}, {}, r"likely cause: the normalisation: it wants values of 0 to 255"),
-        ({}, {"class_map": "exchanged"}, r"likely cause: (its channels|the class map)"),
+        ({"gain": 0.1, "bias": 5.0}, {}, r"likely cause: its normalisation is values of 0 to 255"),
+        ({}, {"class_map": "exchanged"}, r"likely cause: (its channels are bgr|the class map has exchanged)"),
     ],
     ids=["swapped channels", "normalisation", "class map"],
 )
@@ -243,6 +243,18 @@ def test_masks_worse_than_one_class_everywhere_stop_it_with_the_likely_cause(
     if options:
         options = {"class_map": str(class_map(tmp_path, "disc", "ground"))}
     assert re.search(said, refusal(discs, write_onnx(tmp_path / "net.onnx", **network), **options))
+
+
+def test_a_reading_that_suits_the_images_far_better_is_said(
+    discs: str, adopted: AdoptResult, tmp_path: Path
+) -> None:
+    path = write_onnx(tmp_path / "net.onnx", gain=1.0, bias=-0.2)
+    found = adopt(settings(discs, path, tmp_path / "model", range="0..255", epochs=1))
+    assert found.mean_iou > 0.9
+    assert not [line for line in (*found.warnings, *adopted.warnings) if "would be" in line]
+    faint = write_onnx(tmp_path / "faint.onnx", gain=1.0, bias=-20.0)
+    said = adopt(settings(discs, faint, tmp_path / "faint", epochs=1)).warnings
+    assert "would be 1.000 if its normalisation is values of 0 to 255: is it so?" in said[-1]
 
 
 @pytest.mark.parametrize(
