@@ -71,7 +71,7 @@ def test_it_computes_in_float32_where_others_do_not() -> None:
         inside = generator(image)
         halved = generator.network(image)
     with torch.no_grad():
-        assert torch.equal(inside, generator(image))
+        assert torch.equal(inside, generator.network(image))
     assert halved.dtype == torch.bfloat16, "which the network alone would have done"
 
 
