@@ -23,10 +23,10 @@ def top_level(wheel: str) -> set[str]:
 
 def write_labelled(root: Path) -> None:
     """Six squares, bright on dark, in two splits."""
-    for split, n in (("train", 4), ("val", 2)):
+    for split, numbers in (("train", range(4)), ("val", range(4, 6))):
         for folder in ("images", "masks"):
             (root / split / folder).mkdir(parents=True)
-        for number in range(n):
+        for number in numbers:
             mask = np.zeros((64, 64), np.uint8)
             mask[8 + number : 40, 8:40] = 1
             image = np.repeat(mask[:, :, None] * 180 + 30, 3, axis=2).astype(np.uint8)
