@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "groups.csv"
 COLUMNS = ("key", "group")
+MAX_BYTES = 2**28  # some millions of lines
 
 
 def read_groups(dataset: Dataset) -> dict[str, str] | None:
@@ -25,7 +26,7 @@ def read_groups(dataset: Dataset) -> dict[str, str] | None:
     """
     uri = groups_uri(dataset)
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
+        text = storage.read(uri, MAX_BYTES).data.decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         return _checked(rows, uri)
     except NotFoundError:

@@ -29,14 +29,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from segpipe import storage
-from segpipe.addresses import folded, is_local
+from segpipe.addresses import folded, is_local, require_address
 from segpipe.config import LabelSettings, Location
-from segpipe.errors import RunError, SegpipeError
+from segpipe.errors import AddressError, RunError, SegpipeError
 from segpipe.printable import is_printable
 from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 16 * 2**20
 _WILDCARD = re.compile(r"[*?\[]")
 _URL = re.compile(r"([A-Za-z][\w+.:-]*://)?(.*)", re.DOTALL)
 
@@ -106,8 +107,8 @@ class Source:
 def read_sources(url: str) -> SourcesFile:
     """The sources file at this URL. Raises RunError, NotFoundError, StorageError."""
     try:
-        content = tomllib.loads(storage.read_bytes(url).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(storage.read(url, MAX_BYTES).data.decode())
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{url} is no TOML file: {error}; correct it") from None
     unknown = content.keys() - {"state", "queue", "defaults", "source"}
     if unknown:
@@ -269,7 +270,15 @@ def _is_plain_name(name: str) -> bool:
     """Whether it may become a part of an OUTPUT's name: nothing climbs, hides, steers a terminal or has two
     spellings for one place."""
     odd = name in ("", ".", "..") or "\\" in name or name != name.strip()
-    return not odd and is_printable(name)
+    return not odd and is_printable(name) and _is_address(f"/{name}")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        require_address(text)
+    except AddressError:
+        return False
+    return True
 
 
 def _own_places(file: SourcesFile) -> list[list[str]]:
