@@ -33,6 +33,7 @@ TABLES = st.builds(
 @example(b"key,group\na," + b"x" * 1_000_000)
 @example(b"key,group\n" + b"," * 1_000_000)
 @example(b"key,group\na\0,b")
+@example(b'key,group\n"a\r",v\n')
 def test_a_groups_file(content: bytes) -> None:
     dataset = Dataset(f"memory://groups-{next(NUMBERS)}", "d", ("a", "b"), 255)
     storage.put(f"{dataset.root}/groups.csv", content)

@@ -155,10 +155,13 @@ def _current_objects(batch: pa.RecordBatch, url: str, is_csv: bool, skipped: Cou
 
 def _columns(batch: pa.RecordBatch, url: str) -> dict[str, pa.Array]:
     """By their names in small letters."""
-    columns = {name.lower(): column for name, column in zip(batch.schema.names, batch.columns, strict=True)}
-    if len(columns) < batch.num_columns:
-        raise _malformed(url, f"names a column twice ({', '.join(batch.schema.names)})")
-    return columns
+    try:
+        names = [name.lower() for name in batch.schema.names]
+    except UnicodeDecodeError as error:
+        raise _malformed(url, f"has a column whose name is no UTF-8 ({error})") from None
+    if len(set(names)) < len(names):
+        raise _malformed(url, f"names a column twice ({', '.join(names)})")
+    return dict(zip(names, batch.columns, strict=True))
 
 
 def _flags(column: pa.Array | None, n_rows: int, url: str, *, missing: bool) -> pa.Array:

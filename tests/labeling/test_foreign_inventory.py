@@ -69,6 +69,8 @@ def parquet(columns: dict[str, Any], **options: Any) -> bytes:
 @given(st.sampled_from(["csv", "csv.gz"]), damaged(CSV), st.booleans())
 @example("csv", b"uri,uri\na,b\n", False)
 @example("csv", b"uri,size\n", False)
+@example("csv", b"uri,\x80\nmemory://raw/a,1\n", False)
+@example("csv", b"\n\x80ri,etag\na,b\n", False)
 @example("csv", b"", False)
 @example("csv", b"x" * 9_000_000, False)
 @example("csv", b"uri\nmemory://raw/\xff.jpg\n", False)

@@ -56,7 +56,7 @@ def texts(content: dict[str, Any]) -> st.SearchStrategy[str]:
     return st.one_of(whole, whole, cut, odd)
 
 
-def is_one_line(error: Exception) -> bool:
+def is_one_line(error: Exception | str) -> bool:
     """Whether a terminal shows the message as one line and nothing steers it."""
     return bool(str(error)) and is_printable(str(error))
 
