@@ -95,7 +95,7 @@ def open_dataset(root: str) -> Dataset:
         raise DatasetError(
             f"{uri} is missing: a data set's root needs it, with name, classes and ignore_index"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"{uri} is not valid JSON ({error}): correct it") from None
     if not isinstance(description, dict):
         raise DatasetError(f'{uri} must be a JSON object such as {{"classes": ["background", "cell"]}}')

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from segpipe import storage
+from segpipe.csv_text import csv_text
 from segpipe.datasets import Dataset
 from segpipe.errors import DatasetError, NotFoundError
 
@@ -16,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 FILE = "groups.csv"
 COLUMNS = ("key", "group")
+MAX_BYTES = 2**28  # some millions of lines
 
 
 def read_groups(dataset: Dataset) -> dict[str, str] | None:
@@ -25,7 +27,7 @@ def read_groups(dataset: Dataset) -> dict[str, str] | None:
     """
     uri = groups_uri(dataset)
     try:
-        text = storage.read_bytes(uri).decode("utf-8-sig")
+        text = storage.read(uri, MAX_BYTES).data.decode("utf-8-sig")
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         return _checked(rows, uri)
     except NotFoundError:
@@ -41,10 +43,7 @@ def groups_uri(dataset: Dataset) -> str:
 
 def write_groups(dataset: Dataset, groups: Mapping[str, str]) -> None:
     """Write groups.csv, sorted by key. StorageError."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([COLUMNS, *sorted(groups.items())])
-    storage.put(groups_uri(dataset), text.getvalue().encode())
+    storage.put(groups_uri(dataset), csv_text(COLUMNS, sorted(groups.items())))
 
 
 def image_groups(dataset: Dataset, keys: Sequence[str], pattern: str | None) -> list[str] | None:

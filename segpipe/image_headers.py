@@ -34,7 +34,10 @@ _READERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb"P[1-6f]\s"), PpmImageFile),
 )
 _OTHER_FORMATS = (
-    (re.compile(rb"....ftyp", re.DOTALL), "HEIC, AVIF or a video"),
+    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF"),
+    (re.compile(rb"....ftyphe[iv][cmsx]", re.DOTALL), "HEIC"),
+    (re.compile(rb"....ftypm(?:if|sf)1", re.DOTALL), "HEIF (HEIC or AVIF)"),
+    (re.compile(rb"....ftyp", re.DOTALL), "a video (MP4, QuickTime) or a camera's raw file"),
     (re.compile(rb"\0\0\0\x0cjP  "), "JPEG 2000"),
     (re.compile(rb"\0\0\0\x0cJXL |\xff\x0a"), "JPEG XL"),
     (re.compile(rb"8BPS"), "Photoshop"),

@@ -101,8 +101,17 @@ def _free_target(dataset: Dataset, target: str) -> str:
     except NotFoundError:
         found = None
     if found is not None:
-        raise DatasetError(f"{redact(root)} is not empty, it holds {found.key}: give an empty TARGET")
+        raise DatasetError(_occupied(root, found.key))
     return root
+
+
+def _occupied(root: str, key: str) -> str:
+    if storage.exists(storage.join(root, DESCRIPTION)):
+        return f"{redact(root)} is not empty, it holds {key}: give an empty TARGET"
+    return (
+        f"{redact(root)} is not empty, it holds {key} and no {DESCRIPTION}, as a split that did not end: "
+        "remove the folder, or give an empty TARGET"
+    )
 
 
 def _samples_by_key(facts: Sequence[SplitFacts]) -> dict[str, Sample]:

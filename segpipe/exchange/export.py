@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from segpipe import storage
+from segpipe.csv_text import csv_text
 from segpipe.errors import NotFoundError, RunError
 from segpipe.exchange.exports.items import Item, LeftOut, Target, accepted_items
 from segpipe.exchange.exports.table import writer
-from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED, csv_text
+from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED
 from segpipe.images import class_palette
 from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact
@@ -85,8 +86,14 @@ def _require_empty(root: str) -> None:
         first = next(storage.list_objects(root), None)
     except NotFoundError:
         return
-    if first is not None:
-        raise RunError(f"{redact(root)} is not empty: export to a folder of its own")
+    if first is None:
+        return
+    if storage.exists(storage.join(root, UNFINISHED)):
+        raise RunError(
+            f"{redact(root)} holds an export that did not end: remove the folder and export again, or export "
+            "to another one"
+        )
+    raise RunError(f"{redact(root)} is not empty: export to a folder of its own")
 
 
 def _index_csv(items: Iterable[Item]) -> bytes:

@@ -13,13 +13,14 @@ from pathlib import PurePosixPath
 from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.config import ImportSettings
+from segpipe.csv_text import csv_text
 from segpipe.datasets import described, write_dataset
 from segpipe.errors import DatasetError, NotFoundError
 from segpipe.exchange.imports.copying import Copied, Place, copy
 from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage, LeftOut
 from segpipe.exchange.imports.source import Source, open_source
 from segpipe.exchange.imports.table import reader
-from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED, csv_text
+from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED
 from segpipe.images import MAX_PIXELS
 from segpipe.progress import track
 from segpipe.redaction import redact

@@ -23,7 +23,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from segpipe import storage
 from segpipe.config import A_DAY
-from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, StorageError
+from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, StorageError, TooLargeError
 from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _FIRST_POLL_SECONDS = 0.1
 _LONGEST_POLL_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 4
+_MAX_BYTES = 2**16
 _NAME = re.compile(r"[0-9]{8,1000}")
 _Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
@@ -215,7 +216,9 @@ def _live_claim(folder: str) -> _Found:
         if generation == 0:
             return _Found(0, b"")
         try:
-            return _Found(generation, storage.read_bytes(_claim_uri(folder, generation)))
+            return _Found(generation, storage.read(_claim_uri(folder, generation), _MAX_BYTES).data)
+        except TooLargeError:
+            return _Found(generation, b"")  # as good as damaged
         except NotFoundError:
             continue  # a newer claim came and its owner tidied this one up
 

@@ -39,6 +39,7 @@ OUTSIDE = "outside SOURCE"
 DELETED = "deleted or an older version"
 _BATCH_ROWS = 50_000
 _COPY_BYTES = 8 * 2**20
+_MAX_REPORT_BYTES = 64 * 2**20
 _FORMATS = (".parquet", ".csv", ".csv.gz")
 _COLUMNS = ("uri", "key", "etag", "size", "storage_class")
 _S3_COLUMNS = {  # as the CSV schema and as the Parquet schema of S3 Inventory name them
@@ -85,7 +86,7 @@ def _read_file(url: str, source: str, _skipped: Counter[str]) -> Batches:
     if not url.endswith(_FORMATS):
         raise _malformed(url, f"is neither manifest.json nor one of {', '.join(_FORMATS)}")
     for batch in _rows(_ListFile(url)):
-        columns = {name.lower(): batch[name] for name in batch.schema.names}
+        columns = _columns(batch, url)
         known = {name: columns[name] for name in _COLUMNS if name in columns}
         if "uri" not in known and "key" not in known:
             raise _malformed(url, f"has no column uri or key, only {', '.join(batch.schema.names)}")
@@ -111,13 +112,16 @@ def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
 def _report(url: str) -> dict:
     """manifest.json, checked; RunError when it is none."""
     try:
-        report = json.loads(storage.read_bytes(url))
+        report = json.loads(storage.read(url, _MAX_REPORT_BYTES).data)
+        json.dumps(report, ensure_ascii=False).encode()  # half a character is in no bucket's name
         for name in ("sourceBucket", "destinationBucket", "fileFormat", "fileSchema"):
             if not isinstance(report[name], str):
                 raise TypeError(f"{name} is no text")
         if not all(isinstance(file["key"], str) for file in report["files"]):
             raise TypeError("a file's key is no text")
-    except (ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(file.get("MD5checksum"), str | None) for file in report["files"]):
+            raise TypeError("a file's MD5checksum is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _malformed(
             url, f"is no manifest.json of S3 Inventory ({type(error).__name__}: {error})"
         ) from None
@@ -136,23 +140,35 @@ def _report_files(report: dict, is_csv: bool) -> Iterator[_ListFile]:
 
 
 def _current_objects(batch: pa.RecordBatch, url: str, is_csv: bool, skipped: Counter[str]) -> pa.RecordBatch:
-    columns = {_S3_COLUMNS.get(name.lower(), name): batch[name] for name in batch.schema.names}
+    columns = {_S3_COLUMNS.get(name, name): column for name, column in _columns(batch, url).items()}
     if not {"bucket", "key"} <= columns.keys():
         raise _malformed(url, f"has no columns Bucket and Key, only {', '.join(batch.schema.names)}")
-    current = _flags(columns, "is_latest", batch.num_rows, missing=True)
-    current = pc.and_(current, pc.invert(_flags(columns, "is_delete_marker", batch.num_rows, missing=False)))
-    skipped[DELETED] += batch.num_rows - pc.sum(current).as_py()
+    latest = _flags(columns.get("is_latest"), batch.num_rows, url, missing=True)
+    deleted = _flags(columns.get("is_delete_marker"), batch.num_rows, url, missing=False)
+    current = pc.and_not(latest, deleted)
+    skipped[DELETED] += batch.num_rows - current.true_count
     columns = {name: column.filter(current) for name, column in columns.items()}
     keys = _text(columns["key"], url)
     uris = _element_wise("s3://", _text(columns["bucket"], url), "/", _decoded(keys) if is_csv else keys)
     return _objects(uris, columns, url)
 
 
-def _flags(columns: dict[str, pa.Array], name: str, n_rows: int, *, missing: bool) -> pa.Array:
+def _columns(batch: pa.RecordBatch, url: str) -> dict[str, pa.Array]:
+    """By their names in small letters."""
+    try:
+        names = [name.lower() for name in batch.schema.names]
+    except UnicodeDecodeError as error:
+        raise _malformed(url, f"has a column whose name is no UTF-8 ({error})") from None
+    if len(set(names)) < len(names):
+        raise _malformed(url, f"names a column twice ({', '.join(names)})")
+    return dict(zip(names, batch.columns, strict=True))
+
+
+def _flags(column: pa.Array | None, n_rows: int, url: str, *, missing: bool) -> pa.Array:
     """A column of true and false, as booleans or text; `missing` where the report does not say."""
-    if name not in columns:
+    if column is None:
         return pa.array([missing] * n_rows, pa.bool_())
-    text = pc.utf8_lower(columns[name].cast(pa.string()))
+    text = pc.utf8_lower(_cast(column, pa.string(), url))
     return pc.if_else(
         pc.fill_null(pc.equal(text, "true" if not missing else "false"), False), not missing, missing
     )
@@ -222,9 +238,13 @@ def _cast(column: pa.Array, kind: pa.DataType, url: str) -> pa.Array:
     try:
         if kind == pa.int64() and pa.types.is_string(column.type):
             column = pc.if_else(pc.equal(column, ""), None, column)
-        return column.cast(kind)
+        cast = column.cast(kind)
+        cast.validate(
+            full=True
+        )  # a file may hold anything as text, and casting text to text looks at nothing
+        return cast
     except pa.ArrowException as error:
-        raise _malformed(url, f"has a column of the wrong type ({error})") from None
+        raise _malformed(url, f"has a column of the wrong type ({' '.join(str(error).split())})") from None
 
 
 def _rows(file: _ListFile) -> Batches:
@@ -237,7 +257,7 @@ def _rows(file: _ListFile) -> Batches:
 def _readable(batches: Batches, url: str) -> Batches:
     try:
         yield from batches
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:
         raise _malformed(url, f"cannot be read ({' '.join(str(error).split())})") from None
 
 
@@ -271,7 +291,7 @@ def _header(stream: pa.NativeFile) -> list[str]:
 def _local_copy(file: _ListFile) -> Iterator[Path]:
     """The file on local disk, its checksum verified."""
     with tempfile.TemporaryDirectory(prefix="segpipe-") as folder:
-        path = Path(folder) / file.url.rpartition("/")[2]
+        path = Path(folder) / ("list.gz" if file.url.endswith(".gz") else "list")
         with explained(file.url):
             digest = _copy(file.url, path)
         if file.md5 is not None and digest != file.md5.lower():

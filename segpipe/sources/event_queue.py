@@ -103,18 +103,25 @@ def created_objects(body: str) -> list[str]:
         if content.get("Event") == "s3:TestEvent":
             return []
         return list(_from_event_bridge(content) if "detail" in content else _from_s3(content))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"it is no S3 event notification ({type(error).__name__}: {error})") from None
 
 
 def _from_s3(content: dict[str, Any]) -> Iterator[str]:
     for record in content["Records"]:
         if record["eventName"].removeprefix("s3:").startswith("ObjectCreated:"):
-            key = unquote_plus(record["s3"]["object"]["key"])
-            yield f"s3://{record['s3']['bucket']['name']}/{key}"
+            yield _uri(record["s3"]["bucket"]["name"], unquote_plus(record["s3"]["object"]["key"]))
 
 
 def _from_event_bridge(content: dict[str, Any]) -> Iterator[str]:
     detail = content["detail"]
     if content["detail-type"] == "Object Created":
-        yield f"s3://{detail['bucket']['name']}/{detail['object']['key']}"
+        yield _uri(detail["bucket"]["name"], detail["object"]["key"])
+
+
+def _uri(bucket: Any, key: Any) -> str:
+    """TypeError for what is no text, UnicodeEncodeError for what JSON lets through and nothing can store."""
+    if not isinstance(bucket, str) or not isinstance(key, str):
+        raise TypeError("a bucket's name or a key is no text")
+    f"{bucket}{key}".encode()
+    return f"s3://{bucket}/{key}"

@@ -29,14 +29,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from segpipe import storage
-from segpipe.addresses import folded, is_local
+from segpipe.addresses import folded, is_local, require_address
 from segpipe.config import LabelSettings, Location
-from segpipe.errors import RunError, SegpipeError
-from segpipe.printable import is_printable
+from segpipe.errors import AddressError, RunError, SegpipeError
+from segpipe.printable import is_printable, printable
 from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
 
+MAX_BYTES = 16 * 2**20
 _WILDCARD = re.compile(r"[*?\[]")
 _URL = re.compile(r"([A-Za-z][\w+.:-]*://)?(.*)", re.DOTALL)
 
@@ -106,12 +107,14 @@ class Source:
 def read_sources(url: str) -> SourcesFile:
     """The sources file at this URL. Raises RunError, NotFoundError, StorageError."""
     try:
-        content = tomllib.loads(storage.read_bytes(url).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        content = tomllib.loads(storage.read(url, MAX_BYTES).data.decode())
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{url} is no TOML file: {error}; correct it") from None
     unknown = content.keys() - {"state", "queue", "defaults", "source"}
     if unknown:
-        raise RunError(f"{url}: unknown '{min(unknown)}'; use state, queue, [defaults] and [[source]]")
+        raise RunError(
+            f"{url}: unknown '{printable(min(unknown))}'; use state, queue, [defaults] and [[source]]"
+        )
     tables, defaults = content.get("source", []), content.get("defaults", {})
     if not isinstance(tables, list) or not isinstance(defaults, dict):
         raise RunError(f"{url}: write each source below [[source]], and the defaults below [defaults]")
@@ -124,7 +127,7 @@ def read_sources(url: str) -> SourcesFile:
 def _check_defaults(url: str, defaults: dict[str, Any]) -> None:
     known = SourceEntry.model_fields
     if unknown := defaults.keys() - known:
-        raise RunError(f"{url}: unknown '{min(unknown)}' in [defaults]; use {', '.join(known)}")
+        raise RunError(f"{url}: unknown '{printable(min(unknown))}' in [defaults]; use {', '.join(known)}")
     if not isinstance(defaults.get("settings", {}), dict):
         raise RunError(f"{url}: settings in [defaults] is to be a table, for example {{ shard_images = 64 }}")
 
@@ -145,7 +148,7 @@ def _read_entries(
             entries.append(SourceEntry(**values))
         except (ValidationError, TypeError) as error:
             pattern = values.get("pattern")
-            problems.append(Problem(str(pattern or f"source {number}"), _reason(error)))
+            problems.append(Problem(printable(str(pattern or f"source {number}")), _reason(error)))
     return tuple(entries), tuple(problems)
 
 
@@ -164,7 +167,7 @@ def _reason(error: Exception) -> str:
     # An unknown name is a typing error as a rule, and the reason why another one is missing.
     first = min(found, key=lambda one: one["type"] != "extra_forbidden")
     field = ".".join(str(part) for part in first["loc"])
-    return f"{field}: {first['msg'].removeprefix('Value error, ')}"
+    return printable(f"{field}: {first['msg'].removeprefix('Value error, ')}")
 
 
 def find_sources(file: SourcesFile) -> tuple[list[Source], list[Problem]]:
@@ -269,7 +272,15 @@ def _is_plain_name(name: str) -> bool:
     """Whether it may become a part of an OUTPUT's name: nothing climbs, hides, steers a terminal or has two
     spellings for one place."""
     odd = name in ("", ".", "..") or "\\" in name or name != name.strip()
-    return not odd and is_printable(name)
+    return not odd and is_printable(name) and _is_address(f"/{name}")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        require_address(text)
+    except AddressError:
+        return False
+    return True
 
 
 def _own_places(file: SourcesFile) -> list[list[str]]:
