@@ -38,6 +38,7 @@ from segpipe.images import (
     open_image,
 )
 from segpipe.listing import left_aside
+from segpipe.printable import is_printable
 
 DESCRIPTION = "dataset.json"
 MASK_EXTENSION = ".png"
@@ -216,6 +217,8 @@ def write_sample(dataset: Dataset, split: str, key: str, image: np.ndarray, mask
 def _checked_classes(classes: Any, uri: str) -> tuple[str, ...]:
     if not isinstance(classes, list) or not all(isinstance(name, str) and name for name in classes):
         raise DatasetError(f'{uri}: "classes" must be a list of names, in the order of the mask\'s indices')
+    if odd := [name for name in classes if not name.strip() or not is_printable(name)]:
+        raise DatasetError(f"{uri}: class {odd[0]!r} is blank or has control characters; name it in letters")
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise DatasetError(
             f'{uri}: "classes" has {len(classes)} names; segmentation needs 2 to {MAX_CLASSES} of them'

@@ -24,11 +24,18 @@ def list_parts(output: str) -> list[storage.StoredObject]:
 
 
 def list_parquet(root: str) -> list[storage.StoredObject]:
-    """The Parquet objects below a folder, sorted by key; empty when the folder does not exist."""
+    """The Parquet objects below a folder, sorted by key; empty when the folder does not exist.
+
+    Hidden files (macOS leaves ._NAME beside each) are none, as they are none to pandas.
+    """
     try:
-        return [found for found in storage.list_objects(root) if found.key.endswith(".parquet")]
+        return [found for found in storage.list_objects(root) if _is_parquet(found.key)]
     except NotFoundError:
         return []
+
+
+def _is_parquet(key: str) -> bool:
+    return key.endswith(".parquet") and not key.rpartition("/")[2].startswith(".")
 
 
 def require_output(output: str) -> None:

@@ -35,17 +35,27 @@ def check_runs(
     for part in parts:
         if name := PART_NAME.fullmatch(part.key):
             by_run[name[1]].append(part)
-    records = {run_id: _read_record(output, run_id, found) for run_id in sorted(by_run)}
+    run_ids = sorted(by_run.keys() | _recorded_runs(output))
+    records = {run_id: _read_record(output, run_id, found) for run_id in run_ids}
     for run_id, record in records.items():
-        for key, problem in chain_problems(by_run[run_id], record.tip):
-            found.add("chain", key, problem)
+        for key, problem in chain_problems(by_run.get(run_id, []), record.tip):
+            found.add("chain", f"runs/{run_id}/run.json" if key == "run.json" else key, problem)
     _check_models(records.values(), policies.values(), found)
-    chained = [run_id for run_id in records if any(part.link for part in by_run[run_id])]
+    chained = [run_id for run_id in by_run if any(part.link for part in by_run[run_id])]
     without_end = [run_id for run_id in chained if records[run_id].tip is None]
     for run_id in without_end:
         if records[run_id].finished:
             found.add("chain", f"runs/{run_id}/run.json", "tells totals but not where the chain ends")
     return len(by_run), len(without_end)
+
+
+def _recorded_runs(output: str) -> set[str]:
+    """Runs that have a run.json, whether or not a part of them is left."""
+    try:
+        listed = list(storage.list_objects(storage.join(output, "runs")))
+    except NotFoundError:
+        return set()
+    return {item.key.removesuffix("/run.json") for item in listed if item.key.endswith("/run.json")}
 
 
 def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], found: Findings) -> None:

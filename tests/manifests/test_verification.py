@@ -281,6 +281,12 @@ def test_a_damaged_run_record_is_found(output: Path, text: str) -> None:
     assert check(output).findings["run"] == 1
 
 
+def test_a_run_that_has_lost_all_its_parts_is_found(output: Path) -> None:
+    for shard in range(3):
+        part(output, "r1", shard).unlink()
+    assert "chain: runs/r1/run.json: its run has 0 parts in the chain" in told(check(output))
+
+
 def test_a_lost_run_record_is_found(output: Path) -> None:
     (output / "runs/r1/run.json").unlink()
     assert "runs/r1/run.json: is not there" in told(check(output))

@@ -17,7 +17,8 @@ def write(items: Iterable[Item], target: Target) -> None:
     labels = ElementTree.SubElement(
         ElementTree.SubElement(ElementTree.SubElement(root, "meta"), "job"), "labels"
     )
-    for name, colour in zip(target.classes, target.palette.tolist(), strict=True):
+    # Without a class there is nothing to export, which the items say.
+    for name, colour in zip(target.classes, target.palette.tolist(), strict=False):
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name
         ElementTree.SubElement(label, "color").text = "#{:02x}{:02x}{:02x}".format(*colour)
