@@ -266,6 +266,16 @@ def kill_in_batch(number: int) -> Callable[[list[np.ndarray]], None]:
     return before
 
 
+def kill_at_picture(number: int) -> Callable[[list[np.ndarray]], None]:
+    """As soon as this picture of `fill` is in a batch, whichever batch is computed first."""
+
+    def before(batch: list[np.ndarray]) -> None:
+        if any(image.max() == 255 - 5 * number for image in batch):
+            raise KilledError
+
+    return before
+
+
 def test_a_run_killed_in_the_middle_of_a_shard_resumes_where_it_was(
     source, output, settings, make_labeler, fill
 ) -> None:
@@ -515,8 +525,10 @@ def test_a_resumed_run_keeps_the_verdict_of_its_first_part(
 def test_a_verdict_does_not_change_with_the_settings_of_a_resume(
     source, output, make_labeler, calm, fill
 ) -> None:
-    fill(source, 30)
-    labeler = make_labeler(policy=calm, before=kill_in_batch(5))
+    uris = fill(source, 30)
+    plan = start_run(source, output, make_labeler(policy=calm), SHARDS_OF_12, "r1")
+    last_of_two_shards = uris.index(plan.table["image_uri"][23].as_py())
+    labeler = make_labeler(policy=calm, before=kill_at_picture(last_of_two_shards))
     with pytest.raises(KilledError):
         label_source(source, output, labeler, SHARDS_OF_12, "r1")
     assert len(rows(output)) == 12
