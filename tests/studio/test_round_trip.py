@@ -102,6 +102,7 @@ def test_an_export_of_what_people_decided_trains_a_model(
     for mask in (root / "train" / "masks").rglob("*.png"):
         assert (np.asarray(Image.open(mask))[:6, :10] == 1).all(), "what was drawn, not the draft"
     options = ["--epochs", "1", "--batch-size", "4", "--image-size", "32x48", "--device", "cpu"]
+    options += ["--allow", "shared"]  # one folder is both splits here
     assert run(["train", "--data", str(root), "--model", str(tmp_path / "model"), *options]) == 0
     assert load_model(str(tmp_path / "model"), device="cpu").classes == CLASSES
 
