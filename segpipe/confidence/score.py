@@ -9,6 +9,7 @@ from torch import Tensor
 SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
+# 1 - p is kept off 0, where what is left of it in float32 is rounding.
 SMALLEST_DOUBT = 1e-4
 
 
@@ -27,7 +28,7 @@ def expected_class_ious(shown: Tensor, probabilities: Tensor, correctness: Tenso
     `shown` (B, K, h, w) is the one-hot mask, `probabilities` (B, K, h, w) the generator's, `correctness`
     (B, 1, h, w) from 0 to 1 the probability q that the label shown is right. Where it is wrong, the truth is
     another class, in the proportions of the generator's p. For class c, with y the mask:
-    sum_{y_i=c} q_i / (count(y=c) + sum_{y_i!=c} (1 - q_i) p_c(i) / (1 - p_y(i))).
+    sum_{y_i=c} q_i / (count(y=c) + sum_{y_i!=c} (1 - q_i) p_c(i) / max(0.0001, 1 - p_y(i))).
     Returns (B, K) float32 from 0 to 1; 0 for a class that is not shown.
     """
     right = _sum_over_pixels(shown, correctness)
