@@ -24,6 +24,7 @@ from segpipe.review.label_studio import LabelStudio, open_label_studio
 from segpipe.review.pull import PullSummary, pull
 from segpipe.review.push import PushSummary, push
 from segpipe.sources.sources_file import find_sources, read_sources
+from segpipe.validation import first_problem
 
 SECRET_BLOCK = "label-studio-token"  # noqa: S105 - the name of the block, not the token
 
@@ -55,8 +56,7 @@ def exchange(output: str, address: str, storage: str, limit: int) -> Exchanged:
     except SegpipeError as error:
         return Exchanged(redact(output), project, error=redact(str(error)))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}; correct the flow's parameters"
+        reason = f"{first_problem(error)}; correct the flow's parameters"
         return Exchanged(redact(output), project, error=reason)
 
 

@@ -9,7 +9,6 @@ ROOT/groups.csv              optional: which images belong together (groups.py)
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import ImageFile
 
 from segpipe import storage
 from segpipe.concurrency import Budget
@@ -34,6 +33,7 @@ from segpipe.images import (
     class_palette,
     decode_mask_colours,
     decode_opened,
+    encode_image,
     encode_mask,
     open_image,
 )
@@ -42,6 +42,7 @@ from segpipe.printable import is_printable
 
 DESCRIPTION = "dataset.json"
 MASK_EXTENSION = ".png"
+IGNORED = 255  # the ignore index of what segpipe writes, and of a data set that names none
 MAX_CLASSES = 255  # a mask stores one byte a pixel, and one value is left for the ignore index
 READ_THREADS = 8
 Content = TypeVar("Content")
@@ -101,7 +102,7 @@ def open_dataset(root: str) -> Dataset:
     if not isinstance(description, dict):
         raise DatasetError(f'{uri} must be a JSON object such as {{"classes": ["background", "cell"]}}')
     classes = _checked_classes(description.get("classes"), uri)
-    ignore_index = _checked_ignore_index(description.get("ignore_index", 255), classes, uri)
+    ignore_index = _checked_ignore_index(description.get("ignore_index", IGNORED), classes, uri)
     name = str(description.get("name") or PurePosixPath(root).name)
     return Dataset(root, name, classes, ignore_index)
 
@@ -211,7 +212,7 @@ def write_sample(dataset: Dataset, split: str, key: str, image: np.ndarray, mask
         LabelledImage(DecodedImage(image, image.shape[0], image.shape[1], 1, False), mask, None),
     )
     storage.put(sample.mask_uri, encode_mask(mask, class_palette(len(dataset.classes))))
-    storage.put(sample.image_uri, _encode_image(image))
+    storage.put(sample.image_uri, encode_image(image))
 
 
 def _checked_classes(classes: Any, uri: str) -> tuple[str, ...]:
@@ -265,14 +266,15 @@ def _by_key(files: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Sample key -> URI; DatasetError when two files share a key."""
     found: dict[str, str] = {}
     for path, uri in files:
-        key = _without_extension(path)
+        key = key_of(path)
         if key in found:
             raise DatasetError(f"{found[key]} and {uri} share the key {key!r}: rename or remove one")
         found[key] = uri
     return found
 
 
-def _without_extension(path: str) -> str:
+def key_of(path: str) -> str:
+    """The sample key of a file: its path without what follows the last dot of its name."""
     folder, slash, name = path.rpartition("/")
     return folder + slash + (name.rpartition(".")[0] or name)
 
@@ -353,9 +355,3 @@ def _check_range(mask: np.ndarray, dataset: Dataset, uri: str) -> None:
 def _content_digest(sample: Sample) -> tuple[str, str]:
     image, mask = (storage.read_bytes(uri) for uri in (sample.image_uri, sample.mask_uri))
     return hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()
-
-
-def _encode_image(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()

@@ -25,7 +25,7 @@ MAX_BYTES = 500_000_000
 _INDEX_MODES = ("1", "L", "P", "I;16")
 _EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
-_TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
+TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
 _EIGHTH = 256 // 8
 _GREY_STEP = {2: 85, 4: 17}  # Pillow stretches 2- and 4-bit grey to 0..255
 
@@ -82,13 +82,13 @@ def decode_opened(image: Image.Image, smallest: tuple[int, int] | None) -> Decod
         width, height = image.size
         # Of JPEG alone: asking a PNG for its orientation would load it, and swallow that it is damaged.
         if smallest is not None and isinstance(image, JpegImageFile):
-            image.draft(None, smallest if _orientation(image) in _TURNED_BY_90 else smallest[::-1])
+            image.draft(None, smallest if _orientation(image) in TURNED_BY_90 else smallest[::-1])
         deep = has_16_bits(image)  # asked before the decoding, and so is what Pillow does to a TIFF itself
         turned_by_pillow = _orientation(image) if isinstance(image, TiffImageFile) else 1
         rgb = _rgb(image)
         orientation = _orientation(image)  # 1 for a TIFF now
         pixels = np.ascontiguousarray(turned(rgb, orientation))
-    seen = (width, height) if orientation in _TURNED_BY_90 else (height, width)
+    seen = (width, height) if orientation in TURNED_BY_90 else (height, width)
     nearly_black = deep and int(rgb.max()) < _EIGHTH
     return DecodedImage(pixels, *seen, max(orientation, turned_by_pillow), nearly_black)
 
@@ -96,6 +96,13 @@ def decode_opened(image: Image.Image, smallest: tuple[int, int] | None) -> Decod
 def decode_pillow(image: Image.Image) -> np.ndarray:
     """A Pillow image to HxWx3 uint8 RGB, as `decode_image` makes it of its file. ImageError."""
     return decode_opened(image, None).pixels
+
+
+def encode_image(pixels: np.ndarray) -> bytes:
+    """HxWx3 uint8 RGB to a PNG, without loss."""
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def encode_mask(mask: np.ndarray, palette: np.ndarray) -> bytes:
@@ -132,12 +139,6 @@ def pixel_digest(pixels: np.ndarray) -> str:
     digest = hashlib.sha256(f"{pixels.shape}".encode())
     digest.update(np.ascontiguousarray(pixels).data)  # as it lies in memory: a copy could be 300 MB
     return digest.hexdigest()
-
-
-def decode_with_orientation(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, int]:
-    """As `decode_image`, and the EXIF orientation (1 to 8) by which stored pixels became displayed ones."""
-    decoded = decode_scaled(data, max_pixels, None)
-    return decoded.pixels, decoded.orientation
 
 
 def is_plain(image: ImageFile.ImageFile, data: bytes) -> bool:
@@ -202,7 +203,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: f
 
 def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Stored pixels (HxW or HxWx3) as displayed, by an EXIF orientation 1 to 8 (Exif 2.32, tag 0x0112)."""
-    swapped = np.swapaxes(pixels, 0, 1) if orientation in _TURNED_BY_90 else pixels
+    swapped = np.swapaxes(pixels, 0, 1) if orientation in TURNED_BY_90 else pixels
     upside_down = orientation in (3, 4, 7, 8)
     mirrored = orientation in (2, 3, 6, 7)
     return swapped[:: -1 if upside_down else 1, :: -1 if mirrored else 1]

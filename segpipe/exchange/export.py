@@ -11,7 +11,7 @@ from segpipe.csv_text import csv_text
 from segpipe.errors import NotFoundError, RunError
 from segpipe.exchange.exports.items import Item, LeftOut, Target, accepted_items
 from segpipe.exchange.exports.table import writer
-from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED
+from segpipe.exchange.files import LEFT_OUT, UNFINISHED
 from segpipe.images import class_palette
 from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact

@@ -1,6 +1,8 @@
-"""The files that an export or an import leaves beside the data."""
+"""What an export or an import writes: the files beside the data, and the images that it copies."""
 
 from __future__ import annotations
 
 LEFT_OUT = "left_out.csv"
 UNFINISHED = "export-unfinished.txt"
+# Format -> extension of the images whose files are copied; of other formats the pixels are.
+COPIED = {"JPEG": ".jpg", "PNG": ".png"}

@@ -14,13 +14,13 @@ from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.config import ImportSettings
 from segpipe.csv_text import csv_text
-from segpipe.datasets import described, write_dataset
+from segpipe.datasets import IGNORED, described, write_dataset
 from segpipe.errors import DatasetError, NotFoundError
+from segpipe.exchange.files import LEFT_OUT, UNFINISHED
 from segpipe.exchange.imports.copying import Copied, Place, copy
-from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage, LeftOut
+from segpipe.exchange.imports.labelled import Found, LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source, open_source
 from segpipe.exchange.imports.table import reader
-from segpipe.exchange.side_files import LEFT_OUT, UNFINISHED
 from segpipe.images import MAX_PIXELS
 from segpipe.progress import track
 from segpipe.redaction import redact
@@ -96,7 +96,7 @@ def _refuse_before_copying(found: Found, root: str, name: str) -> None:
 
 
 def _copy_all(found: Found, place: Place) -> tuple[list[Copied], list[LeftOut]]:
-    work: Callable[[LabelledImage], Copied | LeftOut] = partial(copy, place=place, budget=Budget(MAX_PIXELS))
+    work: Callable[[SourceImage], Copied | LeftOut] = partial(copy, place=place, budget=Budget(MAX_PIXELS))
     if found.may_lack_images:
         work = partial(_copied_or_left_out, work=work)
     copied: list[Copied] = []
@@ -110,7 +110,7 @@ def _copy_all(found: Found, place: Place) -> tuple[list[Copied], list[LeftOut]]:
 
 
 def _copied_or_left_out(
-    image: LabelledImage, work: Callable[[LabelledImage], Copied | LeftOut]
+    image: SourceImage, work: Callable[[SourceImage], Copied | LeftOut]
 ) -> Copied | LeftOut:
     try:
         return work(image)

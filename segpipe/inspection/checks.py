@@ -25,11 +25,8 @@ def require_usable(facts: SplitFacts, allow: Collection[Check]) -> list[str]:
     if broken and not facts.usable:
         raise DatasetError(broken)
     waived = _refuse(broken, "unreadable", allow)
-    if not facts.labelled_pixels:
-        raise DatasetError(
-            f"split {facts.split} has no labelled pixel: every pixel of its masks is the ignore index "
-            f"{facts.dataset.ignore_index}; draw masks, or take another split"
-        )
+    if line := unlabelled(facts):
+        raise DatasetError(f"{line}; draw masks, or take another split")
     return waived
 
 
@@ -65,6 +62,16 @@ def unreadable(facts: SplitFacts) -> str | None:
     return (
         f"{found.count} of {facts.n_images} images of split {facts.split} cannot be used: "
         f"{first}{also}{rest}{ids_hint(facts)}"
+    )
+
+
+def unlabelled(facts: SplitFacts) -> str | None:
+    """That no usable image has a labelled pixel, in one line; None: some has, or none is usable."""
+    if not facts.usable or facts.labelled_pixels:
+        return None
+    return (
+        f"split {facts.split} has no labelled pixel: every pixel of its masks is the ignore index "
+        f"{facts.dataset.ignore_index}"
     )
 
 

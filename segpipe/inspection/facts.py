@@ -10,13 +10,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split
-from segpipe.images import class_palette
-from segpipe.inspection.looks import Look, Looked, look_at, nothing_more
+from segpipe.images import TURNED_BY_90, class_palette
+from segpipe.inspection.looks import Colour, Look, Looked, as_tuple, look_at, nothing_more
 
 EXAMPLES = 20
 SIZES_LOOKED_AT = 64
-_TURNED_BY_90 = (5, 6, 7, 8)
-Colour = tuple[int, int, int]
 Extra = TypeVar("Extra")
 
 
@@ -118,7 +116,7 @@ class SplitFacts:
         if look.orientation != 1:
             self.turned.add(sample, f"EXIF orientation {look.orientation}")
             # After a quarter turn of an oblong picture a mask of the stored pixels has another size.
-            if look.orientation not in _TURNED_BY_90 or look.height == look.width:
+            if look.orientation not in TURNED_BY_90 or look.height == look.width:
                 self.maybe_turned.add(sample, f"EXIF orientation {look.orientation}")
         if (first := self.digests.setdefault(look.digest, sample)) is not sample:
             self.repeated.append((sample, first))
@@ -140,18 +138,13 @@ class SplitFacts:
 
 def voc_contradiction(colours: Sequence[tuple[int, Colour]], n_classes: int) -> str | None:
     """What is odd where all colours of classes are PASCAL VOC's, but at other indices; None: nothing."""
-    known = {_as_tuple(colour): index for index, colour in enumerate(class_palette(n_classes))}
+    known = {as_tuple(colour): index for index, colour in enumerate(class_palette(n_classes))}
     if not all(colour in known for _, colour in colours):
         return None
     for value, colour in colours:
         if known[colour] != value:
             return f"index {value} has the colour that PASCAL VOC gives index {known[colour]}"
     return None
-
-
-def _as_tuple(colour: np.ndarray) -> Colour:
-    red, green, blue = colour.tolist()
-    return red, green, blue
 
 
 def look_through(dataset: Dataset, split: str) -> SplitFacts:

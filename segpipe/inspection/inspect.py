@@ -13,7 +13,7 @@ from segpipe.confidence.guarantee import fewest_accepted
 from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split, list_splits, open_dataset
 from segpipe.errors import DatasetError
 from segpipe.groups import groups_uri, read_groups
-from segpipe.inspection.checks import copies, shared, unreadable, warnings_of
+from segpipe.inspection.checks import copies, shared, unlabelled, unreadable, warnings_of
 from segpipe.inspection.facts import SplitFacts, gather
 from segpipe.inspection.key_groups import KeyGroups, suggested_groups
 from segpipe.inspection.looks import Looked
@@ -179,8 +179,8 @@ def _refused(facts: Mapping[str, SplitFacts]) -> Iterator[str]:
     for one in facts.values():
         if line := unreadable(one):
             yield line
-        if one.usable and not one.labelled_pixels:
-            yield f"split {one.split} has no labelled pixel: every pixel of its masks is the ignore index"
+        if line := unlabelled(one):
+            yield line
         if line := copies(one):
             yield f"as a calibration split: {line}"
     for one, other in combinations(facts.values(), 2):

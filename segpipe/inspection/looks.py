@@ -20,6 +20,7 @@ THREADS = 4
 READ_AHEAD = 8
 COUNTED_AT_ONCE = 1 << 20  # pixels
 
+Colour = tuple[int, int, int]
 Extra = TypeVar("Extra")
 
 
@@ -36,7 +37,7 @@ class Look:
     nearly_black: bool
     brightness: tuple[int, int]
     values: tuple[tuple[int, int], ...]
-    colours: tuple[tuple[int, tuple[int, int, int]], ...]
+    colours: tuple[tuple[int, Colour], ...]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _seen(labelled: LabelledImage) -> Look:
         nearly_black=image.nearly_black,
         brightness=(int(image.pixels.min()), int(image.pixels.max())),
         values=tuple((int(value), int(counts[value])) for value in values),
-        colours=tuple((int(value), _rgb(palette[value])) for value in values if value < len(palette)),
+        colours=tuple((int(value), as_tuple(palette[value])) for value in values if value < len(palette)),
     )
 
 
@@ -113,6 +114,7 @@ def value_counts(mask: np.ndarray) -> np.ndarray:
     return np.sum(parts, axis=0)
 
 
-def _rgb(colour: np.ndarray) -> tuple[int, int, int]:
+def as_tuple(colour: np.ndarray) -> Colour:
+    """(3,) uint8 as a hashable RGB."""
     red, green, blue = colour.tolist()
     return red, green, blue

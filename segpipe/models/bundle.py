@@ -26,7 +26,7 @@ from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, bui
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.spec_fields import ClassName, Deviation, Digest, Mean
-from segpipe.printable import printable
+from segpipe.validation import first_problem
 
 BUNDLE_VERSION = 2
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
@@ -204,19 +204,13 @@ def _parse_card(url: str, content: bytes) -> ModelCard:
             raise ModelError(f"model at {url} has bundle version {version}, not {BUNDLE_VERSION}: retrain it")
         return ModelCard.model_validate_json(content)
     except ValidationError as error:
-        raise ModelError(_damaged(url, _first_problem(error))) from error
+        raise ModelError(_damaged(url, first_problem(error))) from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise ModelError(_damaged(url, "it is no JSON object that can be read")) from error
 
 
 def _damaged(url: str, what: str) -> str:
     return f"model at {url} has a damaged model.json ({what}): copy the bundle again or retrain"
-
-
-def _first_problem(error: ValidationError) -> str:
-    first = error.errors(include_input=False, include_url=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return printable(f"{where}: {first['msg']}")
 
 
 def load_bundle(url: str, device: str) -> Bundle:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
+from segpipe.validation import first_problem
 
 MAX_BYTES = 4_000_000
 GENERIC = re.compile(r"LABEL_\d+")
@@ -34,10 +35,8 @@ def read_class_map(url: str) -> ClassMapFile:
     except NotFoundError as error:
         raise ModelError(f"no class map at {url}: it is not there") from error
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise ModelError(
-            f"{url} is no class map ({where}: {first['msg']}): give "
+            f"{url} is no class map ({first_problem(error)}): give "
             '{"classes": {FOREIGN: OURS}, "ignore": [FOREIGN]}'
         ) from None
     except (ValueError, RecursionError) as error:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, ModelError, NotFoundError
+from segpipe.validation import first_problem
 
 FOLDER = "promotions"
 _NUMBERED = re.compile(r"(\d{8})\.json")
@@ -96,6 +97,5 @@ def _read(uri: str) -> Promotion:
     try:
         return _PROMOTION.validate_json(storage.read_bytes(uri))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = ": ".join([*map(str, first["loc"]), first["msg"]])
+        reason = first_problem(error)
         raise ModelError(f"{uri} is no promotion: {reason}; restore it, or remove it to go back") from None

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, ValidationError
 
+from segpipe.datasets import IGNORED
 from segpipe.errors import ReviewError
 from segpipe.manifests.reviews import Verdict
 from segpipe.review.brush import decode_brush
 from segpipe.review.label_config import BRUSH, REJECT, VERDICT
+from segpipe.validation import first_problem
 
-IGNORED = 255  # what a reviewer left open
 MAX_REGIONS = 1000
 MAX_SECONDS = 366 * 24 * 3600.0  # an editor may stay open over a holiday
 MAX_SIDE = 1_000_000
@@ -126,7 +127,7 @@ def _fields(found: object) -> _Fields:
         return _Fields.model_validate(found)
     except ValidationError as error:
         raise ReviewError(
-            f"the annotation has an unexpected shape ({_first(error)}); submit it again"
+            f"the annotation has an unexpected shape ({first_problem(error)}); submit it again"
         ) from error
 
 
@@ -196,13 +197,8 @@ def _parsed(kind: TypeAdapter[list[T]], annotation: Annotation, control: str) ->
         return kind.validate_python([part for part in annotation.parts if part.get("from_name") == control])
     except ValidationError as error:
         raise ReviewError(
-            f"its {control} has an unexpected shape ({_first(error)}); draw it again"
+            f"its {control} has an unexpected shape ({first_problem(error)}); draw it again"
         ) from error
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _drawn(region: _Region, shape: tuple[int, int]) -> np.ndarray:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from segpipe import storage
-from segpipe.datasets import Dataset, list_samples, list_splits
+from segpipe.datasets import IGNORED, Dataset, list_samples, list_splits
 from segpipe.errors import DatasetError, ImageError, NotFoundError
 from segpipe.images import decode_image, decode_mask, pixel_digest
 from segpipe.manifests.query import query
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 FILE = "corrections.json"
 READ_THREADS = 8
-IGNORED_IN_MASKS = 255  # what a reviewer left open, whatever the data set's own ignore index
 
 _FINAL_MASKS = """
     SELECT image_uri, image_etag, final_mask_uri AS mask_uri, final_mask_sha256 AS mask_sha256,
@@ -98,7 +97,7 @@ def read_correction(correction: Correction, dataset: Dataset) -> tuple[np.ndarra
             f"{correction.mask_uri} is not the mask that was reviewed: it was changed; restore it"
         )
     mask = _decode(decode_mask, correction.mask_uri, content)
-    mask = np.where(mask == IGNORED_IN_MASKS, np.uint8(dataset.ignore_index), mask)
+    mask = np.where(mask == IGNORED, np.uint8(dataset.ignore_index), mask)  # what a reviewer left open
     if mask.shape != image.shape[:2]:
         raise DatasetError(
             f"{correction.mask_uri} has not the size of its image {correction.image_uri}: remove it"

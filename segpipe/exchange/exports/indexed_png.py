@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from segpipe.exchange.exports.items import IGNORED, Item, Target
+from segpipe.datasets import IGNORED
+from segpipe.exchange.exports.items import Item, Target
 
 
 def write(items: Iterable[Item], target: Target) -> None:

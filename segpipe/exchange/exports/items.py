@@ -16,11 +16,12 @@ import numpy as np
 from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.errors import ImageError, NotFoundError, RunError
-from segpipe.exchange.png import png
+from segpipe.exchange.files import COPIED
 from segpipe.images import (
     MAX_PIXELS,
     decode_image,
     decode_mask,
+    encode_image,
     encode_mask,
     is_plain,
     open_image,
@@ -31,9 +32,7 @@ from segpipe.redaction import redact
 READ_THREADS = 8
 READ_AHEAD = 16
 STEM_CHARACTERS = 60
-IGNORED = 255
 _NO_PIXELS = np.zeros((0, 0), np.uint8)
-_KEPT = {"JPEG": ".jpg", "PNG": ".png"}
 _ACCEPTED = """
     SELECT image_uri, image_etag, image_width, image_height, mask_uri, mask_sha256
     FROM accepted ORDER BY image_uri, image_etag"""
@@ -141,7 +140,7 @@ def _key(uri: str, etag: str) -> str:
 def _as_displayed(data: bytes, max_pixels: int) -> tuple[bytes, str]:
     """The file itself where every reader shows it as people see it, else its pixels as PNG."""
     image = open_image(data, max_pixels)
-    kept = _KEPT.get(image.format or "")
+    kept = COPIED.get(image.format or "")
     if kept and image.mode in ("RGB", "L") and is_plain(image, data):
         return data, kept
-    return png(decode_image(data, max_pixels)), ".png"
+    return encode_image(decode_image(data, max_pixels)), ".png"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from segpipe.exchange.exports.items import IGNORED, Item
+from segpipe.datasets import IGNORED
+from segpipe.exchange.exports.items import Item
 
 
 def classes_in(item: Item) -> list[int]:

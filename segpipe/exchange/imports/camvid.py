@@ -7,11 +7,12 @@ from functools import partial
 
 import numpy as np
 
+from segpipe.datasets import IGNORED
 from segpipe.errors import DatasetError
 from segpipe.exchange.imports import known_classes
 from segpipe.exchange.imports.colours import coloured_mask, mapped_mask, mask_kind
 from segpipe.exchange.imports.label_maps import NAMES, read_label_map
-from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage
+from segpipe.exchange.imports.labelled import Found, SourceImage
 from segpipe.exchange.imports.source import Source
 
 _SPLITS = ("train", "val", "test")
@@ -29,7 +30,7 @@ def read(source: Source) -> Found:
     return Found(
         classes,
         [
-            LabelledImage(split, key, source.uris[image], partial(mask_of, source, mask), mask)
+            SourceImage(split, key, source.uris[image], partial(mask_of, source, mask), mask)
             for split, key, image, mask in pairs
         ],
     )

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.datasets import IGNORED
 from segpipe.errors import DatasetError
 from segpipe.exchange.imports import known_classes
 from segpipe.exchange.imports.colours import mapped_mask
-from segpipe.exchange.imports.labelled import IGNORED, Found, LabelledImage
+from segpipe.exchange.imports.labelled import Found, SourceImage
 from segpipe.exchange.imports.source import Source
 
 _LABELS = "labels.json"
@@ -29,7 +30,7 @@ def read(source: Source) -> Found:
     return Found(tuple(name for name, _, _ in labels), list(_labelled_images(source, labels)))
 
 
-def _labelled_images(source: Source, labels: list[Label]) -> Iterator[LabelledImage]:
+def _labelled_images(source: Source, labels: list[Label]) -> Iterator[SourceImage]:
     by_id = _meaning([label_id for _, label_id, _ in labels])
     by_train_id = _meaning([train_id for _, _, train_id in labels])
     for split in ("train", "val"):
@@ -39,7 +40,7 @@ def _labelled_images(source: Source, labels: list[Label]) -> Iterator[LabelledIm
             if mask not in source.uris:
                 mask, meaning = f"gtFine/{split}/{key}_gtFine_labelTrainIds.png", by_train_id
             _require(source, mask, image)
-            yield LabelledImage(
+            yield SourceImage(
                 split, key, source.uris[image], partial(mapped_mask, source, mask, meaning), mask
             )
 

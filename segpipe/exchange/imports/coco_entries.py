@@ -12,7 +12,7 @@ import numpy as np
 from segpipe.errors import DatasetError
 from segpipe.exchange.imports.coco_files import image_key
 from segpipe.exchange.imports.coco_shapes import OddShapeError, Polygons, Runs, checked_shape, drawn
-from segpipe.exchange.imports.labelled import LabelledImage, LeftOut
+from segpipe.exchange.imports.labelled import LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source
 from segpipe.images import MAX_PIXELS
 
@@ -44,7 +44,7 @@ class _Image:
 
 def labelled_images(
     source: Source, file: CocoFile, numbers: dict[int, int], uncovered: int
-) -> tuple[list[LabelledImage], list[LeftOut]]:
+) -> tuple[list[SourceImage], list[LeftOut]]:
     """What can be used of a file, and what cannot; numbers: category id -> class index.
 
     DatasetError when no annotation that draws something can be used.
@@ -59,9 +59,9 @@ def labelled_images(
     return [_labelled(file, image, uncovered) for image in used], [*odd_images, *odd]
 
 
-def _labelled(file: CocoFile, image: _Image, uncovered: int) -> LabelledImage:
+def _labelled(file: CocoFile, image: _Image, uncovered: int) -> SourceImage:
     mask, size = partial(_mask, image, uncovered), (image.height, image.width)
-    return LabelledImage(file.split, image.key, image.uri, mask, file.key, size)
+    return SourceImage(file.split, image.key, image.uri, mask, file.key, size)
 
 
 def _mask(image: _Image, uncovered: int) -> np.ndarray:

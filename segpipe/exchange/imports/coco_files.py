@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from segpipe.exchange.imports.source import Source, without_extension
+from segpipe.datasets import key_of
+from segpipe.exchange.imports.source import Source
 
 _ROBOFLOW = "_annotations.coco.json"
 _INSTANCES = "instances_"
@@ -39,7 +40,7 @@ def image_key(source: Source, annotations: str, split: str, file_name: str) -> t
         return None
     for folder in _image_folders(_folder(annotations), split):
         if (key := f"{folder}{path}") in source.uris:
-            return key, without_extension(path.removeprefix(f"{split}/"))
+            return key, key_of(path.removeprefix(f"{split}/"))
     return None
 
 

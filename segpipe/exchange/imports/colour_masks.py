@@ -8,7 +8,7 @@ from functools import partial
 from segpipe.errors import DatasetError
 from segpipe.exchange.imports.colours import coloured_mask
 from segpipe.exchange.imports.label_maps import NAMES, read_label_map
-from segpipe.exchange.imports.labelled import Found, LabelledImage
+from segpipe.exchange.imports.labelled import Found, SourceImage
 from segpipe.exchange.imports.source import Source
 
 _MASK_FOLDERS = ("masks", "labels")
@@ -26,7 +26,7 @@ def read(source: Source) -> Found:
         raise DatasetError(f"{source.place('')} has no label map: put one of {', '.join(NAMES)} there")
     classes, colours = label_map
     images = [
-        LabelledImage(split, key, source.uris[image], partial(coloured_mask, source, mask, colours), mask)
+        SourceImage(split, key, source.uris[image], partial(coloured_mask, source, mask, colours), mask)
         for split, folder in splits
         for key, image in source.images(f"{folder}images")
         for mask in [_mask_key(source, folder, key, image)]

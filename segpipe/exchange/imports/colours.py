@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from segpipe.datasets import IGNORED
 from segpipe.errors import DatasetError, ImageError
-from segpipe.exchange.imports.labelled import IGNORED
 from segpipe.exchange.imports.source import Source
 from segpipe.images import MaskColours, decode_mask, decode_mask_colours
 

@@ -9,14 +9,22 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.concurrency import Budget
+from segpipe.datasets import IGNORED
 from segpipe.errors import DatasetError, ImageError
-from segpipe.exchange.imports.labelled import IGNORED, LabelledImage
-from segpipe.exchange.png import png
-from segpipe.images import MAX_PIXELS, class_palette, decode_with_orientation, encode_mask, open_image, turned
+from segpipe.exchange.files import COPIED
+from segpipe.exchange.imports.labelled import SourceImage
+from segpipe.images import (
+    MAX_PIXELS,
+    TURNED_BY_90,
+    DecodedImage,
+    class_palette,
+    decode_opened,
+    encode_image,
+    encode_mask,
+    open_image,
+    turned,
+)
 from segpipe.redaction import redact
-
-# Of these the file itself is copied, of other formats its pixels.
-_KEPT = {"JPEG": ".jpg", "PNG": ".png"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Copied:
     assumed: bool
 
 
-def copy(image: LabelledImage, place: Place, budget: Budget) -> Copied:
+def copy(image: SourceImage, place: Place, budget: Budget) -> Copied:
     """Write an image and its mask; budget is of the pixels of all images in work.
 
     Raises DatasetError when either cannot be used or they do not fit, NotFoundError, StorageError.
@@ -45,22 +53,22 @@ def copy(image: LabelledImage, place: Place, budget: Budget) -> Copied:
     try:
         opened = open_image(content, MAX_PIXELS)
         with budget.held(opened.width * opened.height):
-            pixels, orientation = decode_with_orientation(content)
-            mask, assumed = _placed(image, pixels.shape[:2], orientation, place.drawn_on)
+            decoded = decode_opened(opened, None)
+            mask, assumed = _placed(image, decoded, place.drawn_on)
             _require_known(mask, image, place.classes)
-            extension = _KEPT.get(opened.format or "")
-            _write(image, place, (content, extension) if extension else (png(pixels), ".png"), mask)
+            kept = COPIED.get(opened.format or "")
+            file = (content, kept) if kept else (encode_image(decoded.pixels), ".png")
+            _write(image, place, file, mask)
     except ImageError as error:
         place_of_image = redact(image.uri)
         raise DatasetError(f"{place_of_image} cannot be used: {error}; replace or remove it") from error
     return Copied(image.split, assumed)
 
 
-def _placed(
-    image: LabelledImage, displayed: tuple[int, int], orientation: int, drawn_on: str
-) -> tuple[np.ndarray, bool]:
+def _placed(image: SourceImage, decoded: DecodedImage, drawn_on: str) -> tuple[np.ndarray, bool]:
     """The mask as its image is displayed, and whether sizes could not tell how it was drawn."""
-    stored = displayed[::-1] if orientation > 4 else displayed  # those turn by 90 degrees
+    displayed, orientation = decoded.pixels.shape[:2], decoded.orientation
+    stored = displayed[::-1] if orientation in TURNED_BY_90 else displayed
     _require_size(image, image.size, displayed, stored)
     mask = image.mask()
     _require_size(image, mask.shape, displayed, stored)
@@ -72,7 +80,7 @@ def _placed(
 
 
 def _require_size(
-    image: LabelledImage, size: tuple[int, ...] | None, displayed: tuple[int, int], stored: tuple[int, int]
+    image: SourceImage, size: tuple[int, ...] | None, displayed: tuple[int, int], stored: tuple[int, int]
 ) -> None:
     if size in (None, displayed, stored):
         return
@@ -84,7 +92,7 @@ def _require_size(
     )
 
 
-def _require_known(mask: np.ndarray, image: LabelledImage, classes: tuple[str, ...]) -> None:
+def _require_known(mask: np.ndarray, image: SourceImage, classes: tuple[str, ...]) -> None:
     wrong = mask[(mask >= len(classes)) & (mask != IGNORED)]
     if wrong.size:
         raise DatasetError(
@@ -93,7 +101,7 @@ def _require_known(mask: np.ndarray, image: LabelledImage, classes: tuple[str, .
         )
 
 
-def _write(image: LabelledImage, place: Place, file: tuple[bytes, str], mask: np.ndarray) -> None:
+def _write(image: SourceImage, place: Place, file: tuple[bytes, str], mask: np.ndarray) -> None:
     folder, (content, extension) = storage.join(place.root, image.split), file
     palette = class_palette(len(place.classes))
     storage.put(storage.join(folder, f"images/{image.key}{extension}"), content)

@@ -9,11 +9,9 @@ import numpy as np
 
 from segpipe.printable import printable
 
-IGNORED = 255
-
 
 @dataclass(frozen=True)
-class LabelledImage:
+class SourceImage:
     """An image and how to get its mask, HxW uint8 of C1's class indices.
 
     size (height, width) is what the annotations say of the image, None where they say nothing; described_in
@@ -47,6 +45,6 @@ class Found:
     """A layout's content. left_out: what is known to be unusable before a pixel is read."""
 
     classes: tuple[str, ...]
-    images: list[LabelledImage]
+    images: list[SourceImage]
     left_out: list[LeftOut] = field(default_factory=list)
     may_lack_images: bool = False  # an image that cannot be used is left out, instead of refusing all

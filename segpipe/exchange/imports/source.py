@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from segpipe import storage
+from segpipe.datasets import key_of
 from segpipe.errors import DatasetError
 from segpipe.listing import HIDDEN, left_aside
 from segpipe.redaction import redact
@@ -29,7 +29,7 @@ class Source:
         """(path below the folder without extension, key) of what is no other file by its name."""
         for key in self.below(folder):
             if left_aside(path := key.removeprefix(f"{folder}/")) is None:
-                yield without_extension(path), key
+                yield key_of(path), key
 
     def content(self, key: str) -> bytes:
         """An object's bytes. StorageError."""
@@ -59,8 +59,3 @@ def open_source(root: str) -> Source:
     """List what is below a root. NotFoundError, StorageError."""
     listed = storage.list_objects(root)
     return Source(root, {item.key: item.uri for item in listed if left_aside(item.key) != HIDDEN})
-
-
-def without_extension(path: str) -> str:
-    """A path without what follows the last dot of its name."""
-    return path.removesuffix(PurePosixPath(path).suffix)

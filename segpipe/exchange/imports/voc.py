@@ -11,7 +11,7 @@ from segpipe.errors import DatasetError
 from segpipe.exchange.imports import known_classes
 from segpipe.exchange.imports.colours import Colours, coloured_mask
 from segpipe.exchange.imports.label_maps import checked_lines, labelmap_lines
-from segpipe.exchange.imports.labelled import Found, LabelledImage, LeftOut
+from segpipe.exchange.imports.labelled import Found, LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source
 from segpipe.images import class_palette
 
@@ -40,7 +40,7 @@ def read(source: Source) -> Found:
 
 def _labelled(
     source: Source, split: str, key: str, images: dict[str, str], list_key: str, colours: Colours
-) -> LabelledImage:
+) -> SourceImage:
     place = source.place(list_key)
     if key not in images:
         raise DatasetError(
@@ -53,7 +53,7 @@ def _labelled(
             f"{place} names {key}, which has no {mask}: remove the line or add the mask "
             f"({source.holds(_MASKS)})"
         )
-    return LabelledImage(
+    return SourceImage(
         split, key, source.uris[images[key]], partial(coloured_mask, source, mask, colours), list_key
     )
 

@@ -15,6 +15,7 @@ from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
 from segpipe.models.generators.foreign import Channels, Found, Values
 from segpipe.models.spec_fields import ClassName
+from segpipe.validation import first_problem
 
 FILE = "model.onnx"
 MAX_BYTES = 2_000_000_000  # as much as one protocol buffer can hold
@@ -191,15 +192,10 @@ def _description(url: str, given: Mapping[str, Any]) -> Description:
         raise ModelError(f"{beside} is no JSON that can be read: correct it") from error
     try:
         described = Description(**({**told, **given}))
-    except (ValidationError, TypeError) as error:
-        raise ModelError(f"{beside}: {_first_problem(error)}") from error
+    except ValidationError as error:
+        raise ModelError(f"{beside}: {first_problem(error)}") from error
+    except TypeError as error:
+        raise ModelError(f"{beside}: it is no JSON object: correct it") from error
     if described.range not in RANGES or min(described.deviation) <= 0:
         raise ModelError(f"{beside}: range is one of {', '.join(RANGES)}, and each deviation above 0")
     return described
-
-
-def _first_problem(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return "it is no JSON object: correct it"
-    first = error.errors(include_input=False, include_url=False)[0]
-    return " ".join(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}".split())

@@ -1,0 +1,14 @@
+"""What pydantic found wrong, as part of a message."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+from segpipe.printable import printable
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem as "place: what", without the value at fault, which may be a secret."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return printable(f"{where}: {first['msg']}" if where else first["msg"])
