@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -186,6 +186,11 @@ def class_palette(n_classes: int) -> np.ndarray:
     index = np.arange(n_classes)
     channels = [sum(((index >> (3 * bit + c)) & 1) << (7 - bit) for bit in range(8)) for c in range(3)]
     return np.stack(channels, axis=1).astype(np.uint8)
+
+
+def hex_colour(colour: Iterable[int]) -> str:
+    """RGB, each 0 to 255, as CSS and CVAT write it."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, palette: np.ndarray, opacity: float = 0.5) -> np.ndarray:

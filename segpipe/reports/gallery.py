@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.errors import RunError, SegpipeError, TooLargeError
-from segpipe.images import decode_mask, decode_scaled, overlay
+from segpipe.images import class_palette, decode_mask, decode_scaled, hex_colour, overlay
 from segpipe.redaction import redact
 from segpipe.reports.page import Picture
 from segpipe.review.drafts import read_mask
@@ -119,8 +120,15 @@ def _heat(image: np.ndarray, confidence: np.ndarray) -> np.ndarray:
 
 
 def small_picture(title: str, pixels: np.ndarray) -> Picture:
+    """HxWx3 uint8, scaled down to the size of a gallery, as a JPEG."""
     small = Image.fromarray(pixels)
     small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
     content = io.BytesIO()
     small.save(content, "JPEG", quality=QUALITY)
     return Picture(f"{title}.jpg", title, "", content.getvalue(), "image/jpeg")
+
+
+def class_colours(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Each class and the CSS colour that its masks have in a gallery."""
+    palette = class_palette(max(len(classes), 1)).tolist()  # an OUTPUT where all failed may know no class
+    return tuple((name, hex_colour(colour)) for name, colour in zip(classes, palette, strict=False))

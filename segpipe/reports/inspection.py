@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from segpipe import storage
@@ -15,7 +15,7 @@ from segpipe.inspection.inspect import ClassFacts, Inspected, Inspection, SplitI
 from segpipe.inspection.near import Fingerprint
 from segpipe.printable import printable
 from segpipe.redaction import redact
-from segpipe.reports.gallery import Gallery, GalleryItem, small_picture
+from segpipe.reports.gallery import Gallery, GalleryItem, class_colours, small_picture
 from segpipe.reports.page import Picture, render
 from segpipe.tables import columns
 
@@ -70,7 +70,7 @@ def write_inspection(inspected: Inspected, url: str) -> str:
         warnings=tuple(redact(printable(line)) for line in result.warnings),
         tables=tuple(_tables(result)),
         galleries=tuple(gallery for gallery in _galleries(inspected) if gallery.items),
-        classes=_class_colours(dataset.classes),
+        classes=class_colours(dataset.classes),
     )
     index = storage.join(storage.normalise(url), INDEX)
     storage.put(index, render(TEMPLATE, page).encode())
@@ -193,11 +193,4 @@ def _panes(sample: Sample, n_classes: int) -> tuple[Picture, ...]:
         return (small_picture("image", image), small_picture("mask", class_palette(256)[mask]))
     return small_picture("image", image), small_picture(
         "mask", overlay(image, mask, class_palette(n_classes))
-    )
-
-
-def _class_colours(classes: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    colours = class_palette(len(classes)).tolist()
-    return tuple(
-        (name, "#{:02x}{:02x}{:02x}".format(*rgb)) for name, rgb in zip(classes, colours, strict=True)
     )

@@ -22,7 +22,7 @@ from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact
 from segpipe.reports import plots
 from segpipe.reports import summary as words
-from segpipe.reports.gallery import Gallery, gallery_item
+from segpipe.reports.gallery import Gallery, class_colours, gallery_item
 from segpipe.reports.page import Picture, render
 
 TEMPLATE = "run.html"
@@ -94,10 +94,7 @@ def _page(output: str, summary: RunSummary, policy: Policy | None) -> RunPage:
         counts=tuple(words.decision_counts(summary)),
         pictures=tuple(_pictures(output, summary, policy)),
         galleries=tuple(_galleries(output, summary, palette)),
-        classes=tuple(
-            (name, "#{:02x}{:02x}{:02x}".format(*colour))
-            for name, colour in zip(classes, palette, strict=False)
-        ),
+        classes=class_colours(classes),
     )
 
 

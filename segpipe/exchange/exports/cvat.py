@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from segpipe.exchange.exports.items import Item, Target
 from segpipe.exchange.exports.regions import box_of, classes_in
 from segpipe.exchange.exports.runs import row_runs
+from segpipe.images import hex_colour
 
 
 def write(items: Iterable[Item], target: Target) -> None:
@@ -21,7 +22,7 @@ def write(items: Iterable[Item], target: Target) -> None:
     for name, colour in zip(target.classes, target.palette.tolist(), strict=False):
         label = ElementTree.SubElement(labels, "label")
         ElementTree.SubElement(label, "name").text = name
-        ElementTree.SubElement(label, "color").text = "#{:02x}{:02x}{:02x}".format(*colour)
+        ElementTree.SubElement(label, "color").text = hex_colour(colour)
         ElementTree.SubElement(label, "type").text = "mask"
     for number, item in enumerate(items):
         name, (height, width) = f"{item.key}{item.extension}", item.mask.shape
