@@ -39,6 +39,15 @@ class MeanLoss:
     max_mean_loss: float
 
 
+@dataclass(frozen=True)
+class _Display:
+    """The map from scores to the confidence that is shown, and how far that lies from the true IoU."""
+
+    scores: tuple[float, ...]
+    values: tuple[float, ...]
+    error: float | None
+
+
 def make_policy(
     scores: ArrayLike,
     image_ious: ArrayLike,
@@ -72,15 +81,13 @@ def make_policy(
     score_values, ious = _checked_calibration(scores, image_ious)
     drawn = _one_per_group(len(score_values), group)
     score_quantiles = _quantiles(score_values[drawn])
-    held_back = _held_back(guards, class_confidences, len(score_values)) | ~np.isfinite(score_values)
-    acceptable = np.where(held_back, -np.inf, score_values)
+    acceptable = _acceptable(score_values, guards, class_confidences)
     if candidate_thresholds is None:
         candidate_thresholds = _quantile_thresholds(acceptable[drawn], target, confidence)
     promised, certificate = _certified(
         target, acceptable[drawn], ious[drawn], candidate_thresholds, confidence
     )
-    finite = np.isfinite(score_values)
-    display_scores, display_values = fit_display_map(score_values[finite], ious[finite])
+    display = _displayed(score_values, ious, group)
     policy = Policy(
         policy_id="",
         model_id=model_id,
@@ -94,11 +101,9 @@ def make_policy(
         labelled_images_needed=certificate.labelled_images_needed,
         guards=tuple(guards),
         score_quantiles=score_quantiles,
-        display_scores=display_scores,
-        display_values=display_values,
-        calibration_error=cross_validated_error(
-            score_values[finite], ious[finite], None if group is None else np.asarray(group)[finite]
-        ),
+        display_scores=display.scores,
+        display_values=display.values,
+        calibration_error=display.error,
         calibration_fingerprint=calibration_fingerprint,
         created_at=created_at,
         model_digest=model_digest,
@@ -133,6 +138,14 @@ def _one_per_group(n_images: int, group: Sequence[str] | None) -> NDArray[np.int
     return guarantee.one_per_group(group)
 
 
+def _acceptable(
+    scores: NDArray[np.float64], guards: Sequence[ClassGuard], class_confidences: ArrayLike | None
+) -> NDArray[np.float64]:
+    """The scores, -inf of what no threshold accepts: no finite score, or a guard holds it back."""
+    held_back = _held_back(guards, class_confidences, len(scores)) | ~np.isfinite(scores)
+    return np.where(held_back, -np.inf, scores)
+
+
 def _held_back(
     guards: Sequence[ClassGuard], class_confidences: ArrayLike | None, n_images: int
 ) -> NDArray[np.bool_]:
@@ -145,6 +158,15 @@ def _held_back(
             "give those of every calibration image"
         )
     return np.array([holds_back(guards, row) for row in by_image])
+
+
+def _displayed(
+    scores: NDArray[np.float64], ious: NDArray[np.float64], group: Sequence[str] | None
+) -> _Display:
+    finite = np.isfinite(scores)
+    groups = None if group is None else np.asarray(group)[finite]
+    error = cross_validated_error(scores[finite], ious[finite], groups)
+    return _Display(*fit_display_map(scores[finite], ious[finite]), error)
 
 
 def _quantile_thresholds(

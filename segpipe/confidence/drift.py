@@ -11,12 +11,15 @@ independent: a run of them can raise an alarm although nothing has changed but t
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter
 from scipy.stats import ks_2samp
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ FEWEST_SCORES = 10  # of a run; fewer could only raise an alarm by lying apart f
 # Scores so close count as equal, in shares of the range from the 5th to the 95th percentile: one image can
 # score a little differently on another device or in another batch, and many images may score the same.
 SCORE_NOISE = 0.001
+_METADATA = "segpipe.drift"  # of a part, where the verdict lies
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,19 @@ class Drift:
     n_scores: int
     alarm: bool
     false_alarm_rate: float
+
+
+def drift_metadata(drift: Drift | None) -> dict[str, str]:
+    """The verdict as a part's metadata."""
+    return {_METADATA: json.dumps(None if drift is None else asdict(drift))}
+
+
+def drift_of_metadata(metadata: Mapping[bytes, bytes]) -> Drift | None:
+    """The verdict in a part's metadata; None when there was no test, or in a part of an older version.
+
+    ValueError when it is damaged.
+    """
+    return TypeAdapter(Drift | None).validate_json(metadata.get(_METADATA.encode(), b"null"))
 
 
 def detect_drift(scores: ArrayLike, policy: Policy, false_alarm_rate: float) -> Drift:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import compress
 
 import numpy as np
 
@@ -33,7 +34,7 @@ from segpipe.training.learnt_images import seen_images
 
 
 @dataclass(frozen=True)
-class _Judged:
+class _Measured:
     """Raw scores (n,), IoUs (n,), NaN without a labelled pixel, and class confidences (n, K) of n images;
     shown_pixels (256,): pixels of each class in all masks together."""
 
@@ -60,39 +61,28 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
     facts = look_through(dataset, settings.split)
     warnings = say([*known, *_checked(facts, groups, settings)])
-    judged = _judge(labeler, dataset, facts.usable)
+    measured = _measure(labeler, dataset, facts.usable)
     n_classes = len(labeler.classes)
-    shown, there = judged.shown_pixels[:n_classes].tolist(), facts.pixels[:n_classes].tolist()
+    shown, there = measured.shown_pixels[:n_classes].tolist(), facts.pixels[:n_classes].tolist()
     warnings += say(never_shown(labeler.classes, there, shown, settings.split))
     # An image without one labelled pixel says nothing about its mask.
-    measured = ~np.isnan(judged.ious)
-    if not measured.any():
-        raise DatasetError(
-            f"no image of split {settings.split} has a labelled pixel: every pixel is the ignore index; "
-            "calibrate on images with a truth"
-        )
+    labelled = ~np.isnan(measured.ious)
     policy = make_policy(
-        judged.scores[measured],
-        judged.ious[measured],
+        measured.scores[labelled],
+        measured.ious[labelled],
         labeler.model_id,
         _target(settings),
         settings.confidence,
         calibration_fingerprint,
         datetime.now(UTC).isoformat(timespec="seconds"),
-        group=None if groups is None else _measured_groups(groups, facts.usable, measured),
+        group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
         guards=guards,
-        class_confidences=judged.class_confidences[measured],
+        class_confidences=measured.class_confidences[labelled],
         model_digest=labeler.digest,
         warnings=warnings,
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
-
-
-def _measured_groups(groups: Mapping[str, str], samples: list[Sample], measured: np.ndarray) -> list[str]:
-    return [
-        groups[sample.key] for sample, is_known in zip(samples, measured.tolist(), strict=True) if is_known
-    ]
 
 
 def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss:
@@ -128,7 +118,7 @@ def _checked(facts: SplitFacts, groups: Mapping[str, str] | None, settings: Cali
     ]
 
 
-def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Judged:
+def _measure(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Measured:
     scores, ious, class_confidences = [], [], []
     shown = np.zeros(256, np.int64)
     with track(len(samples), "calibrate") as progress:
@@ -139,4 +129,4 @@ def _judge(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Judged
                 class_confidences.append(labeled.class_confidences)
                 shown += value_counts(labeled.mask)
             progress.advance(len(pairs))
-    return _Judged(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences), shown)
+    return _Measured(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences), shown)

@@ -7,14 +7,11 @@ for the whole run, resumes included, and no part is ever changed. A suspension c
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
-
-from pydantic import TypeAdapter
 
 from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.drift import Drift, detect_drift
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
     from segpipe.manifests.schema import Decision, RoutingReason, Row
 
 logger = logging.getLogger(__name__)
-
-_DRIFT = "segpipe.drift"
 
 
 @dataclass(frozen=True)
@@ -125,19 +120,6 @@ def log_drift(drift: Drift | None, run_id: str, settings: LabelSettings) -> None
         )
     else:
         logger.info("run %s shows no drift: p = %.2g over %d scores", run_id, drift.p_value, drift.n_scores)
-
-
-def drift_metadata(drift: Drift | None) -> dict[str, str]:
-    """The verdict as a part's metadata."""
-    return {_DRIFT: json.dumps(None if drift is None else asdict(drift))}
-
-
-def drift_of_metadata(metadata: Mapping[bytes, bytes]) -> Drift | None:
-    """The verdict in a part's metadata; None when there was no test, or in a part of an older version.
-
-    ValueError when it is damaged.
-    """
-    return TypeAdapter(Drift | None).validate_json(metadata.get(_DRIFT.encode(), b"null"))
 
 
 def find_suspension(output: str, policy: Policy | None) -> bool:

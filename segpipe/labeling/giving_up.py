@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from segpipe.labeling.totals import RunSummary
 
 # Trouble around the images hits all of them and shows soon; bad images may lie together, a folder of them.
-JUDGED_FOR_SURROUNDINGS = 64
-JUDGED_FOR_ALL_REASONS = 1000
+WINDOW_FOR_SURROUNDINGS = 64
+WINDOW_FOR_ALL_REASONS = 1000
 # Lasting facts about one object, which may fill whole folders: the run goes on behind them, and no plan takes
 # them up again by itself.
 _PASSED_BY = frozenset({"denied", "archived"})
@@ -23,9 +23,9 @@ _PASSED_BY = frozenset({"denied", "archived"})
 
 @dataclass
 class _Latest:
-    """Why images failed among the latest `judged` ones."""
+    """Why images failed among the latest `size` ones."""
 
-    judged: int
+    size: int
     latest: deque[str | None] = field(default_factory=deque)
     failures: Counter[str] = field(default_factory=Counter)
 
@@ -34,7 +34,7 @@ class _Latest:
         self.latest.append(reason)
         if reason is not None:
             self.failures[reason] += 1
-        if len(self.latest) > self.judged and (oldest := self.latest.popleft()) is not None:
+        if len(self.latest) > self.size and (oldest := self.latest.popleft()) is not None:
             self.failures[oldest] -= 1
 
 
@@ -44,13 +44,13 @@ def stop_when_too_many_fail(outcomes: Iterable[Outcome], max_failure_rate: float
     max_failure_rate (0 to 1) is the share of the last 64 images that may fail in storage or in the model, and
     of the last 1,000 that may fail for any reason but denied and archived; 1 never stops.
     """
-    in_surroundings, in_all = _Latest(JUDGED_FOR_SURROUNDINGS), _Latest(JUDGED_FOR_ALL_REASONS)
+    in_surroundings, in_all = _Latest(WINDOW_FOR_SURROUNDINGS), _Latest(WINDOW_FOR_ALL_REASONS)
     for outcome in outcomes:
         reason = outcome.row.reason if outcome.row.decision == "failed" else None
         in_surroundings.add(reason if _blames_surroundings(outcome) else None)
         in_all.add(None if reason in _PASSED_BY else reason)
         for window in (in_surroundings, in_all):
-            if window.failures.total() > max_failure_rate * window.judged:
+            if window.failures.total() > max_failure_rate * window.size:
                 raise RunError(_why(window, outcome, max_failure_rate))
         yield outcome
 

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
-from segpipe.confidence.drift import Drift
-from segpipe.labeling import decisions
+from segpipe.confidence.drift import Drift, drift_metadata, drift_of_metadata
 from segpipe.labeling.items import Legs, Threads, bottleneck, legs_of, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 from segpipe.manifests.parts import telling_damage
@@ -92,7 +91,7 @@ def to_metadata(seconds: float, legs: Legs, threads: Threads, drift: Drift | Non
         _LEGS: json.dumps(asdict(legs)),
         _OCCUPIED: json.dumps(asdict(per_thread(legs, threads))),
     }
-    return timing | decisions.drift_metadata(drift)
+    return timing | drift_metadata(drift)
 
 
 def summarise_run(plan: RunPlan) -> RunSummary:
@@ -124,7 +123,7 @@ def _part_totals(table: pa.Table) -> PartTotals:
         seconds=float(metadata[_SECONDS.encode()]),
         legs=legs_of(json.loads(metadata[_LEGS.encode()])),
         occupied=legs_of(json.loads(metadata[_OCCUPIED.encode()])),
-        drift=decisions.drift_of_metadata(metadata),
+        drift=drift_of_metadata(metadata),
         worst=_worst(WorstImage(**row) for row in table.to_pylist()),
     )
 

@@ -8,7 +8,6 @@ with itself.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +21,7 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.concurrency import ordered_map
+from segpipe.confidence.drift import drift_of_metadata
 from segpipe.confidence.policy import Policy, from_json
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
@@ -175,8 +175,8 @@ def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
     table = part_rows(key, content)
     with telling_damage(key):
         metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
-        drift = json.loads(metadata.get(b"segpipe.drift", b"null"))
-        return link_of_metadata(metadata), bool(drift and drift["alarm"]), table
+        drift = drift_of_metadata(metadata)
+        return link_of_metadata(metadata), drift is not None and drift.alarm, table
 
 
 def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: Findings) -> None:

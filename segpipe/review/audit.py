@@ -119,7 +119,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     _require_kept(audits, kept, output)
     found = [_as_kept(output, name, text) for name, text in kept.items()]
     return [
-        _judge(
+        _audited(
             policy,
             [_as_audit(row, policy) for row in audits.get(policy.policy_id, [])],
             accepted=accepted.get(policy.policy_id, 0),
@@ -195,7 +195,7 @@ def _require_kept(audits: Iterable[str], kept: Iterable[str], output: str) -> No
 
 
 def _as_kept(output: str, name: str, text: str) -> Policy:
-    """The audits of one policy are not judged by another."""
+    """The audits of one policy do not count for another."""
     policy = from_json(text)
     if policy.policy_id != name:
         raise PolicyError(
@@ -225,7 +225,7 @@ def _loss(
     return float(iou < promised.min_iou) if isinstance(promised, BadFractionPromise) else 1 - iou
 
 
-def _judge(
+def _audited(
     policy: Policy, audits: list[Audit], *, accepted: int, suspended: bool, in_use: bool
 ) -> PolicyAudit:
     reached = list(takewhile(lambda audit: not audit.is_open, audits))
