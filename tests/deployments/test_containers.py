@@ -14,6 +14,7 @@ import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -306,56 +307,90 @@ def is_well(check: list[str], places: dict[str, str]) -> bool:
     return subprocess.run([sys.executable, *check[1:]], capture_output=True, check=False).returncode == 0
 
 
+@dataclass(frozen=True)
+class Stack:
+    """The services of compose on this machine: what they are given, and where they are and write."""
+
+    running: ExitStack
+    folder: Path
+    programs: Path
+    database: int
+    port: int
+    health: int
+
+    @property
+    def places(self) -> dict[str, str]:
+        """What compose's services name, and where it is here."""
+        places = {"http://server:4200": f"http://127.0.0.1:{self.port}", "4200": str(self.port)}
+        return places | {"8080": str(self.health), "/tmp/prefect-ui": str(self.folder / "ui")}
+
+    def environment(self, service: str) -> dict[str, str]:
+        """What compose would pass a service, and a home of its own."""
+        values = EXAMPLE | {"POSTGRES_PASSWORD": PASSWORD, "SEGPIPE_TIMEZONE": "Europe/Berlin"}
+        values |= {"PREFECT_API_AUTH_STRING": LOGIN, "PORT": str(self.port)}
+        home = {"PREFECT_HOME": str(self.folder / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+        return environment_of(service, self.places, values) | home
+
+    def database_is_ready(self) -> bool:
+        check = SERVICES["postgres"]["healthcheck"]["test"][1:]
+        ready = [str(self.programs / check[0]), *check[1:], "--port", str(self.database)]
+        return subprocess.run(ready, capture_output=True, check=False).returncode == 0
+
+    def start_server(self) -> None:
+        command = [
+            part.replace("4200", str(self.port)).replace("0.0.0.0", "127.0.0.1")
+            for part in command_of("server")
+        ]
+        hosts = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1"}
+        hosts |= {"PREFECT_SERVER_DATABASE_PORT": str(self.database)}
+        hosts |= {"PREFECT_SERVER_DATABASE_NAME": "postgres"}  # as the test's server calls it
+        start(self.running, command, self.environment("server") | hosts, self.folder / "server.log")
+        check = SERVICES["server"]["healthcheck"]["test"][1:]
+        wait_for(lambda: is_well(check, self.places), "the server", 180)
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        port_of_health = {"PREFECT_WORKER_WEBSERVER_PORT": str(self.health)}
+        environment = self.environment("worker") | port_of_health
+        worker = start(self.running, command_of("worker"), environment, self.folder / "worker.log")
+        wait_for(lambda: is_well(instruction("HEALTHCHECK"), self.places), "the worker", 120)
+        return worker
+
+    def run_as_deployer(self, command: list[str]) -> None:
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment("deploy"), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def client(self) -> httpx.Client:
+        url, login = f"http://127.0.0.1:{self.port}/api", httpx.BasicAuth(*LOGIN.split(":"))
+        return self.running.enter_context(httpx.Client(base_url=url, auth=login, timeout=30))
+
+
 @pytest.mark.server
 def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, tmp_path: Path) -> None:
     programs = find_programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed")
-    database, port, health = free_port(), free_port(), free_port()
-    running.enter_context(postgres(programs, database))
-    values = EXAMPLE | {"POSTGRES_PASSWORD": PASSWORD, "SEGPIPE_TIMEZONE": "Europe/Berlin"}
-    values |= {"PREFECT_API_AUTH_STRING": LOGIN, "PORT": str(port)}
-    places = {"http://server:4200": f"http://127.0.0.1:{port}", "4200": str(port), "8080": str(health)}
-    places |= {"/tmp/prefect-ui": str(tmp_path / "ui")}
-    hosts = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_PORT": str(database)}
-    home = {"PREFECT_HOME": str(tmp_path / "home"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-    database_check = SERVICES["postgres"]["healthcheck"]["test"][1:]
-    ready = [str(programs / database_check[0]), *database_check[1:], "--port", str(database)]
-    assert subprocess.run(ready, capture_output=True, check=False).returncode == 0
-
-    own = hosts | home | {"PREFECT_SERVER_DATABASE_NAME": "postgres"}  # as the test's server calls it
-    command = [
-        part.replace("4200", str(port)).replace("0.0.0.0", "127.0.0.1") for part in command_of("server")
-    ]
-    server = environment_of("server", places, values) | own
-    start(running, command, server, tmp_path / "server.log")
-    wait_for(lambda: is_well(SERVICES["server"]["healthcheck"]["test"][1:], places), "the server", 180)
+    stack = Stack(running, tmp_path, programs, free_port(), free_port(), free_port())
+    running.enter_context(postgres(programs, stack.database))
+    assert stack.database_is_ready()
+    stack.start_server()
     assert not (tmp_path / "home" / "prefect.db").exists()
 
-    deploying = environment_of("deploy", places, values) | home
     for _ in range(2):  # again, as after an update
-        done = subprocess.run(
-            command_of("deploy"), cwd=ROOT, env=deploying, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    api = f"http://127.0.0.1:{port}/api"
-    client = running.enter_context(
-        httpx.Client(base_url=api, auth=httpx.BasicAuth(*LOGIN.split(":")), timeout=30)
-    )
+        stack.run_as_deployer(command_of("deploy"))
+    client = stack.client()
     found = client.post("/deployments/filter", json={}, headers=csrf_headers(client)).json()
     prefect_file = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())
     assert {one["name"] for one in found} == {one["name"] for one in prefect_file["deployments"]}
 
-    port_of_health = {"PREFECT_WORKER_WEBSERVER_PORT": str(health)}
-    worker_environment = environment_of("worker", places, values) | home | port_of_health
-    worker = start(running, command_of("worker"), worker_environment, tmp_path / "worker.log")
-    wait_for(lambda: is_well(instruction("HEALTHCHECK"), places), "the worker", 120)
+    worker = stack.start_worker()
     pool = f"/work_pools/{POOL}"
     wait_for(lambda: client.get(pool).json()["status"] == "READY", "the pool", 60)
-    assert httpx.get(f"{api}{pool}", timeout=30).status_code == 401
+    site = f"http://127.0.0.1:{stack.port}"
+    assert httpx.get(f"{site}/api{pool}", timeout=30).status_code == 401
     assert client.get(pool, headers={"Host": "elsewhere.example"}).status_code == 400
-    page = httpx.get(f"http://127.0.0.1:{port}/", timeout=30, follow_redirects=True)
-    assert "<title>" in page.text
+    assert "<title>" in httpx.get(f"{site}/", timeout=30, follow_redirects=True).text
 
     asked = time.monotonic()
     worker.send_signal(signal.SIGTERM)
@@ -364,8 +399,6 @@ def test_the_commands_of_compose_make_a_stack_on_postgresql(running: ExitStack, 
 
     create = ["work-pool", "create", "cluster", "--type", "kubernetes"]
     create += ["--base-job-template", str(KUBERNETES / "work-pool.json")]
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *create]
-    done = subprocess.run(command, cwd=ROOT, env=deploying, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    stack.run_as_deployer([sys.executable, "-m", "prefect", "--no-prompt", *create])
     stored = client.get("/work_pools/cluster").json()["base_job_template"]
     assert stored["job_configuration"] == TEMPLATE["job_configuration"]

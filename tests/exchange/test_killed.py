@@ -73,6 +73,19 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0]
 
 
+def remove_as_told(command: list[str], target: Path, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(command) == 1
+    assert told in only_line(capsys)
+    shutil.rmtree(target)
+
+
+def assert_no_data_set(target: Path, left: Tree) -> None:
+    assert "dataset.json" not in left
+    with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
+        open_dataset(str(target))
+
+
 @pytest.mark.parametrize("layout", EXPORTS)
 def test_an_export_killed_at_each_write(
     labelled: Labelled, tmp_path: Path, layout: str, capsys: pytest.CaptureFixture[str]
@@ -86,11 +99,8 @@ def test_an_export_killed_at_each_write(
     numbers = range(n_writes) if layout == "indexed-png" else (0, 1, 5, n_writes - 2, n_writes - 1)
     for left in kills(command, target, numbers):
         assert not left or "export-unfinished.txt" in left
-        capsys.readouterr()
         if left:
-            assert run(command) == 1
-            assert "holds an export that did not end: remove the folder" in only_line(capsys)
-            shutil.rmtree(target)
+            remove_as_told(command, target, "holds an export that did not end: remove the folder", capsys)
     assert run(command) == 0
     assert tree(target) == whole
 
@@ -129,9 +139,7 @@ def test_an_import_killed_at_each_write_is_done_again(labelled: Labelled, tmp_pa
     assert run(command) == 0
     whole = tree(target)
     for left in kills(command, target, range(len(whole))):
-        assert "dataset.json" not in left
-        with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
-            open_dataset(str(target))
+        assert_no_data_set(target, left)
         assert run(command) == 0
         assert tree(target) == whole
     assert len(whole) == 2 * 6 + 1
@@ -143,14 +151,9 @@ def test_a_split_killed_at_each_write(tmp_path: Path, capsys: pytest.CaptureFixt
     assert run(command) == 0
     whole = tree(target)
     for left in kills(command, target, range(len(whole))):
-        assert "dataset.json" not in left
-        with pytest.raises(DatasetError, match=r"dataset\.json is missing"):
-            open_dataset(str(target))
-        capsys.readouterr()
+        assert_no_data_set(target, left)
         if left:
-            assert run(command) == 1
-            assert "as a split that did not end: remove the folder" in only_line(capsys)
-            shutil.rmtree(target)
+            remove_as_told(command, target, "as a split that did not end: remove the folder", capsys)
         assert run(command) == 0
         assert tree(target) == whole
     assert len(whole) == 2 * 5 + 2

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,16 @@ def _labeled(image: np.ndarray) -> BrightnessLabeled:
     by_class = np.where(fractions > 0, score, np.nan)
     confidence_map = (image.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
     return BrightnessLabeled(mask, score, score, fractions, by_class, confidence_map)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return str(tmp_path / "in")
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "out")
 
 
 @pytest.fixture

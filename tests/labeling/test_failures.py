@@ -41,16 +41,6 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     return found
 
 
-@pytest.fixture
-def source(tmp_path) -> str:
-    return str(tmp_path / "in")
-
-
-@pytest.fixture
-def output(tmp_path) -> str:
-    return str(tmp_path / "out")
-
-
 def reasons(output: str) -> Counter[str]:
     return Counter(read_manifest(output)["reason"].to_pylist())
 

@@ -43,11 +43,6 @@ def source(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> str:
-    return str(tmp_path / "out")
-
-
-@pytest.fixture
 def commit(source: str, output: str) -> Callable[..., None]:
     """(run_id, key, **values): commit a row for the image as it is now."""
 

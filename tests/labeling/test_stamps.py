@@ -21,16 +21,6 @@ JUST_AFTER = timedelta(microseconds=1)
 
 
 @pytest.fixture
-def source(tmp_path) -> str:
-    return str(tmp_path / "in")
-
-
-@pytest.fixture
-def output(tmp_path) -> str:
-    return str(tmp_path / "out")
-
-
-@pytest.fixture
 def commit(output: str, make_row) -> Callable[..., None]:
     """(run_id, *rows' values): commit a part under the day of NOW."""
 
