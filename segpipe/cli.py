@@ -390,7 +390,8 @@ def label(
 def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> None:
     """Ask the manifest under OUTPUT in SQL.
 
-    Views: labels (every row), latest (newest per image), accepted, review_queue, failures, runs.
+    Views: labels (every row), latest (newest per image), accepted, review_queue, reviews, reviewed, failures,
+    runs.
 
     \b
     segpipe query OUTPUT "SELECT reason, count(*) FROM latest GROUP BY reason"

@@ -21,7 +21,6 @@ from segpipe.redaction import redact
 
 Format = Literal["table", "json", "csv"]
 
-
 _LOSSY = re.compile(r"\b(UHUGEINT|TIME WITH TIME ZONE|TIMETZ|BIT|BIGNUM|VARINT|VARIANT|UNION)\b")
 _READING = (
     duckdb.StatementType.SELECT,

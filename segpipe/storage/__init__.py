@@ -1,4 +1,4 @@
-"""Read, list and write objects on any fsspec URL; the only module that knows fsspec."""
+"""Read, list and write objects on any fsspec URL; only this package knows fsspec."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Bounds:
 
 
 class Store(Protocol):
-    """A kind of storage; every call may fail with an error of its own, which storage.py explains."""
+    """A kind of storage; every call may fail with an error of its own, which storage/retry.py explains."""
 
     def list(self, root: str) -> Iterator[StoredObject]: ...
     def folders(self, root: str) -> Iterable[str]: ...

@@ -30,7 +30,6 @@ ATTEMPTS = 6
 GIVE_UP_SECONDS = 60  # where each attempt meets silence, fewer must do
 FIRST_WAIT_SECONDS = 0.25  # doubles up to 8 s, with full jitter: 4 s in all on average
 
-
 # Types by name, so that a local run does not import botocore and aiohttp to look at an error.
 _TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "HTTPClientError", "ClientConnectionError"} | {
     *("ClientPayloadError", "IncompleteRead", "FlexibleChecksumError", "ResponseParserError", "ChangedError")

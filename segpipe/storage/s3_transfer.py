@@ -2,7 +2,7 @@
 
 s3fs spends some 4 ms of CPU on a request, which a machine busy with networks does not have; obstore spends
 one (benchmarks/throughput.py). It knows fewer ways to be configured, spells some keys otherwise and has one
-error for many. So whatever it cannot do is None or False here, and s3fs does it or says why (storage.py).
+error for many. So whatever it cannot do is None or False here, and s3fs does it or says why (s3.py).
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _store(filesystem: Any, bucket: str, seconds: float) -> S3Store:
         region=meta.region_name if meta.region_name not in (None, "aws-global") else "us-east-1",
         client_options=options,
         request_payer=bool(filesystem.requester_pays),
-        retry_config={"max_retries": 0},  # one retry loop, that of storage.py
+        retry_config={"max_retries": 0},  # one retry loop, that of storage/retry.py
         credential_provider=lambda: _credentials(filesystem),
     )
 
