@@ -602,11 +602,11 @@ class LabelSettings(_Settings):
         gt=0,
         le=1,
         title="Failures, largest share",
-        description="Share (above 0, to 1) of failed images beyond which the run stops, so that a broken or a wrong "
-        "bucket does not fill the manifest with failures: of the last 64 images those that failed in storage "
-        "or in the model, of the last 1,000 all but denied and archived ones. At its end a run of any size "
-        "counts as failed when more than this share of all its images has. With 0.5 a bucket may be half "
-        "junk, 1 never stops and never fails.",
+        description="Share (above 0, to 1) of failed images beyond which the run stops, so that a broken "
+        "or a wrong bucket does not fill the manifest with failures: of the last 64 images those that failed "
+        "in storage or in the model, of the last 1,000 all but denied and archived ones. At its end a run of "
+        "any size counts as failed when more than this share of all its images has. With 0.5 a bucket may be "
+        "half junk, 1 never stops and never fails.",
     )
     retry: tuple[FailureReason, ...] = Field(
         (),

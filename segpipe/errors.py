@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from segpipe.printable import printable_lines
+from segpipe.printable import printable
 
 ImageFailure = Literal["unreadable", "unsupported", "too_large"]
 FailureReason = Literal[ImageFailure, "storage", "denied", "archived", "inference"]
@@ -17,7 +17,7 @@ class SegpipeError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable_lines(message))
+        super().__init__(printable(message))
 
 
 class StorageError(SegpipeError):

@@ -1,4 +1,4 @@
-"""What pydantic found wrong, as part of a message."""
+"""What is wrong with a foreign text, as part of a message."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def first_problem(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     return printable(f"{where}: {first['msg']}" if where else first["msg"])
+
+
+def told_version(version: object) -> str:
+    """A version as a foreign text tells it: a number, or that it is none; anything else may be endless."""
+    told = version is None or (isinstance(version, int) and abs(version) < 1_000_000)
+    return str(version) if told else "unknown"

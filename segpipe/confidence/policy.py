@@ -16,6 +16,7 @@ from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
 from segpipe.printable import printable
+from segpipe.validation import told_version
 
 SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration error
 
@@ -181,7 +182,7 @@ def from_json(text: str) -> Policy:
     version = content.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise PolicyError(
-            f"policy.json has schema version {version!r}, this segpipe reads {SCHEMA_VERSION}: "
+            f"policy.json has schema version {told_version(version)}, this segpipe reads {SCHEMA_VERSION}: "
             "run segpipe calibrate again"
         )
     policy = _typed(content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -31,9 +33,37 @@ def expected_class_ious(shown: Tensor, probabilities: Tensor, correctness: Tenso
     sum_{y_i=c} q_i / (count(y=c) + sum_{y_i!=c} (1 - q_i) p_c(i) / max(0.0001, 1 - p_y(i))).
     Returns (B, K) float32 from 0 to 1; 0 for a class that is not shown.
     """
-    right = _sum_over_pixels(shown, correctness)
-    missed = missed_pixels(shown, probabilities, correctness)
-    return right / (shown.sum(dim=(2, 3)) + missed).clamp(min=1.0)
+    return class_ious(class_sums(shown, probabilities, correctness))
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Sums over pixels, (B, K) each, which add up over the parts of an image.
+
+    right: expected pixels of each class under its own label; shown: pixels that show it; missed: expected
+    pixels of it under the label of another.
+    """
+
+    right: Tensor
+    shown: Tensor
+    missed: Tensor
+
+    def __add__(self, other: ClassSums) -> ClassSums:
+        return ClassSums(self.right + other.right, self.shown + other.shown, self.missed + other.missed)
+
+
+def class_sums(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> ClassSums:
+    """What expected_class_ious is made of; the same inputs."""
+    return ClassSums(
+        _sum_over_pixels(shown, correctness),
+        shown.sum(dim=(2, 3)),
+        missed_pixels(shown, probabilities, correctness),
+    )
+
+
+def class_ious(sums: ClassSums) -> Tensor:
+    """Expected IoU of each class, (B, K) from 0 to 1; 0 for a class that is not shown."""
+    return sums.right / (sums.shown + sums.missed).clamp(min=1.0)
 
 
 def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:

@@ -131,6 +131,29 @@ def _fetch(image: PlannedImage, work: BatchWork) -> InWork[bytes]:
 def _compute(
     fetched: list[InWork[bytes]], until_decoded: ExitStack, work: BatchWork, machine: Machine
 ) -> list[InWork[EncodedImage]]:
+    parts = _together(fetched, work)
+    fetched.clear()
+    encoded = []
+    while parts:
+        part = parts.pop(0)
+        after_decoding = until_decoded.close if not parts else lambda: None
+        with work.decoding.at_own_size.held(part.pixels):
+            encoded += _compute_together(part.items, after_decoding, work, machine)
+    return encoded
+
+
+def _together(fetched: Sequence[InWork[bytes]], work: BatchWork) -> list[steps.Together[InWork[bytes]]]:
+    """What is computed together: all, unless the images are to be in memory at their own size."""
+    if work.labeler.pixels_at_once is None:
+        return [steps.Together(list(fetched), 0)]
+    data = [b"" if item.reason else item.value for item in fetched]
+    pixels = steps.pixels_told(data, work.decoding)
+    return list(steps.together(zip(fetched, pixels, strict=True), work.labeler.pixels_at_once))
+
+
+def _compute_together(
+    fetched: list[InWork[bytes]], after_decoding: Callable[[], None], work: BatchWork, machine: Machine
+) -> list[InWork[EncodedImage]]:
     decode = partial(
         steps.decode_each,
         labeler=work.labeler,
@@ -139,7 +162,7 @@ def _compute(
     )
     decoded = _after_all(fetched, "decode", decode)
     fetched.clear()
-    until_decoded.close()
+    after_decoding()
     sized = [_with_size(item, work) for item in decoded]
     del decoded
     judged = _on_device(sized, lambda pixels: steps.judge(pixels, work.labeler, machine.limit), machine)

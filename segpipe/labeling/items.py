@@ -26,8 +26,9 @@ class ImageLabeler(Protocol):
     """A loaded model: what labelling needs of segpipe.models.labeler.Labeler.
 
     prepare and finish work on one image, judge on a batch, in compute_threads, of which there are
-    computed_at_once; no more than judged_at_once may judge or finish. What judge returns is for finish alone
-    to know.
+    computed_at_once; no more than judged_at_once may judge or finish. What prepare returns is for judge alone
+    to know, what judge returns for finish. Images of more than pixels_at_once, if it is not None, do not go
+    together.
     """
 
     @property
@@ -41,12 +42,14 @@ class ImageLabeler(Protocol):
     @property
     def smallest_decode(self) -> tuple[int, int]: ...
     @property
+    def pixels_at_once(self) -> int | None: ...
+    @property
     def computed_at_once(self) -> int: ...
     @property
     def judged_at_once(self) -> int: ...
     def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]: ...
-    def prepare(self, image: np.ndarray) -> np.ndarray: ...
-    def judge(self, prepared: Sequence[np.ndarray]) -> Sequence[Any]: ...
+    def prepare(self, image: np.ndarray) -> Any: ...
+    def judge(self, prepared: Sequence[Any]) -> Sequence[Any]: ...
     def finish(self, judged: Any, height: int, width: int) -> Labeled: ...
 
 
@@ -97,7 +100,7 @@ class DecodedPixels:
     """pixels is what the labeler prepared, height and width are those of the image as displayed;
     nearly_black as in images.DecodedImage."""
 
-    pixels: np.ndarray
+    pixels: Any
     height: int
     width: int
     nearly_black: bool = False

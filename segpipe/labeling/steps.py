@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from threading import Lock
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from segpipe import storage
 from segpipe.concurrency import Budget, Stopwatch, each_within
@@ -41,11 +41,13 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class DecodingLimits:
-    """max_pixels and seconds are an image's; budget is of the pixels of all images, and masks, in work."""
+    """max_pixels and seconds are an image's; budget is of the pixels of all images, and masks, in work;
+    at_own_size of those that are kept at their own size until they are labelled."""
 
     max_pixels: int
     seconds: float
     budget: Budget
+    at_own_size: Budget
 
 
 class BatchLimit:
@@ -100,6 +102,39 @@ def fetch(image: PlannedImage, max_bytes: int) -> storage.Blob:
 
 def _too_large(at_least: int, max_bytes: int) -> ImageError:
     return ImageError("too_large", f"{at_least} bytes are over {max_bytes}; shrink it or raise the limit")
+
+
+@dataclass(frozen=True)
+class Together(Generic[Item]):
+    """Items that are computed together, and their pixels."""
+
+    items: list[Item]
+    pixels: int
+
+
+def together(items: Iterable[tuple[Item, int]], most: int) -> Iterator[Together[Item]]:
+    """The items, each with its pixels, in lists of at most so many, one item at least."""
+    part = Together[Item]([], 0)
+    for item, pixels in items:
+        if part.items and part.pixels + pixels > most:
+            yield part
+            part = Together([], 0)
+        part = Together([*part.items, item], part.pixels + pixels)
+    yield part
+
+
+def pixels_told(data: Sequence[bytes], limits: DecodingLimits) -> list[int]:
+    """Pixels of each image by its header; 0 of what cannot be opened, which decoding will say."""
+
+    def told(one: bytes, stopwatch: Stopwatch) -> int:
+        try:
+            with stopwatch.running():
+                image = open_image(one, limits.max_pixels)
+        except ImageError:
+            return 0
+        return image.width * image.height
+
+    return each_within(limits.seconds, told, data, lambda _: 0)
 
 
 def decode_each(

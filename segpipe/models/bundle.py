@@ -26,9 +26,10 @@ from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, bui
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.spec_fields import ClassName, Deviation, Digest, Mean
-from segpipe.validation import first_problem
+from segpipe.validation import first_problem, told_version
 
 BUNDLE_VERSION = 2
+MAX_SCALE = 1000.0
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
 GENERATOR_FOLDER, TEST_VECTOR = "generator", "test_vector"
 SIDE_MULTIPLE, MIN_SIDE = 16, 32  # the networks halve an image up to five times
@@ -54,6 +55,13 @@ class ModelSpec(BaseModel):
     was no game, only a generator that segpipe did not train."""
     foreign: ForeignSpec | None = None
     """Of a generator that segpipe did not build; its files lie under generator/."""
+    scale: float | None = Field(None, ge=1, le=MAX_SCALE, allow_inf_nan=False)
+    """Image pixels per network pixel (contract C11); None: the whole image is fitted to the working size, at
+    which the judge looks at it as a whole in any case."""
+    tile: tuple[Side, Side] | None = None
+    """Height and width, in network pixels, of one pass of the networks over an image at its scale."""
+    margin: int | None = Field(None, ge=0)
+    """Network pixels along a tile's inner edges that are decided by its neighbours."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -67,6 +75,7 @@ class ModelSpec(BaseModel):
             raise ValueError("foreign: goes with the architectures of adopted generators")
         if self.foreign is not None:
             _check_class_map(self.foreign, len(self.classes))
+        _check_tiles(self.scale, self.tile, self.margin)
         return self
 
     @property
@@ -83,6 +92,17 @@ def _check_class_map(foreign: ForeignSpec, n_classes: int) -> None:
         raise ValueError("foreign: class_map has another length than its classes")
     if any(target is not None and target >= n_classes for target in foreign.class_map):
         raise ValueError("foreign: class_map names a class that is none")
+
+
+def _check_tiles(scale: float | None, tile: tuple[int, int] | None, margin: int | None) -> None:
+    if len({value is None for value in (scale, tile, margin)}) > 1:
+        raise ValueError("scale, tile and margin: go together")
+    if tile is None or margin is None:
+        return
+    if math.prod(tile) > MAX_WORKING_PIXELS:
+        raise ValueError(f"tile: over {MAX_WORKING_PIXELS} pixels")
+    if 2 * margin > min(tile) - SIDE_MULTIPLE:
+        raise ValueError("margin: leaves nothing of a tile")
 
 
 def has_one_size(spec: ModelSpec) -> bool:
@@ -201,7 +221,9 @@ def _parse_card(url: str, content: bytes) -> ModelCard:
     try:
         version = json.loads(content).get("bundle_version")
         if version != BUNDLE_VERSION:
-            raise ModelError(f"model at {url} has bundle version {version}, not {BUNDLE_VERSION}: retrain it")
+            raise ModelError(
+                f"model at {url} has bundle version {told_version(version)}, not {BUNDLE_VERSION}: retrain it"
+            )
         return ModelCard.model_validate_json(content)
     except ValidationError as error:
         raise ModelError(_damaged(url, first_problem(error))) from error

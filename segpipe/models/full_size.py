@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,6 +14,32 @@ from segpipe.models.raised_mask import raise_mask
 
 # Logits raised to full size at once on a device: 16 million floats, 64 MB, whatever the image's size.
 RAISED_AT_ONCE = 16_000_000
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows and columns of an image, each as (points, first_pixel, first_point, pixels): grid points under one
+    pixel; the first pixel, and the grid point that the logits begin with; and how many pixels."""
+
+    vertical: tuple[float, int, int, int]
+    horizontal: tuple[float, int, int, int]
+
+
+@torch.inference_mode()
+def part_of_mask(logits: Tensor, labels: Tensor, part: Part) -> NDArray[np.uint8]:
+    """As full_size_mask, of a part of an image, from logits (K,h,w) of that part and of what is around it."""
+    size = part.vertical[3], part.horizontal[3]
+    if logits.device.type != "cpu":
+        return _part_on_device(logits, part).cpu().numpy()
+    mask = np.empty(size, np.uint8)
+    raise_mask(
+        logits.permute(1, 2, 0).contiguous().numpy(),
+        labels.contiguous().numpy(),
+        mask,
+        part.vertical[:3],
+        part.horizontal[:3],
+    )
+    return mask
 
 
 @torch.inference_mode()
@@ -29,8 +57,35 @@ def full_size_mask(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDA
 
 def _on_cpu(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
     mask = np.empty(size, np.uint8)
-    raise_mask(logits.permute(1, 2, 0).contiguous().numpy(), labels.contiguous().numpy(), mask)
+    vertical, horizontal = ((grid / length, 0, 0) for grid, length in zip(labels.shape, size, strict=True))
+    raise_mask(
+        logits.permute(1, 2, 0).contiguous().numpy(), labels.contiguous().numpy(), mask, vertical, horizontal
+    )
     return mask
+
+
+def _part_on_device(logits: Tensor, part: Part) -> Tensor:
+    """In bounded memory: some rows at a time."""
+    above, below, down = _between(part.vertical, logits.shape[1], logits.device)
+    left, right, across = _between(part.horizontal, logits.shape[2], logits.device)
+    step = max(1, RAISED_AT_ONCE // (len(logits) * len(left)))
+    rows = []
+    for first in range(0, len(above), step):
+        taken = slice(first, first + step)
+        upper, lower = logits[:, above[taken]], logits[:, below[taken]]
+        tall = upper + (lower - upper) * down[taken, None]
+        raised = tall[..., left] + (tall[..., right] - tall[..., left]) * across
+        rows.append(raised.argmax(dim=0).to(torch.uint8))
+    return torch.cat(rows)
+
+
+def _between(axis: tuple[float, int, int, int], grid: int, device: torch.device) -> tuple[Tensor, ...]:
+    """For each pixel: the grid points before and after it, and how far it is from the one before."""
+    points, first_pixel, first_point, pixels = axis
+    at = torch.arange(first_pixel, first_pixel + pixels, device=device, dtype=torch.float32)
+    position = ((at + 0.5) * points - 0.5).clamp(min=0) - first_point
+    before = position.floor().long().clamp(0, grid - 1)
+    return before, (before + 1).clamp(max=grid - 1), position - before
 
 
 def _on_device(logits: Tensor, size: tuple[int, int]) -> Tensor:

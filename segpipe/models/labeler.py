@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,11 +29,16 @@ from segpipe.models.given_images import given_pixels
 from segpipe.models.inference import Prediction, fetched, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
+from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8
 # A JPEG that is decoded at a fraction of its size stays so many times above the working size.
 DECODE_MARGIN = 2
+# No image is so large: those that are labelled at their own scale are decoded in full.
+WHOLE = 1_000_000
+# Pixels of all images that are labelled at their own scale in one go, unless a single one has more.
+SCALED_PIXELS_AT_ONCE = 8_000_000
 POLICY_FILE = "policy.json"
 
 
@@ -70,6 +76,9 @@ class JudgedMask:
     correctness: Tensor
 
 
+Prepared = np.ndarray | ScaledImage
+
+
 @dataclass(frozen=True)
 class Labeler:
     """A model bundle on a device, with the policy that was certified for it, if any."""
@@ -97,8 +106,15 @@ class Labeler:
     @property
     def smallest_decode(self) -> tuple[int, int]:
         """Height and width below which no image may be scaled as it is decoded."""
+        if self.bundle.spec.scale is not None:
+            return WHOLE, WHOLE
         height, width = self.bundle.spec.working_size
         return DECODE_MARGIN * height, DECODE_MARGIN * width
+
+    @property
+    def pixels_at_once(self) -> int | None:
+        """How many pixels images may have in all that are in memory together; None: they are shrunk first."""
+        return None if self.bundle.spec.scale is None else SCALED_PIXELS_AT_ONCE
 
     @property
     def computed_at_once(self) -> int:
@@ -140,23 +156,31 @@ class Labeler:
             ]
         return labeled
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        """An image HxWx3 uint8 at the networks' working size (h,w,3)."""
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """An image HxWx3 uint8 at the networks' working size (h,w,3), or at its scale."""
+        if self.bundle.spec.scale is not None:
+            return prepare_scaled(self.bundle, image)
         return resize_image(image, self.bundle.spec.working_size)
 
-    def judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
-        """One pass of both networks over prepared images.
+    def judge(self, prepared: Sequence[Prepared]) -> Sequence[JudgedMask | TiledMask]:
+        """One pass of both networks over prepared images, or over all of their tiles.
 
         Raises DeviceMemoryError when they do not fit in the device's memory, DeviceError when it has failed.
         """
-        return on_device(self.device, f"{len(prepared)} images at once", partial(self._judge, prepared))
+        if self.bundle.spec.scale is not None:
+            return judge_scaled(self.bundle, cast(Sequence[ScaledImage], prepared), self.device)
+        fitted = cast(Sequence[np.ndarray], prepared)
+        return on_device(self.device, f"{len(prepared)} images at once", partial(self._judge, fitted))
 
     def _judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
         batch = to_device(np.stack(prepared), self.device)
         return split_masks(predict(self.bundle, normalised(self.bundle, batch), self.device))
 
-    def finish(self, judged: JudgedMask, height: int, width: int) -> Labeled:
+    def finish(self, judged: JudgedMask | TiledMask, height: int, width: int) -> Labeled:
         """The mask at the image's own size, and the numbers on it. Raises DeviceError."""
+        if isinstance(judged, TiledMask):
+            by_class = judged.class_confidences.numpy()
+            return self._labeled(judged.mask, float(judged.score), by_class, judged.correctness)
         return self._labeled(
             self._full_size(judged, (height, width)),
             float(judged.score),

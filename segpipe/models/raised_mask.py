@@ -1,4 +1,8 @@
-"""A mask at its image's own size on the CPU, from logits on a coarser grid; compiled, a loop over pixels."""
+"""A mask at its image's own size on the CPU, from logits on a coarser grid; compiled, a loop over pixels.
+
+An axis of what is raised is (points, first_pixel, first_point): how many grid points lie under one pixel, and
+which pixel and which grid point of the whole image the first ones are; (h / H, 0, 0) for all of it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,23 @@ from numba import njit
 from numpy.typing import NDArray
 
 HALF, ZERO = np.float32(0.5), np.float32(0)
+Axis = tuple[float, int, int]
 
 
 @njit(nogil=True)
-def raise_mask(logits: NDArray[np.float32], labels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+def raise_mask(
+    logits: NDArray[np.float32],
+    labels: NDArray[np.uint8],
+    mask: NDArray[np.uint8],
+    vertical: Axis,
+    horizontal: Axis,
+) -> None:
     """Fill mask (H,W) with the argmax of the bilinear logits (h,w,K); labels (h,w) are those on the grid.
 
     Interpolates only between grid points of different labels: elsewhere no other class can win.
     """
-    bottoms, rights = _ends(labels.shape[0], mask.shape[0]), _ends(labels.shape[1], mask.shape[1])
+    bottoms = _ends(labels.shape[0], mask.shape[0], vertical)
+    rights = _ends(labels.shape[1], mask.shape[1], horizontal)
     classes = np.empty(logits.shape[2], np.int64)
     top = 0
     for row, bottom in enumerate(bottoms):
@@ -27,27 +39,29 @@ def raise_mask(logits: NDArray[np.float32], labels: NDArray[np.uint8], mask: NDA
             else:
                 found = _contenders(logits, corners, labels[row, column], classes)
                 for y in range(top, bottom):
-                    down = _position(y, len(bottoms), mask.shape[0]) - np.float32(row)
+                    down = _position(y, vertical) - np.float32(row)
                     for x in range(left, right):
-                        across = _position(x, len(rights), mask.shape[1]) - np.float32(column)
+                        across = _position(x, horizontal) - np.float32(column)
                         mask[y, x] = _winner(logits, corners, classes, found, down, across)
             left = right
         top = bottom
 
 
 @njit(nogil=True)
-def _position(at: int, grid: int, length: int) -> np.float32:
-    """On a grid of so many points; half-pixel centres, as torch has them with align_corners=False."""
-    return max((np.float32(at) + HALF) * np.float32(grid / length) - HALF, ZERO)
+def _position(at: int, axis: Axis) -> np.float32:
+    """On the grid; half-pixel centres, as torch has them with align_corners=False."""
+    points, first_pixel, first_point = axis
+    whole = max((np.float32(at + first_pixel) + HALF) * np.float32(points) - HALF, ZERO)
+    return whole - np.float32(first_point)
 
 
 @njit(nogil=True)
-def _ends(grid: int, length: int) -> NDArray[np.int64]:
+def _ends(grid: int, length: int, axis: Axis) -> NDArray[np.int64]:
     """For each grid point where the pixels between it and the next one end; the last has all that remain."""
     ends = np.full(grid, length, np.int64)
     end = 0
     for point in range(grid - 1):
-        while end < length and _position(end, grid, length) < point + 1:
+        while end < length and _position(end, axis) < point + 1:
             end += 1
         ends[point] = end
     return ends

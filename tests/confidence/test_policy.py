@@ -240,6 +240,7 @@ def test_a_threshold_lowered_by_hand_is_refused(policy):
         ({"min_iou": 7}, "damaged at min_iou"),
         ({"guards": [{"class_name": "a", "class_index": 0, "min_confidence": 2}]}, "guards.0.min_confidence"),
         ({"schema_version": None}, "schema version None"),
+        ({"schema_version": "2" * 99}, "schema version unknown"),
         ({"surplus": 1}, "surplus"),
         ({"\n\x1b[31m": 1}, "damaged at"),
         ({"policy_id": "a\nb"}, "damaged at policy_id"),

@@ -46,6 +46,7 @@ class BrightnessLabeler:
     seen: list[str] = field(default_factory=list)
 
     smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)
+    pixels_at_once: int | None = None
     computed_at_once: int = 2
     judged_at_once: int = 2
 

@@ -606,6 +606,7 @@ PROCESS = """
         batches = 0
 
         smallest_decode, computed_at_once, judged_at_once = (1000, 1000), 1, 1
+        pixels_at_once = None
 
         def compute_threads(self):
             return ThreadPoolExecutor(1)

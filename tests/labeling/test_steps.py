@@ -37,7 +37,7 @@ def test_reading_the_header_is_limited_too(
     monkeypatch: pytest.MonkeyPatch, stuck: threading.Event, fetched: bytes, make_labeler
 ) -> None:
     monkeypatch.setattr(steps, "open_image", lambda data, max_pixels: stuck.wait(60))
-    limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10))
+    limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10), at_own_size=Budget(10))
     (failed,) = steps.decode_each([fetched], make_labeler(), limits, lambda: None)
     assert isinstance(failed, ImageError)
     assert failed.reason == "unreadable"
@@ -47,7 +47,7 @@ def test_an_image_that_is_given_up_holds_its_pixels_until_its_decoding_ends(
     monkeypatch: pytest.MonkeyPatch, stuck: threading.Event, fetched: bytes, make_labeler
 ) -> None:
     monkeypatch.setattr(PngImageFile, "load", lambda self: stuck.wait(60))
-    limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10))
+    limits = DecodingLimits(max_pixels=10, seconds=0.05, budget=Budget(10), at_own_size=Budget(10))
     (failed,) = steps.decode_each([fetched], make_labeler(), limits, lambda: None)
     assert isinstance(failed, ImageError)
     assert (failed.reason, str(failed)[:23]) == ("unreadable", "not decoded after 0.05 ")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from foreign_text import SHORT, changed, texts
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from segpipe import storage
@@ -33,6 +33,7 @@ MODEL = json.loads((Path(__file__).parent.parent / "models/fixtures/model-0.1.js
 
 @SHORT
 @given(texts(MODEL | {"digest": "b" * 64}))
+@example(json.dumps(MODEL | {"bundle_version": "a\nb"}))
 def test_model_json(text: str) -> None:
     storage.put("memory://foreign/model.json", text.encode(errors="surrogatepass"))
     try:

@@ -57,6 +57,10 @@ def _advancing(outcomes: Iterable[Outcome], advance: Callable[[int], None]) -> I
         yield outcome
 
 
+# How many images of the largest size may be in memory at their own size until they are labelled.
+OWN_SIZE_IMAGES = 2
+
+
 def label_images(
     images: Iterable[PlannedImage], labeler: ImageLabeler, target: Target, settings: LabelSettings
 ) -> Generator[Outcome, None, None]:
@@ -65,8 +69,8 @@ def label_images(
     An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when too
     many fail, or when the claim is lost.
     """
-    budget = Budget(settings.max_image_pixels)
-    decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget)
+    budget, at_own_size = (Budget(times * settings.max_image_pixels) for times in (1, OWN_SIZE_IMAGES))
+    decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget, at_own_size)
     nearly_black = NearlyBlack()
     work = BatchWork(labeler, target, settings.max_image_bytes, decoding, nearly_black)
     limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.judged_at_once)

@@ -1,0 +1,315 @@
+"""An image labelled at its own scale, tile by tile (contract C11): one mask, one score.
+
+The networks see tiles; sums over pixels are added up. What the judge says of an image as a whole comes from
+one look at the image fitted to the working size, with the tiles' mask shrunk to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segpipe.confidence.score import (
+    ClassSums,
+    adversarial_score,
+    class_ious,
+    class_sums,
+    expected_iou,
+    iou_logit,
+    routing_score,
+)
+from segpipe.errors import DeviceMemoryError
+from segpipe.models.bundle import Bundle
+from segpipe.models.device import autocast, on_device, to_device
+from segpipe.models.full_size import Part, part_of_mask
+from segpipe.models.inference import generate, normalised
+from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, show, shown_as
+from segpipe.models.masks import class_logits
+from segpipe.models.preprocess import resize_image, shown_image
+from segpipe.tiles import Span, Tile, Tiles, cut, in_passes, pixels_of, size_at
+
+# Pixels that go through the networks together: those of eight images at the largest default working size.
+PIXELS_AT_ONCE = 8 * 256 * 352
+# A probability is kept off 0, where its logarithm has no end.
+SMALLEST_PROBABILITY = 1e-7
+
+
+@dataclass(frozen=True)
+class ScaledImage:
+    """An image as the networks see it: pixels (h,w,3) uint8 at its scale, whole (a,b,3) uint8 fitted to the
+    working size; shape: its own height and width."""
+
+    pixels: np.ndarray
+    whole: np.ndarray
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class TiledMask:
+    """mask HxW uint8; in main memory, as in Verdict: parts (P,), score (), class_confidences (K,),
+    correctness (h,w)."""
+
+    mask: np.ndarray
+    parts: Tensor
+    score: Tensor
+    class_confidences: Tensor
+    correctness: np.ndarray
+
+
+@dataclass(frozen=True)
+class TileView:
+    """A tile that went through both networks, with batch size 1, cut to what it decides on the judged grid.
+
+    logits (K,h,w) are of the whole tile, on the generator's own grid.
+    """
+
+    logits: Tensor
+    shown: ShownMask
+    judgement: Judgement
+
+
+@dataclass
+class ImageSums:
+    """What the tiles of an image come to so far; shown and probabilities (K,a,b) are on the working size's
+    judged grid."""
+
+    mask: np.ndarray
+    correctness: np.ndarray
+    sums: ClassSums
+    correctness_logits: float
+    realness: float
+    cells: int
+    shown: Tensor
+    probabilities: Tensor
+
+
+def prepare_scaled(bundle: Bundle, image: np.ndarray) -> ScaledImage:
+    """An image HxWx3 uint8 at the scale of the bundle, which has one."""
+    spec = bundle.spec
+    assert spec.scale is not None
+    shape = image.shape[0], image.shape[1]
+    pixels = resize_image(image, size_at(spec.scale, shape))
+    return ScaledImage(pixels, resize_image(image, spec.working_size), shape)
+
+
+def tiles_of(bundle: Bundle, shape: tuple[int, int]) -> Tiles:
+    """The tiles of an image that is so large at its scale."""
+    spec, generator = bundle.spec, bundle.generator
+    assert spec.tile is not None
+    assert spec.margin is not None
+    start = math.lcm(generator.size_multiple, generator.output_stride)
+    border = math.lcm(generator.output_stride, generator.judged_stride)
+    return cut(shape, spec.tile, spec.margin, (start, border))
+
+
+def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[TiledMask]:
+    """One mask and one score for each image; tiles of several images share passes.
+
+    Raises DeviceMemoryError when not even one tile fits, DeviceError.
+    """
+    sums = [_nothing_yet(bundle, image, device) for image in images]
+    for number, tile, view in _views(bundle, images, device):
+        _add(bundle, sums[number], images[number], tile, view)
+    return _with_whole(bundle, images, sums, device)
+
+
+def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
+    stride, n_classes = bundle.generator.judged_stride, len(bundle.spec.classes)
+    grid = [-(-side // stride) for side in image.pixels.shape[:2]]
+    fitted = [side // stride for side in bundle.spec.working_size]
+    none = torch.zeros(1, n_classes, dtype=torch.float64)
+    return ImageSums(
+        mask=np.empty(image.shape, np.uint8),
+        correctness=np.empty(grid, np.float32),
+        sums=ClassSums(none, none, none),
+        correctness_logits=0.0,
+        realness=0.0,
+        cells=0,
+        shown=torch.zeros(n_classes, *fitted, device=device),
+        probabilities=torch.zeros(n_classes, *fitted, device=device),
+    )
+
+
+def _views(
+    bundle: Bundle, images: Sequence[ScaledImage], device: str
+) -> Iterator[tuple[int, Tile, TileView]]:
+    """Each tile of each image after both networks; a pass that is too much for the device is halved."""
+    cuts = [tiles_of(bundle, _size(image)) for image in images]
+    tiles = [(number, tile) for number, tiles in enumerate(cuts) for tile in tiles.tiles]
+    sizes = [cuts[number].size for number, _ in tiles]
+    for together in in_passes(PIXELS_AT_ONCE, sizes):
+        chosen = [tiles[index] for index in together]
+        pixels = [pixels_of(images[number].pixels, tile, cuts[number].size) for number, tile in chosen]
+        for (number, tile), view in zip(chosen, _look(bundle, pixels, chosen, device), strict=True):
+            yield number, tile, view
+
+
+def _size(image: ScaledImage) -> tuple[int, int]:
+    return image.pixels.shape[0], image.pixels.shape[1]
+
+
+def _look(
+    bundle: Bundle, pixels: list[np.ndarray], tiles: list[tuple[int, Tile]], device: str
+) -> list[TileView]:
+    try:
+        return on_device(
+            device, f"{len(pixels)} tiles at once", lambda: _look_at(bundle, pixels, tiles, device)
+        )
+    except DeviceMemoryError:
+        if len(pixels) == 1:
+            raise
+    half = len(pixels) // 2
+    first = _look(bundle, pixels[:half], tiles[:half], device)
+    return first + _look(bundle, pixels[half:], tiles[half:], device)
+
+
+@torch.inference_mode()
+def _look_at(
+    bundle: Bundle, pixels: list[np.ndarray], tiles: list[tuple[int, Tile]], device: str
+) -> list[TileView]:
+    batch = normalised(bundle, to_device(np.stack(pixels), device))
+    logits = class_logits(generate(bundle, batch, device))
+    judged = on_judged_grid(logits, (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride)
+    shown = show(judged)
+    with autocast(device):
+        judgement = bundle.discriminator.judge(shown_image(batch, (judged.shape[2], judged.shape[3])), shown)
+    return [_decided(bundle, row, tile, logits, shown, judgement) for row, (_, tile) in enumerate(tiles)]
+
+
+def _decided(
+    bundle: Bundle, row: int, tile: Tile, logits: Tensor, shown: ShownMask, judgement: Judgement
+) -> TileView:
+    """One tile of a batch, cut to what it decides."""
+    stride = bundle.generator.judged_stride
+    one = slice(row, row + 1)
+    at = one, slice(None), *_slices(tile, stride)
+    return TileView(
+        logits[row],
+        ShownMask(shown.one_hot[at], shown.probabilities[at]),
+        Judgement(
+            realness=_same_part(judgement.realness[one], shown.one_hot, at),
+            correctness=judgement.correctness[at],
+            presence=judgement.presence[one],
+            image_iou=judgement.image_iou[one],
+        ),
+    )
+
+
+def _same_part(coarse: Tensor, fine: Tensor, at: tuple[slice, ...]) -> Tensor:
+    """What lies under a part of a finer map of the same image, one cell at least."""
+    ends = []
+    for axis in (2, 3):
+        cells, ratio = at[axis], coarse.shape[axis] / fine.shape[axis]
+        first = min(round(cells.start * ratio), coarse.shape[axis] - 1)
+        ends.append(slice(first, max(first + 1, round(cells.stop * ratio))))
+    return coarse[:, :, ends[0], ends[1]]
+
+
+def _slices(tile: Tile, stride: int) -> tuple[slice, slice]:
+    """What a tile decides, on its own grid of this stride."""
+    return _slice(tile.down, stride), _slice(tile.across, stride)
+
+
+def _slice(span: Span, stride: int) -> slice:
+    return slice((span.first - span.start) // stride, -((span.start - span.end) // stride))
+
+
+def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: TileView) -> None:
+    """What one more tile says, on top of the others."""
+    correctness = view.judgement.correctness.float().sigmoid()
+    cells = correctness.numel()
+    of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
+    sums.sums += ClassSums(*(part.double().cpu() for part in vars(of_tile).values()))
+    sums.correctness_logits += float(view.judgement.correctness.float().sum())
+    sums.realness += float(adversarial_score(view.judgement.realness)) * cells
+    sums.cells += cells
+    _place_mask(bundle, sums.mask, _size(image), tile, view.logits)
+    stride = bundle.generator.judged_stride
+    down, across = (slice(span.first // stride, -(-span.end // stride)) for span in (tile.down, tile.across))
+    sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
+    _shrink_into(sums, down, across, view.shown)
+
+
+def _place_mask(bundle: Bundle, mask: np.ndarray, size: tuple[int, int], tile: Tile, logits: Tensor) -> None:
+    stride = bundle.generator.output_stride
+    (top, vertical), (left, horizontal) = (
+        _pixels_decided(span, length, whole, stride)
+        for span, length, whole in zip((tile.down, tile.across), size, mask.shape, strict=True)
+    )
+    part = part_of_mask(logits, logits.argmax(dim=0).to(torch.uint8), Part(vertical, horizontal))
+    mask[top : top + part.shape[0], left : left + part.shape[1]] = part
+
+
+def _pixels_decided(
+    span: Span, length: int, pixels: int, stride: int
+) -> tuple[int, tuple[float, int, int, int]]:
+    """Which of the image's pixels along an axis a tile decides: the first, and the axis as Part takes it."""
+    first, end = (round(place * pixels / length) for place in (span.first, span.end))
+    return first, (length / pixels / stride, first, span.start // stride, end - first)
+
+
+def _shrink_into(sums: ImageSums, down: slice, across: slice, shown: ShownMask) -> None:
+    """Add the tile's mask and probabilities to those at the working size, by the area that cells share."""
+    grid, fitted = sums.correctness.shape, sums.shown.shape[1:]
+    device = sums.shown.device
+    rows = _shares(grid[0], fitted[0], down, device)
+    columns = _shares(grid[1], fitted[1], across, device)
+    sums.shown += rows @ shown.one_hot[0].float() @ columns.T
+    sums.probabilities += rows @ shown.probabilities[0].float() @ columns.T
+
+
+def _shares(grid: int, fitted: int, part: slice, device: torch.device) -> Tensor:
+    """(fitted, n) how much of each fitted cell is covered by each of n cells of a grid as long; rows of all
+    the grid's cells sum to 1."""
+    edges = torch.arange(part.start, part.stop + 1, dtype=torch.float64) * (fitted / grid)
+    cells = torch.arange(fitted, dtype=torch.float64)[:, None]
+    overlap = torch.minimum(edges[1:], cells + 1) - torch.maximum(edges[:-1], cells)
+    return overlap.clamp(min=0).float().to(device)
+
+
+def _with_whole(
+    bundle: Bundle, images: Sequence[ScaledImage], sums: Sequence[ImageSums], device: str
+) -> list[TiledMask]:
+    """The masks with what the judge says of each image as a whole."""
+    judgements = on_device(
+        device, f"{len(images)} images at once", lambda: _judge_whole(bundle, images, sums, device)
+    )
+    return [_finished(bundle, judgements, row, image) for row, image in enumerate(sums)]
+
+
+@torch.inference_mode()
+def _judge_whole(
+    bundle: Bundle, images: Sequence[ScaledImage], sums: Sequence[ImageSums], device: str
+) -> Judgement:
+    batch = normalised(bundle, to_device(np.stack([image.whole for image in images]), device))
+    labels = torch.stack([image.shown for image in sums]).argmax(dim=1)
+    probabilities = torch.stack([image.probabilities for image in sums]).clamp(min=SMALLEST_PROBABILITY)
+    shown = shown_as(labels, probabilities.log())
+    with autocast(device):
+        return bundle.discriminator.judge(shown_image(batch, (labels.shape[1], labels.shape[2])), shown)
+
+
+def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> TiledMask:
+    judge = bundle.discriminator.judge
+    ious, is_shown = class_ious(image.sums), image.sums.shown > 0
+    presence = whole.presence[row : row + 1].float().sigmoid().cpu()
+    parts = torch.stack(
+        [
+            iou_logit(expected_iou(ious, is_shown, presence))[0],
+            torch.tensor(image.correctness_logits / image.cells),
+            torch.tensor(image.realness / image.cells),
+            whole.image_iou[row].float().cpu(),
+        ]
+    ).float()
+    return TiledMask(
+        mask=image.mask,
+        parts=parts,
+        score=routing_score(parts[None], judge.combination.cpu())[0],
+        class_confidences=ious.where(is_shown, torch.nan)[0].float(),
+        correctness=image.correctness,
+    )
