@@ -16,6 +16,7 @@ from segpipe.errors import AddressError, FailureReason
 from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
 Device = Literal["auto", "cpu", "cuda"]
+MAX_SCALE, MOST_COST = 1000.0, 8.0
 MAX_WORKING_PIXELS = 1024 * 2048  # labelling at twice as many took 3 GB and two minutes an image
 
 
@@ -45,6 +46,37 @@ def working_size(image_size: str) -> tuple[int, int]:
 
 
 ImageSize = Annotated[str, AfterValidator(_height_by_width)]
+
+
+def _scale(text: str) -> str:
+    if text in ("auto", "fit"):
+        return text
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 1 <= factor <= MAX_SCALE:
+        raise ValueError(
+            f"{text!r} is not auto, fit or a number of image pixels per network pixel, 1 or more"
+        )
+    return text
+
+
+ScaleChoice = Annotated[str, AfterValidator(_scale)]
+_SCALE = (
+    "How large the networks see an image: fit (all of it, at the working size), a factor (so many of its "
+    "pixels to one of theirs, 1 is its own size, in tiles where it is large), or auto: fit, unless "
+    "--image-size is unset and that would make small objects of a class too small to be found."
+)
+_TILE = (
+    "Largest part of an image that goes through the networks at once, HEIGHTxWIDTH in network pixels; unset: "
+)
+_MOST_COST = "What --scale auto may cost at most, in pixels through the networks against those of fit."
+
+
+def _require_use_for_tile(scale: str, tile: str | None) -> None:
+    if tile is not None and scale == "fit":
+        raise ValueError("--tile has no use at --scale fit, where an image is one pass: leave one out")
 
 
 def _compiles(pattern: str) -> str:
@@ -165,8 +197,12 @@ class TrainSettings(_Settings):
     )
     image_size: ImageSize | None = Field(
         None,
-        description="Working size in pixels, HEIGHTxWIDTH, for example 240x320; unset: chosen from the data.",
+        description="Working size in pixels, HEIGHTxWIDTH, for example 240x320, to which scale fit shrinks "
+        "every image; unset: chosen from the data.",
     )
+    scale: ScaleChoice = Field("auto", description=_SCALE)
+    tile: ImageSize | None = Field(None, description=_TILE + "1024x1024.")
+    most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
     device: Device = Field("auto", description=_DEVICE)
     seed: int = Field(
         0,
@@ -194,6 +230,11 @@ class TrainSettings(_Settings):
         description="Adam's step size; unset: 0.0002 for the published recipe, larger for the others.",
     )
     allow: Allowed = ()
+
+    @model_validator(mode="after")
+    def _check_tile(self) -> Self:
+        _require_use_for_tile(self.scale, self.tile)
+        return self
 
 
 def three_numbers(text: str) -> tuple[float, float, float]:
@@ -237,6 +278,11 @@ class AdoptSettings(_Settings):
         description="Working size in pixels, HEIGHTxWIDTH, to which every image is fitted; unset: the "
         "network's own where it takes no other, else chosen from the data.",
     )
+    scale: ScaleChoice = Field("auto", description=_SCALE)
+    tile: ImageSize | None = Field(
+        None, description=_TILE + "the size that the network was made for, else the working size."
+    )
+    most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
     epochs: int | None = Field(
         None, ge=1, description="Passes of the judge over the split; unset: as many as give 7,200 views."
     )
@@ -266,6 +312,11 @@ class AdoptSettings(_Settings):
         description="Seed of every random draw; on the CPU one seed gives the same model again.",
     )
     allow: Allowed = ()
+
+    @model_validator(mode="after")
+    def _check_tile(self) -> Self:
+        _require_use_for_tile(self.scale, self.tile)
+        return self
 
 
 class EvaluateSettings(_Settings):

@@ -13,11 +13,11 @@ FailureReason = Literal[ImageFailure, "storage", "denied", "archived", "inferenc
 class SegpipeError(Exception):
     """Base of every error a user can cause or meet; the CLI prints its message and exits 1.
 
-    What it names may be named by anyone, so the message is made printable here.
+    What it names may be named by anyone, so the message is made one printable line here.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 class StorageError(SegpipeError):

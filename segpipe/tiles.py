@@ -13,6 +13,9 @@ from itertools import pairwise, product
 
 import numpy as np
 
+# The largest tile by default: large cores make margins cheap. A convolutional network needs such a margin.
+TILE, MARGIN = (1024, 1024), 128
+
 
 @dataclass(frozen=True)
 class Span:
@@ -49,23 +52,33 @@ def size_at(scale: float, shape: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(shape[0] / scale)), max(1, round(shape[1] / scale))
 
 
-def cut(shape: tuple[int, int], tile: tuple[int, int], margin: int, multiples: tuple[int, int]) -> Tiles:
-    """The tiles of an image of a shape (height, width), evenly spread, each at most `tile` large.
+def cut(
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    margin: int,
+    multiples: tuple[int, int],
+    smallest: tuple[int, int] = (1, 1),
+) -> Tiles:
+    """The tiles of an image of a shape (height, width), evenly spread, each at most `tile` large and, however
+    small the image, no smaller than `smallest`.
 
     margin: what a tile sees, at least, beyond what it decides, up to rounding, except at the image's borders.
     multiples: of what a tile's start and size, and of what the borders between tiles, are multiples.
     """
     (height, down), (width, across) = (
-        _spans(length, side, margin, multiples) for length, side in zip(shape, tile, strict=True)
+        _spans(length, most, least, margin, multiples)
+        for length, most, least in zip(shape, tile, smallest, strict=True)
     )
     return Tiles((height, width), tuple(Tile(*spans) for spans in product(down, across)))
 
 
-def _spans(length: int, tile: int, margin: int, multiples: tuple[int, int]) -> tuple[int, list[Span]]:
+def _spans(
+    length: int, tile: int, least: int, margin: int, multiples: tuple[int, int]
+) -> tuple[int, list[Span]]:
     start_multiple, cell = multiples
     tile -= tile % start_multiple
-    side = min(tile, _up(length, start_multiple))
-    starts = _starts(_up(length - side, start_multiple), side - 2 * margin, start_multiple)
+    side = min(tile, _up(max(length, least), start_multiple))
+    starts = _starts(_up(max(length - side, 0), start_multiple), side - 2 * margin, start_multiple)
     borders = [(left + side + right) // 2 // cell * cell for left, right in pairwise(starts)]
     ends = [*borders, length]
     return side, [Span(*span) for span in zip(starts, [0, *borders], ends, strict=True)]

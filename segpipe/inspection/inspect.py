@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -10,6 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from segpipe.confidence.guarantee import fewest_accepted
+from segpipe.config import MOST_COST
 from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split, list_splits, open_dataset
 from segpipe.errors import DatasetError
 from segpipe.groups import groups_uri, read_groups
@@ -18,13 +18,12 @@ from segpipe.inspection.facts import SplitFacts, gather
 from segpipe.inspection.key_groups import KeyGroups, suggested_groups
 from segpipe.inspection.looks import Looked
 from segpipe.inspection.near import Fingerprint, NearImages, near_images, perceptual_hash
-from segpipe.inspection.objects import ObjectSizes, object_diameters
+from segpipe.inspection.object_sample import chosen_images
+from segpipe.inspection.objects import ObjectSizes
+from segpipe.inspection.scale import ChosenScale, Grid, choose_scale, lost_lines, scale_line
 from segpipe.redaction import redact
 from segpipe.working_size import choose_working_size
 
-OBJECT_IMAGES = 200
-OBJECT_PIXELS = 25_000_000  # a larger mask takes gigabytes to take apart
-TOO_SMALL = 4.0  # pixels at the working size: two of the grid on which masks are made
 TARGETS = ((0.05, 0.95), (0.05, 0.9), (0.1, 0.95), (0.1, 0.9))
 Extra = tuple[int, dict[int, np.ndarray] | None]
 
@@ -46,7 +45,8 @@ class ClassFacts:
 
 @dataclass(frozen=True)
 class SplitInspection:
-    """A split. Sizes are HEIGHTxWIDTH, as --image-size takes them; copies and near_copies: images that are in
+    """A split. Sizes are HEIGHTxWIDTH, as --image-size takes them; scale: what --scale auto would choose and
+    why; copies and near_copies: images that are in
     the split once more; objects_looked_at: images whose objects were measured."""
 
     images: int
@@ -56,6 +56,7 @@ class SplitInspection:
     largest_image: str
     sizes: int
     working_size: str
+    scale: str
     darkest_value: int
     brightest_value: int
     nearly_black: int
@@ -137,14 +138,12 @@ def inspect_data(data: str, split: str | None) -> Inspected:
 
 
 def _gather(dataset: Dataset, name: str, listed: Split) -> _Gathered:
-    chosen = {sample.key for sample in listed.samples[:: math.ceil(len(listed.samples) / OBJECT_IMAGES)]}
+    chosen = chosen_images(listed, len(dataset.classes))
     objects = ObjectSizes()
     fingerprints: list[Fingerprint] = []
 
     def measure(sample: Sample, labelled: LabelledImage) -> Extra:
-        wanted = sample.key in chosen and labelled.mask.size <= OBJECT_PIXELS
-        diameters = object_diameters(labelled.mask, len(dataset.classes)) if wanted else None
-        return perceptual_hash(labelled.image.pixels), diameters
+        return perceptual_hash(labelled.image.pixels), chosen.diameters(sample, labelled)
 
     def keep(looked: Looked[Extra]) -> None:
         if looked.look is None or looked.extra is None:
@@ -191,14 +190,7 @@ def _refused(facts: Mapping[str, SplitFacts]) -> Iterator[str]:
 def _split_warnings(found: _Gathered) -> Iterator[str]:
     facts = found.facts
     yield from warnings_of(facts)
-    size = _working_size(facts)
-    for number, name in enumerate(facts.dataset.classes):
-        own, seen = found.objects.smallest(number, size)
-        if seen is not None and seen < TOO_SMALL:
-            yield (
-                f"the smallest objects of class {name!r} in split {facts.split} are {own:.0f} pixels wide, "
-                f"and {seen:.1f} at the working size of {_by(size)}: train with a larger --image-size"
-            )
+    yield from lost_lines(_scale(found), f"split {facts.split}")
 
 
 def _near_warnings(near: NearImages) -> Iterator[str]:
@@ -258,6 +250,7 @@ def _split_inspection(found: _Gathered, near: NearImages) -> SplitInspection:
         largest_image=_by(by_area[-1]),
         sizes=len(set(facts.shapes)),
         working_size=_by(_working_size(facts)),
+        scale=scale_line(_scale(found), Grid(_working_size(facts))),
         darkest_value=min(facts.brightness),
         brightest_value=max(facts.brightness) if facts.shapes else 0,
         nearly_black=facts.nearly_black.count,
@@ -291,6 +284,18 @@ def _classes(found: _Gathered) -> dict[str, ClassFacts]:
 def _working_size(facts: SplitFacts) -> tuple[int, int]:
     """(height, width) that training on this split would choose."""
     return choose_working_size(facts.some_shapes() or [(1, 1)])
+
+
+def _scale(found: _Gathered) -> ChosenScale:
+    """What training on this split would choose."""
+    facts = found.facts
+    return choose_scale(
+        found.objects,
+        facts.dataset.classes,
+        facts.some_shapes() or [(1, 1)],
+        Grid(_working_size(facts)),
+        MOST_COST,
+    )
 
 
 def _by(shape: tuple[int, int]) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from segpipe import storage
-from segpipe.config import MAX_WORKING_PIXELS
+from segpipe.config import MAX_SCALE, MAX_WORKING_PIXELS
 from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
 from segpipe.kinds import ADOPTED_ARCHITECTURES, ARCHITECTURES, Architecture, OneOf
@@ -29,7 +29,6 @@ from segpipe.models.spec_fields import ClassName, Deviation, Digest, Mean
 from segpipe.validation import first_problem, told_version
 
 BUNDLE_VERSION = 2
-MAX_SCALE = 1000.0
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
 GENERATOR_FOLDER, TEST_VECTOR = "generator", "test_vector"
 SIDE_MULTIPLE, MIN_SIDE = 16, 32  # the networks halve an image up to five times

@@ -24,7 +24,7 @@ from segpipe.confidence.score import (
     routing_score,
 )
 from segpipe.errors import DeviceMemoryError
-from segpipe.models.bundle import Bundle
+from segpipe.models.bundle import Bundle, has_one_size
 from segpipe.models.device import autocast, on_device, to_device
 from segpipe.models.full_size import Part, part_of_mask
 from segpipe.models.inference import generate, normalised
@@ -104,7 +104,8 @@ def tiles_of(bundle: Bundle, shape: tuple[int, int]) -> Tiles:
     assert spec.margin is not None
     start = math.lcm(generator.size_multiple, generator.output_stride)
     border = math.lcm(generator.output_stride, generator.judged_stride)
-    return cut(shape, spec.tile, spec.margin, (start, border))
+    smallest = spec.tile if has_one_size(spec) else (1, 1)
+    return cut(shape, spec.tile, spec.margin, (start, border), smallest)
 
 
 def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[TiledMask]:

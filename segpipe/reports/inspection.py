@@ -103,6 +103,7 @@ def _split_facts(split: SplitInspection) -> Iterator[tuple[str, str]]:
     yield "images", f"{split.images}, of which {split.unusable} cannot be used"
     yield "sizes", f"{split.smallest_image} to {split.largest_image}, {split.sizes} different ones"
     yield "working size", f"{split.working_size} (what training on this split would choose)"
+    yield "scale", f"{split.scale} (what --scale auto would choose)"
     yield (
         "values",
         f"{split.darkest_value} to {split.brightest_value} of 255; nearly black: {split.nearly_black}",

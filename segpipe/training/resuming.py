@@ -40,6 +40,13 @@ def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | Non
     return checkpoint
 
 
+def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
+    """The settings as a stopped training had them that did not know of scales: it fitted every image."""
+    if checkpoint is None or "scale" in checkpoint.data["settings"]:
+        return settings
+    return settings.model_copy(update={"scale": "fit"})
+
+
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
     without_default = {"allow"} if not settings.allow else set()  # older checkpoints know no such setting

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,10 @@ from segpipe.digests import shown
 from segpipe.images import pixel_digest
 from segpipe.inspection.checks import copies, require_apart, require_usable, say, warnings_of
 from segpipe.inspection.facts import SplitFacts, look_through
-from segpipe.kinds import OBJECTIVES
+from segpipe.inspection.object_sample import look_at_objects
+from segpipe.inspection.objects import ObjectSizes
+from segpipe.inspection.scale import Grid
+from segpipe.kinds import ARCHITECTURES, OBJECTIVES
 from segpipe.models.bundle import (
     ModelCard,
     ModelSpec,
@@ -26,9 +30,10 @@ from segpipe.models.bundle import (
     save_bundle,
 )
 from segpipe.models.device import choose_device
-from segpipe.models.generators.protocol import Generator
+from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
+from segpipe.tiles import TILE
 from segpipe.training.checkpoint import Checkpoint, delete_checkpoint
 from segpipe.training.corrections import FILE as CORRECTIONS
 from segpipe.training.corrections import (
@@ -45,9 +50,12 @@ from segpipe.training.holdout import split_parts, with_corrections
 from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
 from segpipe.training.learnt_images import keep_seen
 from segpipe.training.provenance import score_combination, versions
-from segpipe.training.resuming import start_or_resume
+from segpipe.training.resuming import as_begun, start_or_resume
+from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
 from segpipe.training.stages import Work, judge, play
 from segpipe.working_size import choose_working_size
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,19 @@ def train(settings: TrainSettings) -> TrainResult:
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
+    settings = as_begun(settings, checkpoint)
     dataset, device = open_dataset(settings.data), choose_device(settings.device)
     list_samples(dataset, settings.val_split)  # that it is there is known at once, what it holds in a while
-    train_facts, val_facts = (look_through(dataset, split) for split in (settings.split, settings.val_split))
+    train_facts, sizes = look_at_objects(dataset, settings.split)
+    val_facts = look_through(dataset, settings.val_split)
     warnings = say(_checked(train_facts, val_facts, settings))
     corrections = _corrections(settings, model_url, dataset, checkpoint)
     corrected: list[Read] = [partial(read_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
-    spec = _make_spec(settings, dataset, train_facts)
+    spec, scale = _make_spec(settings, dataset, train_facts, sizes)
+    logger.info("scale: %s", scale.line)
+    warnings += say(scale.warnings)
     torch.manual_seed(settings.seed)
     generator, discriminator = (
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -135,16 +147,27 @@ def _corrections(
     return found
 
 
-def _make_spec(settings: TrainSettings, dataset: Dataset, train_facts: SplitFacts) -> ModelSpec:
-    return ModelSpec(
+def _make_spec(
+    settings: TrainSettings, dataset: Dataset, train_facts: SplitFacts, sizes: ObjectSizes
+) -> tuple[ModelSpec, Scale]:
+    size, tile = _working_size(settings, train_facts), asked_tile(settings, TILE)
+    networks = ARCHITECTURES[settings.architecture]
+    generator = build_generator(networks.generator, networks.mask_channels(len(dataset.classes)))
+    grid = Grid(size, tile, margin_of(tile), generator.judged_stride, generator.size_multiple)
+    scale = scale_of(settings, sizes, dataset.classes, train_facts.some_shapes(), grid)
+    spec = ModelSpec(
         architecture=settings.architecture,
         classes=dataset.classes,
         ignore_index=dataset.ignore_index,
-        working_size=_working_size(settings, train_facts),
+        working_size=size,
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
         shown_masks=OBJECTIVES[settings.objective].shown_masks,
+        scale=scale.scale,
+        tile=scale.tile,
+        margin=scale.margin,
     )
+    return spec, scale
 
 
 def _working_size(settings: TrainSettings, train_facts: SplitFacts) -> tuple[int, int]:

@@ -96,7 +96,8 @@ def test_objects_that_the_working_size_loses_are_said(tmp_path: Path) -> None:
     put(root / "train/masks/dots.png", png(dots))
     lines = [line for line in inspect_data(str(root), None).result.warnings if "smallest objects" in line]
     assert len(lines) == 1
-    assert "class 'disc' in split train are 6 pixels wide, and 0." in lines[0]
+    assert "objects in split train are fewer than 3 cells" in lines[0]
+    assert "'disc' (" in lines[0]
     assert "--image-size" in lines[0]
 
 
