@@ -9,28 +9,22 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
-from torch import Tensor
 
 from segpipe.concurrency import Budget
-from segpipe.confidence import baselines
-from segpipe.confidence.score import SCORE_PARTS
 from segpipe.confidence.selective import selective_metrics
 from segpipe.config import Check
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
+from segpipe.evaluation.scores import ADVERSARIAL, score_images
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.checks import copies, never_shown, require_unseen, require_usable, say, warnings_of
 from segpipe.inspection.facts import look_through
 from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
-from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
-from segpipe.models.labeler import Labeler, load_without_policy, split_masks
-from segpipe.models.masks import class_logits
+from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
 
 READ_THREADS = 4
-ADVERSARIAL = "adversarial"
-
 Pair = tuple[np.ndarray, np.ndarray]
 
 
@@ -127,10 +121,10 @@ def measure(
     with track(len(keys), "evaluate") as progress:
         for pairs in batches:
             images = [image for image, _ in pairs]
-            prediction, measured = _predict_and_score(labeler, images)
-            for name, values in measured.items():
+            scored = score_images(labeler, images)
+            for name, values in scored.scores.items():
                 scores.setdefault(name, []).extend(values.tolist())
-            for (image, truth), judged in zip(pairs, split_masks(prediction), strict=True):
+            for (image, truth), judged in zip(pairs, scored.judged, strict=True):
                 labeled = labeler.finish(judged, *image.shape[:2])
                 confusion += confusion_matrix(truth, labeled.mask, n_classes, ignore_index)
                 ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index))
@@ -146,31 +140,6 @@ def measure(
         scores={name: np.asarray(values) for name, values in scores.items()},
         confusion=confusion,
     )
-
-
-def _predict_and_score(
-    labeler: Labeler, images: Sequence[np.ndarray]
-) -> tuple[Prediction, dict[str, Tensor]]:
-    """What the networks say of the images, and every score (B,): two generator passes, one mirrored."""
-    bundle, device = labeler.bundle, labeler.device
-    batch = prepare(bundle, images, device)
-    generated, mirrored = (generate(bundle, seen, device) for seen in (batch, batch.flip(-1)))
-    prediction = judge_masks(bundle, batch, generated, device)
-    raw = raw_adversarial_score(bundle, batch, generated, device)
-    return prediction, _all_scores(prediction, class_logits(mirrored), raw)
-
-
-def _all_scores(prediction: Prediction, mirrored: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
-    probabilities = prediction.logits.softmax(dim=1)
-    return {
-        "discriminator": prediction.verdict.score,
-        **({} if raw is None else {ADVERSARIAL: raw}),
-        **dict(zip(SCORE_PARTS, prediction.verdict.parts.unbind(dim=1), strict=True)),
-        "max_softmax": baselines.max_softmax(probabilities),
-        "entropy": baselines.entropy(probabilities),
-        "soft_dice": baselines.soft_dice(probabilities),
-        "flip_tta": baselines.flip_tta(probabilities, mirrored.softmax(dim=1)),
-    }
 
 
 def summarise(measurements: Measurements) -> Evaluation:

@@ -27,7 +27,7 @@ from segpipe.errors import DeviceMemoryError
 from segpipe.models.bundle import Bundle, has_one_size
 from segpipe.models.device import autocast, on_device, to_device
 from segpipe.models.full_size import Part, part_of_mask
-from segpipe.models.inference import generate, normalised
+from segpipe.models.inference import generate, normalised, raw_adversarial_score
 from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
@@ -117,6 +117,38 @@ def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> 
     for number, tile, view in _views(bundle, images, device):
         _add(bundle, sums[number], images[number], tile, view)
     return _with_whole(bundle, images, sums, device)
+
+
+def whole_logits(bundle: Bundle, image: ScaledImage, device: str) -> Tensor:
+    """Class logits (K,h,w) of a whole image on the generator's own grid, in main memory."""
+    stride, whole = bundle.generator.output_stride, None
+    for tile, batch in _batches_of_one(bundle, image, device):
+        logits = class_logits(generate(bundle, batch, device))[0].cpu()
+        if whole is None:
+            whole = torch.empty(len(logits), *(-(-side // stride) for side in _size(image)))
+        down, across = _slices(tile, stride)
+        whole[(slice(None), *_cells(tile, stride))] = logits[:, down, across]
+    assert whole is not None  # an image has one tile at least
+    return whole
+
+
+def raw_score_in_tiles(bundle: Bundle, image: ScaledImage, device: str) -> Tensor | None:
+    """(1,) what raw_adversarial_score says of the tiles, by what each decides; None: there was no game."""
+    total, area = torch.zeros(1), 0
+    for tile, batch in _batches_of_one(bundle, image, device):
+        raw = raw_adversarial_score(bundle, batch, generate(bundle, batch, device), device)
+        if raw is None:
+            return None
+        decided = (tile.down.end - tile.down.first) * (tile.across.end - tile.across.first)
+        total, area = total + raw.cpu() * decided, area + decided
+    return total / area
+
+
+def _batches_of_one(bundle: Bundle, image: ScaledImage, device: str) -> Iterator[tuple[Tile, Tensor]]:
+    tiles = tiles_of(bundle, _size(image))
+    for tile in tiles.tiles:
+        pixels = pixels_of(image.pixels, tile, tiles.size)
+        yield tile, normalised(bundle, to_device(np.ascontiguousarray(pixels[None]), device))
 
 
 def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
@@ -220,6 +252,12 @@ def _slice(span: Span, stride: int) -> slice:
     return slice((span.first - span.start) // stride, -((span.start - span.end) // stride))
 
 
+def _cells(tile: Tile, stride: int) -> tuple[slice, slice]:
+    """The same, on the whole image's grid."""
+    down, across = (slice(span.first // stride, -(-span.end // stride)) for span in (tile.down, tile.across))
+    return down, across
+
+
 def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: TileView) -> None:
     """What one more tile says, on top of the others."""
     correctness = view.judgement.correctness.float().sigmoid()
@@ -230,8 +268,7 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     sums.realness += float(adversarial_score(view.judgement.realness)) * cells
     sums.cells += cells
     _place_mask(bundle, sums.mask, _size(image), tile, view.logits)
-    stride = bundle.generator.judged_stride
-    down, across = (slice(span.first // stride, -(-span.end // stride)) for span in (tile.down, tile.across))
+    down, across = _cells(tile, bundle.generator.judged_stride)
     sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
     _shrink_into(sums, down, across, view.shown)
 

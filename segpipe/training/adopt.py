@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,10 @@ from segpipe.datasets import Dataset, fingerprint, open_dataset
 from segpipe.digests import shown
 from segpipe.errors import ModelError, RunError
 from segpipe.inspection.checks import copies, require_usable, say, warnings_of
-from segpipe.inspection.facts import SplitFacts, look_through
+from segpipe.inspection.facts import SplitFacts
+from segpipe.inspection.object_sample import look_at_objects
+from segpipe.inspection.objects import ObjectSizes
+from segpipe.inspection.scale import Grid
 from segpipe.kinds import FOREIGN_GENERATORS, module_of
 from segpipe.metrics import SegmentationMetrics
 from segpipe.models.bundle import (
@@ -34,7 +38,13 @@ from segpipe.models.bundle import (
 from segpipe.models.class_map import by_file, by_name, read_class_map
 from segpipe.models.device import choose_device
 from segpipe.models.foreign_check import make_test_vector
-from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, Found, build_network
+from segpipe.models.generators.foreign import (
+    ForeignGenerator,
+    ForeignSpec,
+    Found,
+    build_network,
+    judged_stride,
+)
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.augmentation import crop_size
@@ -48,6 +58,7 @@ from segpipe.training.probe import Probed, probe
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.recipe import VIEWS
 from segpipe.training.sanity import doubts, require_sense
+from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
 from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
 
 logger = logging.getLogger(__name__)
@@ -84,11 +95,12 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
         storage.normalise(settings.path), _given(settings)
     )
     dataset = open_dataset(settings.data)
-    facts = look_through(dataset, settings.split)
+    facts, sizes = look_at_objects(dataset, settings.split)
     warnings = list(say(_checked(facts, settings)))
     network = build_network(kind, found.files)
-    spec = _make_spec(settings, kind, found, network, dataset, facts)
-    warnings += say(_unmapped(spec))
+    spec, scale = _make_spec(settings, kind, found, network, dataset, facts, sizes)
+    logger.info("scale: %s", scale.line)
+    warnings += say([*scale.warnings, *_unmapped(spec)])
     device = choose_device(settings.device)
     generator = stand_still(foreign_generator(spec, network), device)
     torch.manual_seed(settings.seed)
@@ -150,11 +162,16 @@ def _make_spec(
     network: nn.Module,
     dataset: Dataset,
     facts: SplitFacts,
-) -> ModelSpec:
+    sizes: ObjectSizes,
+) -> tuple[ModelSpec, Scale]:
     size = _working_size(settings, found, facts)
-    probed = probe(network, found, size, crop_size(size))
+    tile = _tile(settings, found, size)
+    probed = probe(network, found, tile, crop_size(tile))
     classes = _foreign_classes(found, probed)
-    return ModelSpec(
+    stride = judged_stride(probed.output_stride)
+    grid = Grid(size, tile, margin_of(tile), stride, math.lcm(SIZE_MULTIPLE, probed.output_stride))
+    scale = scale_of(settings, sizes, dataset.classes, facts.some_shapes(), grid)
+    spec = ModelSpec(
         architecture=kind,
         classes=dataset.classes,
         ignore_index=dataset.ignore_index,
@@ -175,7 +192,18 @@ def _make_spec(
             output_stride=probed.output_stride,
             one_size=probed.one_size,
         ),
+        scale=scale.scale,
+        tile=scale.tile,
+        margin=scale.margin,
     )
+    return spec, scale
+
+
+def _tile(settings: AdoptSettings, found: Found, size: tuple[int, int]) -> tuple[int, int]:
+    if found.own_size is not None and settings.tile is not None:
+        height, width = found.own_size
+        raise ModelError(f"the network takes images of {height}x{width} only: leave out --tile")
+    return asked_tile(settings, size)
 
 
 def _working_size(settings: AdoptSettings, found: Found, facts: SplitFacts) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def test_objects_that_the_working_size_loses_are_said(tmp_path: Path) -> None:
     assert len(lines) == 1
     assert "objects in split train are fewer than 3 cells" in lines[0]
     assert "'disc' (" in lines[0]
-    assert "--image-size" in lines[0]
+    assert "--scale" in lines[0]
 
 
 def test_the_table_of_promises_is_the_formula(tmp_path: Path, ask: Ask) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import segpipe
+from segpipe.evaluation.scores import score_images
 from segpipe.models import tiled
 from segpipe.models.bundle import Bundle, ModelSpec
 from segpipe.models.full_size import Part, _part_on_device, full_size_mask, part_of_mask
@@ -156,3 +157,23 @@ def test_a_pass_that_is_too_much_is_halved(fitted: Labeler, monkeypatch: pytest.
     assert sum(count for count in passes if count <= 2) == len(
         tiled.tiles_of(labeler.bundle, (150, 230)).tiles
     )
+
+
+def test_whole_logits_and_every_score_of_one_tile_are_those_of_a_fitted_pass(fitted: Labeler) -> None:
+    image = scene(64, 96)
+    whole = score_images(with_spec(fitted, working_size=(64, 96)), [image])
+    in_tiles = score_images(with_spec(fitted, working_size=(64, 96), scale=1.0, **TILE), [image])
+    assert in_tiles.scores.keys() == whole.scores.keys()
+    for name, values in whole.scores.items():
+        assert in_tiles.scores[name].tolist() == pytest.approx(values.tolist(), abs=5e-3), name
+
+
+def test_whole_logits_hold_each_cell_once(fitted: Labeler) -> None:
+    bundle = replace(with_spec(fitted, scale=1.0, **TILE).bundle, generator=Local())
+    image = tiled.prepare_scaled(bundle, scene(150, 230))
+    mean, deviation = (
+        torch.tensor(values).view(3, 1, 1) for values in (bundle.spec.mean, bundle.spec.standard_deviation)
+    )
+    expected = torch.from_numpy(image.pixels.transpose(2, 0, 1) / np.float32(255)).sub(mean).div(deviation)
+    logits = tiled.whole_logits(bundle, image, "cpu")
+    assert torch.allclose(logits, Local()(expected[None])[0], atol=0.2)  # bfloat16 where the CPU has it

@@ -85,7 +85,7 @@ class ForeignGenerator(Generator):
         self.spec = spec
         self.n_classes = n_classes
         self.output_stride = spec.output_stride
-        self.judged_stride = min(max(spec.output_stride, FINEST_JUDGED), COARSEST_JUDGED)
+        self.judged_stride = judged_stride(spec.output_stride)
         factor, shift = _to_its_own(given, spec)
         self.register_buffer("factor", factor)
         self.register_buffer("shift", shift)
@@ -97,6 +97,11 @@ class ForeignGenerator(Generator):
             own = image.float() * self.factor + self.shift
             outputs = self.network(own.flip(1) if self.spec.channels == "bgr" else own).float()
             return in_classes(two_at_least(outputs, self.spec.values), self.spec.class_map, self.n_classes)
+
+
+def judged_stride(output_stride: int) -> int:
+    """That of the grid that a network's masks are judged on."""
+    return min(max(output_stride, FINEST_JUDGED), COARSEST_JUDGED)
 
 
 def _to_its_own(given: tuple[Sequence[float], Sequence[float]], spec: ForeignSpec) -> tuple[Tensor, Tensor]:
