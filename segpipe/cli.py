@@ -314,23 +314,27 @@ def calibrate(as_json: bool, **values: object) -> None:
 def plan(source: str, output: str, model: str, limit: int | None, as_json: bool, **values: object) -> None:
     """Say what `label` would do, how long it would take and what it would cost; write nothing.
 
-    The time is estimated from the rate of the newest run under OUTPUT.
+    The time is estimated from the rate of the newest run under OUTPUT; how many tiles an image is, from the
+    sizes of images there.
     """
     settings = build(LabelSettings, values)
     from segpipe.labeling.estimate import estimate
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.models.labeler import load_model
-    from segpipe.reports.summary import estimate_line
+    from segpipe.reports.summary import estimate_line, passes_line
 
     labeler, now = load_model(model, "cpu"), datetime.now(UTC)
     policy_id = labeler.policy.policy_id if labeler.policy else None
     planned = make_plan(source, output, labeler.model_id, policy_id, settings, new_run_id(now), now, limit)
     summary = summarise_plan(planned)
-    expected = estimate(summary.output, summary.images, settings.price_per_hour)
+    expected = estimate(summary.output, labeler.model_id, summary.images, settings.price_per_hour)
+    passes = labeler.passes(expected.shapes)
     if as_json:
-        show(json_text(asdict(summary) | {"estimate": asdict(expected)}))
+        told = {name: value for name, value in asdict(expected).items() if name != "shapes"}
+        show(json_text(asdict(summary) | {"estimate": told, "passes": asdict(passes)}))
     else:
-        show("\n".join([*result_lines(asdict(summary)), *columns([("estimate", estimate_line(expected))])]))
+        lines = columns([("passes", passes_line(passes)), ("estimate", estimate_line(expected))])
+        show("\n".join([*result_lines(asdict(summary)), *lines]))
 
 
 @cli.command()

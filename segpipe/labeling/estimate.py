@@ -2,41 +2,59 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 
-from segpipe.labeling.totals import read_totals
-from segpipe.manifests.parts import list_parts
+import pyarrow.parquet as pq
 
+from segpipe import storage
+from segpipe.labeling.totals import read_totals
+from segpipe.manifests.parts import list_parts, telling_damage
+
+SHAPES = 64
 _PARTS_READ = 32
 _PART = re.compile(r"(?P<day>run_date=[^/]+)/(?P<run_id>.+)-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)
 class Rate:
-    """images_per_second while labelling, without start and planning, of an earlier run."""
+    """images_per_second while labelling, without start and planning, of an earlier run; of its last part:
+    model_id, and (height, width) of some of the images."""
 
     run_id: str
     images_per_second: float
+    model_id: str
+    shapes: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take at an earlier run's rate; cost in the currency of the price. None: not known."""
+    """What a run will take at an earlier run's rate; cost in the currency of the price; other_model: whether
+    another model had that rate; shapes: (height, width) of some images it labelled. None: not known."""
 
     rate_of_run: str | None
+    other_model: bool | None
+    shapes: tuple[tuple[int, int], ...]
     images_per_second: float | None
     seconds: float | None
     cost: float | None
 
 
-def estimate(output: str, n_images: int, price_per_hour: float | None) -> Estimate:
-    """What labelling n_images into OUTPUT will take. Raises StorageError."""
+def estimate(output: str, model_id: str, n_images: int, price_per_hour: float | None) -> Estimate:
+    """What labelling n_images into OUTPUT with a model will take. Raises StorageError."""
     rate = last_rate(output)
     if rate is None:
-        return Estimate(None, None, None, None)
+        return Estimate(None, None, (), None, None, None)
     seconds = n_images / rate.images_per_second
-    return Estimate(rate.run_id, rate.images_per_second, seconds, cost(seconds, price_per_hour))
+    return Estimate(
+        rate.run_id,
+        rate.model_id != model_id,
+        rate.shapes,
+        rate.images_per_second,
+        seconds,
+        cost(seconds, price_per_hour),
+    )
 
 
 def cost(seconds: float, price_per_hour: float | None) -> float | None:
@@ -52,7 +70,20 @@ def last_rate(output: str) -> Rate | None:
     run_id, uris = max(runs.items(), key=lambda run: len(run[1]))
     totals = [read_totals(uri) for uri in uris[-_PARTS_READ:]]
     images, seconds = sum(one.decisions.total() for one in totals), sum(one.seconds for one in totals)
-    return Rate(run_id, images / seconds) if images and seconds else None
+    if not images or not seconds:
+        return None
+    model_id, shapes = _of_part(uris[-1])
+    return Rate(run_id, images / seconds, model_id, shapes)
+
+
+def _of_part(uri: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The model of a part that has rows, and the sizes of some of its images."""
+    content = storage.read_bytes(uri)
+    with telling_damage(uri):
+        rows = pq.read_table(io.BytesIO(content), columns=["model_id", "image_height", "image_width"])
+        model_id, heights, widths = (column.to_pylist() for column in rows.columns)
+    shapes = [(height, width) for height, width in zip(heights, widths, strict=True) if height and width]
+    return model_id[0], tuple(shapes[:SHAPES])
 
 
 def _parts_of_last_day(output: str) -> dict[str, list[str]]:

@@ -29,7 +29,8 @@ from segpipe.models.given_images import given_pixels
 from segpipe.models.inference import Prediction, fetched, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
-from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled
+from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled, tiles_of
+from segpipe.tiles import size_at
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8
@@ -74,6 +75,16 @@ class JudgedMask:
     score: Tensor
     class_confidences: Tensor
     correctness: Tensor
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How the networks see images: scale as in ModelSpec; tiles of an image, and pixels against those of one
+    fitted to the working size, on average. None: there is no scale, or no image to tell by."""
+
+    scale: float | None
+    tiles_per_image: float | None
+    cost: float | None
 
 
 Prepared = np.ndarray | ScaledImage
@@ -127,6 +138,16 @@ class Labeler:
         another is brought or its masks are fetched.
         """
         return self.computed_at_once if self.device == "cpu" else 2
+
+    def passes(self, shapes: Sequence[tuple[int, int]]) -> Passes:
+        """Of images of these (height, width)."""
+        scale = self.bundle.spec.scale
+        if scale is None or not shapes:
+            return Passes(scale, None, None)
+        cuts = [tiles_of(self.bundle, size_at(scale, shape)) for shape in shapes]
+        fitted = math.prod(self.bundle.spec.working_size) * len(shapes)
+        tiles = sum(len(one.tiles) for one in cuts) / len(shapes)
+        return Passes(scale, tiles, sum(one.cost for one in cuts) / fitted)
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:

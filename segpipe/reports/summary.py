@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
     from segpipe.labeling.estimate import Estimate
     from segpipe.labeling.totals import RunSummary
+    from segpipe.models.labeler import Passes
 
 _REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
 
@@ -124,8 +125,23 @@ def estimate_line(expected: Estimate) -> str:
         return "unknown: nothing has been labelled here yet; segpipe label --limit 100 would tell"
     paid = "" if expected.cost is None else f", {expected.cost:.2f} in all"
     took = duration(expected.seconds)
+    of_other = (
+        ", of another model, at whose scale images may cost more or less" if expected.other_model else ""
+    )
+    rate = f"{expected.images_per_second:.1f} images/s, the rate of run {expected.rate_of_run}"
+    return f"{took} at {rate}{of_other}{paid}"
+
+
+def passes_line(passes: Passes) -> str:
+    """How the networks see an image, and what that costs."""
+    if passes.scale is None:
+        return "one of each image, fitted to the working size"
+    how = f"at {passes.scale:.3g} pixels of an image to one of the networks"
+    if passes.tiles_per_image is None:
+        return f"{how}; how many tiles an image is shows once some have been labelled here"
     return (
-        f"{took} at {expected.images_per_second:.1f} images/s, the rate of run {expected.rate_of_run}{paid}"
+        f"{passes.tiles_per_image:.1f} tiles an image {how}, {passes.cost:.1f} times what one fitted to the "
+        "working size costs, as images here are"
     )
 
 

@@ -28,19 +28,22 @@ def label(storage_root: str, make_row: Callable[..., Row]) -> Callable[..., None
 
 
 def test_without_a_past_run_nothing_is_known(storage_root: str) -> None:
-    assert estimate(storage_root, 100, 5.0) == Estimate(None, None, None, None)
+    assert estimate(storage_root, "m" * 12, 100, 5.0) == Estimate(None, None, (), None, None, None)
 
 
 def test_the_rate_is_that_of_the_newest_days_largest_run(
-    storage_root: str, label: Callable[..., None]
+    storage_root: str, label: Callable[..., None], make_row: Callable[..., Row]
 ) -> None:
     label(20, "old", 0, images=50, seconds=1.0)
     label(21, "small", 0, images=1, seconds=9.0)
     label(21, "flow-7c-1", 0, images=10, seconds=2.0)
     label(21, "flow-7c-1", 1, images=20, seconds=4.0)
-    assert last_rate(storage_root) == Rate("flow-7c-1", 5.0)
-    assert estimate(storage_root, 36_000, None) == Estimate("flow-7c-1", 5.0, 7200.0, None)
-    assert estimate(storage_root, 36_000, 1.5) == Estimate("flow-7c-1", 5.0, 7200.0, 3.0)
+    model_id, shape = make_row().model_id, (make_row().image_height, make_row().image_width)
+    assert last_rate(storage_root) == Rate("flow-7c-1", 5.0, model_id, (shape,) * 20)
+    known = estimate(storage_root, model_id, 36_000, 1.5)
+    assert known == Estimate("flow-7c-1", False, (shape,) * 20, 5.0, 7200.0, 3.0)
+    assert estimate(storage_root, model_id, 36_000, None).cost is None
+    assert estimate(storage_root, "another-one", 36_000, None).other_model is True
 
 
 def test_cost_is_price_times_hours() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from segpipe.confidence.drift import Drift
 from segpipe.labeling.estimate import Estimate
 from segpipe.labeling.totals import RunSummary
+from segpipe.models.labeler import Passes
 from segpipe.reports import summary as words
 
 IDLE = dict.fromkeys(("read", "decode", "infer", "encode", "write", "wait"), 0.0)
@@ -78,12 +79,21 @@ def test_the_cost_is_that_of_the_seconds_spent_labelling() -> None:
     assert words.cost_line(SUMMARY, 90) == "0.10 at 90 an hour; 10 per 1,000 images"
 
 
+def test_passes_say_what_tiles_cost() -> None:
+    assert "fitted to the working size" in words.passes_line(Passes(None, None, None))
+    assert "once some have been labelled" in words.passes_line(Passes(2.0, None, None))
+    assert words.passes_line(Passes(2.0, 12.0, 9.87)).startswith(
+        "12.0 tiles an image at 2 pixels of an image to one of the networks, 9.9 times"
+    )
+
+
 def test_an_estimate_says_what_it_rests_on() -> None:
-    assert words.estimate_line(Estimate(None, None, None, None)).startswith(
+    assert words.estimate_line(Estimate(None, None, (), None, None, None)).startswith(
         "unknown: nothing has been labelled"
     )
-    known = Estimate("run-1", 2.5, 7200.0, 6.0)
+    known = Estimate("run-1", False, (), 2.5, 7200.0, 6.0)
     assert words.estimate_line(known) == "2.0 h at 2.5 images/s, the rate of run run-1, 6.00 in all"
+    assert "of another model" in words.estimate_line(dataclasses.replace(known, other_model=True))
     assert [words.duration(seconds) for seconds in (3.4, 119, 300, 7100, 36_000)] == [
         "3 s", "119 s", "5 min", "118 min", "10.0 h",
     ]  # fmt: skip
