@@ -51,10 +51,9 @@ def import_dataset(
 ) -> ImportResult:
     """Copy images and write masks as indexed PNG; dataset.json comes last.
 
-    JPEG and PNG are copied as they are, with a range of values TIFF and PPM too; other images are written as
-    PNG. What is left out is named in the log and
-    in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does not fit
-    its image or its classes), NotFoundError, StorageError.
+    JPEG and PNG are copied as they are, with a range of values all images; others are written as PNG. What is
+    left out is named in the log and in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is
+    not there, a mask does not fit its image or its classes), NotFoundError, StorageError.
     """
     settings = settings or ImportSettings()
     read, drawn_on, image_range = reader(layout), settings.drawn_on, settings.image_range

@@ -111,9 +111,8 @@ def test_a_data_set_of_another_range_is_refused_in_one_line(
     root = shutil.copytree(data, tmp_path / "other")
     set_range(root, other)
     place = {"data": str(root), "model": model, "split": "test", "device": "cpu"}
-    said = (
-        rf"image range {'none' if other is None else r"\[0, 3184\]"} and the model was made
-    )
+    shown = "none" if other is None else r"\[0, 3184\]"
+    said = rf"image range {shown} and the model was made with \[1000, 3184\]"
     with pytest.raises(DatasetError, match=said) as refused:
         evaluate(model, str(root), "test", "cpu")
     assert "\n" not in str(refused.value)
