@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from segpipe.addresses import require_address
 from segpipe.errors import AddressError, FailureReason
+from segpipe.image_range import checked_range
 from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -536,6 +537,11 @@ class ImportSettings(_Settings):
         description="What the masks of photos with an EXIF turn were drawn on, where sizes cannot tell "
         "(by 180 degrees, mirrored, square): displayed, the default, as browsers and annotation tools show "
         "photos, or stored, as programs read them that know no EXIF.",
+    )
+    image_range: Annotated[tuple[float, float], AfterValidator(checked_range)] | None = Field(
+        None,
+        description="For images of more than 8 bits: the values, as stored, that become black and white, LOW "
+        "and HIGH, for example 0 4095; written to dataset.json. Default: the full range of each file.",
     )
 
 

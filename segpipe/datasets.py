@@ -1,6 +1,7 @@
 """Labelled data sets (contract C1) at any fsspec URL: open, check, read and write.
 
-ROOT/dataset.json            {"name": ..., "classes": [...], "ignore_index": 255}
+ROOT/dataset.json            {"name": ..., "classes": [...], "ignore_index": 255}, and perhaps
+                             "image": {"range": [0, 4095]}
 ROOT/SPLIT/images/KEY.jpg    of any format that labelling takes, under any extension
 ROOT/SPLIT/masks/KEY.png     one channel, class indices, sized like the image as displayed
 ROOT/groups.csv              optional: which images belong together (groups.py)
@@ -25,6 +26,7 @@ from PIL import ImageFile
 from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.errors import DatasetError, ImageError, NotFoundError, TooLargeError
+from segpipe.image_range import ImageRange, checked_range, plain_range, shown_range
 from segpipe.images import (
     MAX_BYTES,
     MAX_PIXELS,
@@ -50,12 +52,16 @@ Content = TypeVar("Content")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A labelled data set: where it is and what its masks mean."""
+    """A labelled data set: where it is and what its masks mean.
+
+    image_range: the values of its images, as stored, that become 0 and 255; None: each file's full range.
+    """
 
     root: str
     name: str
     classes: tuple[str, ...]
     ignore_index: int
+    image_range: ImageRange | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class LabelledImage:
 def open_dataset(root: str) -> Dataset:
     """Read and check ROOT/dataset.json.
 
-    Raises DatasetError when it is missing, no JSON, or names no usable classes and ignore index.
+    Raises DatasetError when it is missing, no JSON, or names no usable classes, ignore index and range.
     """
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
@@ -104,7 +110,7 @@ def open_dataset(root: str) -> Dataset:
     classes = _checked_classes(description.get("classes"), uri)
     ignore_index = _checked_ignore_index(description.get("ignore_index", IGNORED), classes, uri)
     name = str(description.get("name") or PurePosixPath(root).name)
-    return Dataset(root, name, classes, ignore_index)
+    return Dataset(root, name, classes, ignore_index, _checked_image(description.get("image"), uri))
 
 
 def list_splits(dataset: Dataset) -> list[str]:
@@ -145,28 +151,28 @@ def read_sample(
     `in_work` bounds the pixels of the images that are being read at once. Raises DatasetError when either
     cannot be decoded, their sizes differ or a class is out of range.
     """
-    with open_labelled(sample, in_work or Budget(MAX_PIXELS)) as labelled:
+    with open_labelled(dataset, sample, in_work or Budget(MAX_PIXELS)) as labelled:
         check_labelled(dataset, sample, labelled)
         return labelled.image.pixels, labelled.mask
 
 
 @contextmanager
-def open_labelled(sample: Sample, in_work: Budget) -> Iterator[LabelledImage]:
+def open_labelled(dataset: Dataset, sample: Sample, in_work: Budget) -> Iterator[LabelledImage]:
     """A sample's files as they are; `in_work` bounds the pixels of all images that are open at once.
 
     Raises DatasetError when either cannot be decoded.
     """
     header = _decoded(_open_image, sample.image_uri)
     with in_work.held(header.width * header.height):
-        image = _decoded_by(partial(decode_opened, header, None), sample.image_uri)
+        image = _decoded_by(partial(decode_opened, header, None, dataset.image_range), sample.image_uri)
         mask = _decoded(_decode_indices, sample.mask_uri)
         yield LabelledImage(image, mask.values, mask.palette)
 
 
-def read_image(sample: Sample) -> np.ndarray:
+def read_image(dataset: Dataset, sample: Sample) -> np.ndarray:
     """A sample's image, HxWx3 uint8 as displayed. Raises DatasetError when it cannot be decoded."""
     header = _decoded(_open_image, sample.image_uri)
-    return _decoded_by(partial(decode_opened, header, None), sample.image_uri).pixels
+    return _decoded_by(partial(decode_opened, header, None, dataset.image_range), sample.image_uri).pixels
 
 
 def check_labelled(dataset: Dataset, sample: Sample, labelled: LabelledImage) -> None:
@@ -176,8 +182,11 @@ def check_labelled(dataset: Dataset, sample: Sample, labelled: LabelledImage) ->
 
 
 def fingerprint(dataset: Dataset, split: str) -> str:
-    """SHA-256 (hex) over classes, ignore index, keys and the bytes of every image and mask of a split."""
-    digest = hashlib.sha256(json.dumps([dataset.classes, dataset.ignore_index]).encode())
+    """SHA-256 (hex) over classes, ignore index, range, keys and the bytes of a split's images and masks."""
+    meaning: list[Any] = [dataset.classes, dataset.ignore_index]
+    if dataset.image_range is not None:
+        meaning.append(dataset.image_range)
+    digest = hashlib.sha256(json.dumps(meaning).encode())
     samples = list_samples(dataset, split)
     with ThreadPoolExecutor(READ_THREADS) as pool:
         contents = pool.map(_content_digest, samples)
@@ -186,18 +195,29 @@ def fingerprint(dataset: Dataset, split: str) -> str:
     return digest.hexdigest()
 
 
-def described(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
-    """A data set still to be written; DatasetError when the classes or the ignore index are unusable."""
+def described(
+    root: str, name: str, classes: Iterable[str], ignore_index: int, image_range: ImageRange | None = None
+) -> Dataset:
+    """A data set still to be written; DatasetError when classes, ignore index or range are unusable."""
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
     checked = _checked_classes(list(classes), uri)
-    return Dataset(root, name, checked, _checked_ignore_index(ignore_index, checked, uri))
+    in_range = _checked_image(None if image_range is None else {"range": image_range}, uri)
+    return Dataset(root, name, checked, _checked_ignore_index(ignore_index, checked, uri), in_range)
 
 
-def write_dataset(root: str, name: str, classes: Iterable[str], ignore_index: int) -> Dataset:
-    """Write ROOT/dataset.json; DatasetError when the classes or the ignore index are unusable."""
-    dataset = described(root, name, classes, ignore_index)
-    description = {"name": name, "classes": list(dataset.classes), "ignore_index": ignore_index}
+def write_dataset(
+    root: str, name: str, classes: Iterable[str], ignore_index: int, image_range: ImageRange | None = None
+) -> Dataset:
+    """Write ROOT/dataset.json; DatasetError when classes, ignore index or range are unusable."""
+    dataset = described(root, name, classes, ignore_index, image_range)
+    description: dict[str, Any] = {
+        "name": name,
+        "classes": list(dataset.classes),
+        "ignore_index": ignore_index,
+    }
+    if dataset.image_range is not None:
+        description["image"] = {"range": plain_range(dataset.image_range)}
     storage.put(storage.join(dataset.root, DESCRIPTION), json.dumps(description, indent=1).encode())
     return dataset
 
@@ -237,6 +257,22 @@ def _checked_ignore_index(ignore_index: Any, classes: tuple[str, ...], uri: str)
             f"a whole number from {len(classes)} to 255, so that it is no class"
         )
     return ignore_index
+
+
+def _checked_image(image: Any, uri: str) -> ImageRange | None:
+    if image is None:
+        return None
+    if not isinstance(image, dict) or image.keys() != {"range"}:
+        raise DatasetError(
+            f'{uri}: "image" must be {{"range": [LOW, HIGH]}}, the values that become 0 and 255'
+        )
+    try:
+        return checked_range(image["range"])
+    except ValueError as error:
+        raise DatasetError(
+            f'{uri}: "image": {error}; give the values, as stored, that become 0 and 255, such as '
+            f'{{"range": {shown_range((0, 4095))}}} for 12 bits'
+        ) from None
 
 
 def _split_uris(dataset: Dataset, split: str) -> dict[str, str]:

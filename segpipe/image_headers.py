@@ -18,7 +18,7 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION, ImageFileDirectory_v2, TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from segpipe.errors import ImageError
@@ -59,6 +59,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Chunks, from their type on: those without which no picture is right (a capital), and where EXIF may be.
 _PNG_NEEDED = re.compile(rb"[A-Z]|eXIf|acTL|[tiz]TXt(XML:com\.adobe\.xmp|Raw profile type (exif|xmp|APP1))\0")
 _PNG_PACKED_TEXT = re.compile(rb"(?:zTXt[^\0]{1,79}\0\0|iTXt[^\0]{1,79}\0\x01\0[^\0]*\0[^\0]*\0)", re.DOTALL)
+SEPARATE_PLANES = 2  # of a TIFF's planar configuration
 _TIFF_PAGE_KIND, _TIFF_OLD_PAGE_KIND = 254, 255  # tags
 _REDUCED_OR_MASK, _OLD_REDUCED = 0b101, 2
 
@@ -78,6 +79,10 @@ def open_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     # Not how many: Pillow counts them one by one, and a small file can hold millions.
     if getattr(image, "is_animated", False) and not _is_one_picture(image, data):
         raise ImageError("unsupported", "holds several frames, one is expected; split it into single images")
+    if _is_misread(image):
+        raise ImageError(
+            "unsupported", "16-bit channels in separate, uncompressed planes are not read; save it as PNG"
+        )
     _require_bounded_work(image, data)
     return image
 
@@ -86,8 +91,14 @@ def has_16_bits(image: Image.Image) -> bool:
     """Whether an image that is open and not decoded yet stores more than 8 bits a channel."""
     if not isinstance(image, PngImageFile | TiffImageFile | PpmImageFile):
         return False
-    raw_modes = (tile.args[0] if isinstance(tile.args, tuple) else tile.args for tile in image.tile[:1])
-    return image.mode.startswith("I") or any("16" in str(raw_mode) for raw_mode in raw_modes)
+    return image.mode.startswith("I") or "16" in raw_mode(image)
+
+
+def raw_mode(image: Image.Image) -> str:
+    """What the bytes of an image that is open and not decoded yet hold, in Pillow's words; else ""."""
+    for tile in getattr(image, "tile", [])[:1]:
+        return str(tile.args[0] if isinstance(tile.args, tuple) else tile.args)
+    return ""
 
 
 def _opened(reader: type[ImageFile.ImageFile], data: bytes) -> ImageFile.ImageFile:
@@ -106,6 +117,14 @@ def _opened(reader: type[ImageFile.ImageFile], data: bytes) -> ImageFile.ImageFi
 def _is_unknown_kind(error: SyntaxError) -> bool:
     """Whether Pillow understood the file's tags and has no way to read such pixels: no damage then."""
     return str(error).startswith("unknown") or isinstance(error.__cause__, IndexError | KeyError)
+
+
+def _is_misread(image: ImageFile.ImageFile) -> bool:
+    """Whether it is a TIFF whose 16-bit planes Pillow would take for planes of 8 bits, without a word."""
+    if not isinstance(image, TiffImageFile) or image.tag_v2.get(PLANAR_CONFIGURATION) != SEPARATE_PLANES:
+        return False
+    in_raw_planes = len(image.getbands()) > 1 and any(tile.codec_name == "raw" for tile in image.tile[:1])
+    return in_raw_planes and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
 
 
 def _is_one_picture(image: ImageFile.ImageFile, data: bytes) -> bool:

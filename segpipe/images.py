@@ -18,12 +18,13 @@ from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffI
 
 from segpipe.errors import ImageError
 from segpipe.image_headers import has_16_bits, open_header
+from segpipe.image_range import ImageRange
+from segpipe.image_values import EIGHT_BIT_MODES, as_rgb, pixels_in_range, stored_values
 
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 500_000_000
 
 _INDEX_MODES = ("1", "L", "P", "I;16")
-_EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _PNG_DEPTH_BYTE = 24  # of IHDR, which PNG puts first
 TURNED_BY_90 = (5, 6, 7, 8)  # EXIF orientations whose height is the stored width
 _EIGHTH = 256 // 8
@@ -35,7 +36,8 @@ class DecodedImage:
     """HxWx3 uint8 RGB, perhaps scaled down, with the height and width the image itself is displayed at.
 
     orientation: the EXIF one (1 to 8) by which stored pixels became displayed ones. nearly_black: the file
-    has more than 8 bits a channel and uses less than an eighth of their range, as 12 bits stored in 16 do.
+    has more than 8 bits a channel and uses less than an eighth of their range, as 12 bits stored in 16 do;
+    never where a range of values was given.
     """
 
     pixels: np.ndarray
@@ -53,21 +55,26 @@ class MaskColours:
     palette: np.ndarray | None
 
 
-def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, image_range: ImageRange | None = None
+) -> np.ndarray:
     """JPEG, PNG, WebP, TIFF, BMP, GIF or PPM bytes to HxWx3 uint8 RGB, turned as displayed (EXIF).
 
+    `image_range`: the values, as stored, that become 0 and 255; None: the full range of the file's kind.
     ImageError: unreadable (damaged, no image), unsupported (frames, pixel type), too_large (`max_pixels`).
     """
-    return decode_scaled(data, max_pixels, None).pixels
+    return decode_scaled(data, max_pixels, None, image_range).pixels
 
 
-def decode_scaled(data: bytes, max_pixels: int, smallest: tuple[int, int] | None) -> DecodedImage:
+def decode_scaled(
+    data: bytes, max_pixels: int, smallest: tuple[int, int] | None, image_range: ImageRange | None = None
+) -> DecodedImage:
     """As `decode_image`, but a JPEG may come at 1/2, 1/4 or 1/8, averaged: never below `smallest` (h, w).
 
     `smallest` is as displayed: the size the pixels are resized to next, or twice that to be within a grey
     level of resizing the full decode. None decodes at full size.
     """
-    return decode_opened(open_image(data, max_pixels), smallest)
+    return decode_opened(open_image(data, max_pixels), smallest, image_range)
 
 
 def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
@@ -76,26 +83,34 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         return open_header(data, max_pixels)
 
 
-def decode_opened(image: Image.Image, smallest: tuple[int, int] | None) -> DecodedImage:
+def decode_opened(
+    image: Image.Image, smallest: tuple[int, int] | None, image_range: ImageRange | None
+) -> DecodedImage:
     """As `decode_scaled`, of what `open_image` gave; once."""
     with _image_errors():
         width, height = image.size
         # Of JPEG alone: asking a PNG for its orientation would load it, and swallow that it is damaged.
-        if smallest is not None and isinstance(image, JpegImageFile):
+        if smallest is not None and isinstance(image, JpegImageFile) and _keeps_averages(image_range):
             image.draft(None, smallest if _orientation(image) in TURNED_BY_90 else smallest[::-1])
         deep = has_16_bits(image)  # asked before the decoding, and so is what Pillow does to a TIFF itself
         turned_by_pillow = _orientation(image) if isinstance(image, TiffImageFile) else 1
-        rgb = _rgb(image)
+        rgb = _rgb(image) if image_range is None else pixels_in_range(image, image_range)
         orientation = _orientation(image)  # 1 for a TIFF now
         pixels = np.ascontiguousarray(turned(rgb, orientation))
     seen = (width, height) if orientation in TURNED_BY_90 else (height, width)
-    nearly_black = deep and int(rgb.max()) < _EIGHTH
+    nearly_black = deep and image_range is None and int(rgb.max()) < _EIGHTH
     return DecodedImage(pixels, *seen, max(orientation, turned_by_pillow), nearly_black)
 
 
-def decode_pillow(image: Image.Image) -> np.ndarray:
+def decode_stored(image: Image.Image) -> np.ndarray:
+    """The values that an image stores, HxW or HxWx3 uint8 to int32 or float32; once. ImageError."""
+    with _image_errors():
+        return stored_values(image)
+
+
+def decode_pillow(image: Image.Image, image_range: ImageRange | None) -> np.ndarray:
     """A Pillow image to HxWx3 uint8 RGB, as `decode_image` makes it of its file. ImageError."""
-    return decode_opened(image, None).pixels
+    return decode_opened(image, None, image_range).pixels
 
 
 def encode_image(pixels: np.ndarray) -> bytes:
@@ -242,13 +257,25 @@ def _indices(image: ImageFile.ImageFile, data: bytes) -> np.ndarray:
     return indices.astype(np.uint8) // np.uint8(step)
 
 
+def _keeps_averages(image_range: ImageRange | None) -> bool:
+    """Whether 8-bit pixels may be averaged before they are brought to the range: it cuts none of them off."""
+    return image_range is None or (image_range[0] <= 0 and image_range[1] >= 255)
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
     if _is_grey16(image):
         return _grey16_to_rgb(image)
-    if image.mode not in _EIGHT_BIT_MODES:
-        raise ImageError("unsupported", f"pixel type {image.mode} has no known value range; save it as 8 bit")
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ImageError("unsupported", _no_range(image.mode))
     # Alpha is dropped: the camera's colours are below it, while compositing would invent a background.
     return np.asarray(image.convert("RGB"))
+
+
+def _no_range(mode: str) -> str:
+    return (
+        f"pixel type {mode} has no known value range; give the data set the range of its values "
+        '(dataset.json, "image": {"range": [LOW, HIGH]}) and train with it, or save it as 8 bit'
+    )
 
 
 def _is_grey16(image: Image.Image) -> bool:
@@ -264,7 +291,7 @@ def _grey16_to_rgb(image: Image.Image) -> np.ndarray:
         if image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow leaves as it is
             values = full - values
     grey = ((values * 255 + full // 2) // full).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+    return as_rgb(grey)
 
 
 def _orientation(image: Image.Image) -> int:

@@ -48,6 +48,8 @@ def _click_type(annotation: Any) -> click.ParamType:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return _click_type(next(part for part in parts if part is not type(None)))
+    if origin is tuple and Ellipsis not in parts:
+        return click.Tuple([_click_type(part) for part in parts])
     if origin in (Annotated, tuple):
         return _click_type(parts[0])
     if origin is Literal:

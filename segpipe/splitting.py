@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,8 +53,7 @@ def split_data(data: str, target: str, settings: SplitSettings) -> SplitResult:
     placed = allocate(sizes, settings.shares(), settings.seed)
     splits = {key: placed[together[group]] for key, group in groups.items()}
     _copy_all(samples, splits, root)
-    made = Dataset(root, dataset.name, dataset.classes, dataset.ignore_index)
-    write_groups(made, groups)
+    write_groups(replace(dataset, root=root), groups)
     storage.put(storage.join(root, DESCRIPTION), storage.read_bytes(storage.join(dataset.root, DESCRIPTION)))
     of_split = {name: {groups[key] for key in splits if splits[key] == name} for name in settings.shares()}
     images = Counter(splits.values())

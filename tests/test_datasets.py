@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,44 @@ class TestDescription:
     def test_unknown_fields_are_no_error_and_name_falls_back_to_the_folder(self, tmp_path: Path) -> None:
         (tmp_path / "dataset.json").write_text('{"classes": ["a", "b"], "licence": "CC0"}')
         assert open_dataset(str(tmp_path)) == Dataset(str(tmp_path), tmp_path.name, ("a", "b"), 255)
+
+    def test_a_range_of_values_is_read_and_written(self, tmp_path: Path) -> None:
+        (tmp_path / "dataset.json").write_text('{"classes": ["a", "b"], "image": {"range": [-1, 4095]}}')
+        assert open_dataset(str(tmp_path)).image_range == (-1.0, 4095.0)
+        made = write_dataset(str(tmp_path / "b"), "b", ("a", "b"), 255, (0.5, 4095.0))
+        assert open_dataset(made.root) == made
+        text = (tmp_path / "b/dataset.json").read_text()
+        assert json.loads(text)["image"] == {"range": [0.5, 4095]}
+        assert "4095.0" not in text
+        plain = write_dataset(str(tmp_path / "c"), "c", ("a", "b"), 255)
+        assert open_dataset(plain.root).image_range is None
+        assert "image" not in json.loads((tmp_path / "c/dataset.json").read_text())
+        assert "LOW must be below HIGH" in _refused(
+            write_dataset, str(tmp_path / "d"), "d", ("a", "b"), 255, (5.0, 5.0)
+        )
+
+    @pytest.mark.parametrize(
+        ("image", "said"),
+        [
+            ("5", '"image" must be {"range": [LOW, HIGH]}'),
+            ("[0, 4095]", '"image" must be {"range": [LOW, HIGH]}'),
+            ("{}", '"image" must be {"range": [LOW, HIGH]}'),
+            ('{"ranges": [0, 4095]}', '"image" must be {"range": [LOW, HIGH]}'),
+            ('{"range": [0, 4095], "unit": "counts"}', '"image" must be {"range": [LOW, HIGH]}'),
+            ('{"range": null}', "is not a range"),
+            ('{"range": [0]}', "is not a range"),
+            ('{"range": ["0", "4095"]}', "is not a range"),
+            ('{"range": [4095, 0]}', "LOW must be below HIGH"),
+            ('{"range": [0, 0]}', "LOW must be below HIGH"),
+            ('{"range": [0, Infinity]}', "is not a range"),
+            ('{"range": [NaN, 1]}', "is not a range"),
+        ],
+    )
+    def test_no_range_at_all(self, tmp_path: Path, image: str, said: str) -> None:
+        (tmp_path / "dataset.json").write_text(f'{{"classes": ["a", "b"], "image": {image}}}')
+        message = _refused(open_dataset, str(tmp_path))
+        assert said in message
+        assert f"{tmp_path}/dataset.json" in message
 
     def test_missing(self, tmp_path: Path) -> None:
         assert f"{tmp_path}/dataset.json is missing" in _refused(open_dataset, str(tmp_path))
@@ -300,6 +340,21 @@ class TestFingerprint:
             fingerprint(write_dataset(dataset.root, "cells", ("wall", "cell", "background"), 255), "train")
         )
         assert len(seen) == 5
+
+    def test_a_range_changes_it_and_without_one_it_is_as_ever(self, tmp_path: Path) -> None:
+        root, classes = str(tmp_path / "one"), ("a", "b")
+        dataset = write_dataset(root, "one", classes, 255)
+        write_sample(dataset, "s", "k", np.zeros((2, 2, 3), np.uint8), np.zeros((2, 2), np.uint8))
+        image, mask = (Path(root, f"s/{folder}/k.png").read_bytes() for folder in ("images", "masks"))
+        by_hand = (
+            json.dumps([list(classes), 255]).encode()
+            + json.dumps(["k", hashlib.sha256(image).hexdigest(), hashlib.sha256(mask).hexdigest()]).encode()
+        )
+        assert fingerprint(dataset, "s") == hashlib.sha256(by_hand).hexdigest()
+        found = {
+            fingerprint(replace(dataset, image_range=one), "s") for one in (None, (0.0, 9.0), (0.0, 8.0))
+        }
+        assert len(found) == 3
 
     def test_swapping_two_masks_changes_it(self, dataset: Dataset) -> None:
         write_sample(dataset, "train", "two", _image(seed=2), np.zeros((8, 12), np.uint8))

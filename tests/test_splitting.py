@@ -67,6 +67,14 @@ def test_whole_groups_are_copied_byte_by_byte_and_written_down(tmp_path: Path) -
     assert (tmp_path / "target/dataset.json").read_bytes() == (data / "dataset.json").read_bytes()
 
 
+def test_the_range_of_values_is_kept(tmp_path: Path) -> None:
+    data = videos(tmp_path / "data", [2] * 6)
+    description = json.loads((data / "dataset.json").read_text()) | {"image": {"range": [0, 4095]}}
+    put(data / "dataset.json", json.dumps(description).encode())
+    split(data, tmp_path / "target")
+    assert open_dataset(str(tmp_path / "target")).image_range == (0.0, 4095.0)
+
+
 def test_one_seed_gives_one_draw_and_another_another(tmp_path: Path) -> None:
     data = videos(tmp_path / "data", [1] * 40)
     homes = []

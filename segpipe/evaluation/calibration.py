@@ -123,7 +123,9 @@ def _measure(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Meas
     shown = np.zeros(256, np.int64)
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
-            for (_, truth), labeled in zip(pairs, labeler.label([image for image, _ in pairs]), strict=True):
+            for (_, truth), labeled in zip(
+                pairs, labeler.label_pixels(image for image, _ in pairs), strict=True
+            ):
                 scores.append(labeled.discriminator_score)
                 ious.append(image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index))
                 class_confidences.append(labeled.class_confidences)

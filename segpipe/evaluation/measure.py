@@ -16,6 +16,7 @@ from segpipe.config import Check
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.evaluation.scores import ADVERSARIAL, score_images
+from segpipe.image_range import shown_range
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.checks import copies, never_shown, require_unseen, require_usable, say, warnings_of
 from segpipe.inspection.facts import look_through
@@ -172,12 +173,17 @@ def _rankings(
 
 
 def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:
-    """The data set, whose classes must be the model's. Raises DatasetError."""
+    """The data set, whose classes and range must be the model's. Raises DatasetError."""
     dataset = open_dataset(data)
     if dataset.classes != labeler.classes:
         raise DatasetError(
             f"{data} has the classes {', '.join(dataset.classes)} but the model knows "
             f"{', '.join(labeler.classes)}: use the data set the model was made for"
+        )
+    if dataset.image_range != labeler.image_range:
+        raise DatasetError(
+            f"{data} has the image range {shown_range(dataset.image_range)} and the model was made with "
+            f"{shown_range(labeler.image_range)}: use the data set the model was made for, or train again"
         )
     return dataset
 

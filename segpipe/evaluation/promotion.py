@@ -165,8 +165,9 @@ def _require_promise(candidate: Labeler, url: str) -> None:
 
 def _require_unseen(settings: PromoteSettings) -> None:
     """What the candidate was trained on would flatter it."""
-    samples = list_samples(open_dataset(settings.data), settings.split)
-    if uri := first_seen(samples, seen_images(storage.normalise(settings.candidate))):
+    dataset = open_dataset(settings.data)
+    samples = list_samples(dataset, settings.split)
+    if uri := first_seen(dataset, samples, seen_images(storage.normalise(settings.candidate))):
         raise DatasetError(
             f"{uri} is among the images {settings.candidate} was trained on: compare on a split that no "
             "model learns from"

@@ -6,3 +6,5 @@ LEFT_OUT = "left_out.csv"
 UNFINISHED = "export-unfinished.txt"
 # Format -> extension of the images whose files are copied; of other formats the pixels are.
 COPIED = {"JPEG": ".jpg", "PNG": ".png"}
+# The same where a range of values is named: all that can be read, since the range is for values as stored.
+COPIED_IN_RANGE = COPIED | {"TIFF": ".tif", "PPM": ".pnm", "BMP": ".bmp", "WEBP": ".webp", "GIF": ".gif"}

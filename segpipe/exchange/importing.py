@@ -21,7 +21,9 @@ from segpipe.exchange.imports.copying import Copied, Place, copy
 from segpipe.exchange.imports.labelled import Found, LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source, open_source
 from segpipe.exchange.imports.table import reader
+from segpipe.image_range import plain_range
 from segpipe.images import MAX_PIXELS
+from segpipe.inspection.suggested_range import suggested_range
 from segpipe.progress import track
 from segpipe.redaction import redact
 
@@ -49,24 +51,26 @@ def import_dataset(
 ) -> ImportResult:
     """Copy images and write masks as indexed PNG; dataset.json comes last.
 
-    JPEG and PNG are copied as they are, other images written as PNG. What is left out is named in the log and
-    in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does not fit
-    its image or its classes), NotFoundError, StorageError.
+    JPEG and PNG are copied as they are, with a range of values all images; others are written as PNG. What is
+    left out is named in the log and in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is
+    not there, a mask does not fit its image or its classes), NotFoundError, StorageError.
     """
-    read, drawn_on = reader(layout), (settings or ImportSettings()).drawn_on
+    settings = settings or ImportSettings()
+    read, drawn_on, image_range = reader(layout), settings.drawn_on, settings.image_range
     source, root = storage.normalise(source), storage.normalise(target)
     name = PurePosixPath(source).name
     found = read(_opened(source))
     if not found.images:
         raise DatasetError(_nothing(source, layout, found.left_out))
     _refuse_before_copying(found, root, name)
-    copied, odd = _copy_all(found, Place(root, found.classes, drawn_on))
+    copied, odd = _copy_all(found, Place(root, found.classes, drawn_on, image_range))
     left_out = [*found.left_out, *odd]
     if not copied:
         raise DatasetError(_nothing(source, layout, left_out))
     assumed = sum(one.assumed for one in copied)
     _say(left_out, root, assumed, drawn_on)
-    write_dataset(root, name, found.classes, IGNORED)
+    _say_nearly_black([one.uri for one in copied if one.nearly_black])
+    write_dataset(root, name, found.classes, IGNORED, image_range)
     images = dict(sorted(Counter(one.split for one in copied).items()))
     return ImportResult(redact(root), len(found.classes), images, len(left_out), assumed)
 
@@ -131,3 +135,15 @@ def _say(left_out: list[LeftOut], root: str, assumed: int, drawn_on: str) -> Non
             "on the %s pixels; look at some, and say --drawn-on %s if that is wrong",
             assumed, drawn_on, "stored" if drawn_on == "displayed" else "displayed",
         )  # fmt: skip
+
+
+def _say_nearly_black(uris: list[str]) -> None:
+    if not uris:
+        return
+    suggested = suggested_range(uris[:_SAID], ())
+    values = "LOW HIGH" if suggested is None else " ".join(map(str, plain_range(suggested)))
+    logger.warning(
+        "%d images are nearly black, %s for example: they have more than 8 bits a channel and use less than "
+        "an eighth of the range; import them again with --image-range %s, what becomes black and white",
+        len(uris), redact(uris[0]), values,
+    )  # fmt: skip

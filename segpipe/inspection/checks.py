@@ -6,8 +6,11 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from segpipe.config import Check
+from segpipe.datasets import DESCRIPTION
 from segpipe.errors import DatasetError
+from segpipe.image_range import shown_range
 from segpipe.inspection.facts import Found, SplitFacts, shared_images
+from segpipe.inspection.suggested_range import PERCENTILES
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def unreadable(facts: SplitFacts) -> str | None:
     rest = f" and {more} more" if more else ""
     return (
         f"{found.count} of {facts.n_images} images of split {facts.split} cannot be used: "
-        f"{first}{also}{rest}{ids_hint(facts)}"
+        f"{first}{also}{rest}{range_hint(facts)}{ids_hint(facts)}"
     )
 
 
@@ -141,6 +144,16 @@ def say(warnings: Iterable[str]) -> tuple[str, ...]:
     return found
 
 
+def range_hint(facts: SplitFacts) -> str:
+    """The range to name in dataset.json, where images need one."""
+    if facts.suggested_range is None:
+        return ""
+    return (
+        f'; their values suggest "image": {{"range": {shown_range(facts.suggested_range)}}} in {DESCRIPTION} '
+        f"({PERCENTILES[0]:g} and {PERCENTILES[1]:g} percentile)"
+    )
+
+
 def ids_hint(facts: SplitFacts) -> str:
     """A word where the masks look as if their numbers began at 1."""
     n_classes = len(facts.dataset.classes)
@@ -180,7 +193,7 @@ def _image_warnings(facts: SplitFacts) -> Iterator[str]:
     if facts.nearly_black.count:
         yield (
             f"{_of(facts.nearly_black, facts)} are nearly black: they have more than 8 bits a channel and "
-            "use less than an eighth of the range; save them scaled to it"
+            f"use less than an eighth of the range{range_hint(facts)}"
         )
     if facts.maybe_turned.count:
         yield (

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split
+from segpipe.image_range import ImageRange
 from segpipe.images import TURNED_BY_90, class_palette
 from segpipe.inspection.looks import Colour, Look, Looked, as_tuple, look_at, nothing_more
+from segpipe.inspection.suggested_range import suggested_range
 
 EXAMPLES = 20
 SIZES_LOOKED_AT = 64
@@ -39,7 +41,8 @@ class SplitFacts:
     pixels, images, whole: (256,) of usable ones: pixels with each mask value; images that show it; images
     in which no other class is labelled. values: (256,) whether any mask at all holds it. digests: pixel
     digest -> the first sample with it. repeated: samples with the pixels of an earlier one, and that one.
-    first_colours: where each colour of a palette was first used: (value, key).
+    first_colours: where each colour of a palette was first used: (value, key). suggested_range: of the values
+    of images of more than 8 bits that need one, where the data set names none.
     """
 
     dataset: Dataset
@@ -61,6 +64,7 @@ class SplitFacts:
     nearly_black: Found = field(default_factory=Found)
     contradicted: Found = field(default_factory=Found)
     first_colours: dict[Colour, tuple[int, str]] = field(default_factory=dict)
+    suggested_range: ImageRange | None = None
 
     @property
     def n_images(self) -> int:
@@ -164,6 +168,11 @@ def gather(
     for looked in look_at(dataset, listed.samples, also, f"look at {split}"):
         facts.add(looked)
         keep(looked)
+    if dataset.image_range is None:
+        found = (facts.nearly_black, facts.unreadable)
+        facts.suggested_range = suggested_range(
+            *([sample.image_uri for sample, _ in kind.examples] for kind in found)
+        )
     return facts
 
 

@@ -13,6 +13,7 @@ from segpipe.config import MOST_COST
 from segpipe.datasets import Dataset, LabelledImage, Sample, Split, list_split, list_splits, open_dataset
 from segpipe.errors import DatasetError
 from segpipe.groups import groups_uri, read_groups
+from segpipe.image_range import ImageRange
 from segpipe.inspection.checks import copies, shared, unlabelled, unreadable, warnings_of
 from segpipe.inspection.facts import SplitFacts, gather
 from segpipe.inspection.key_groups import KeyGroups, suggested_groups
@@ -46,8 +47,9 @@ class ClassFacts:
 @dataclass(frozen=True)
 class SplitInspection:
     """A split. Sizes are HEIGHTxWIDTH, as --image-size takes them; scale: what --scale auto would choose and
-    why; copies and near_copies: images that are in
-    the split once more; objects_looked_at: images whose objects were measured."""
+    why; darkest and brightest value: after the data set's range, if it names one; suggested_range: for one
+    that names none and needs one; copies and near_copies: images that are in the split once more;
+    objects_looked_at: images whose objects were measured."""
 
     images: int
     unusable: int
@@ -60,6 +62,7 @@ class SplitInspection:
     darkest_value: int
     brightest_value: int
     nearly_black: int
+    suggested_range: ImageRange | None
     turned_by_exif: int
     turns_no_size_betrays: int
     palettes_against_indices: int
@@ -88,6 +91,7 @@ class Inspection:
     say, and more; a line each. suggested_groups: by the keys, where there is no groups.csv."""
 
     data: str
+    image_range: ImageRange | None
     splits: dict[str, SplitInspection]
     refused: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -165,6 +169,7 @@ def _inspected(
     warnings = [line for found in gathered.values() for line in _split_warnings(found)]
     result = Inspection(
         data=redact(dataset.root),
+        image_range=dataset.image_range,
         splits={name: _split_inspection(found, near) for name, found in gathered.items()},
         refused=(*refused, *_refused(facts)),
         warnings=(*warnings, *_near_warnings(near), *_group_warnings(dataset, keys, groups)),
@@ -254,6 +259,7 @@ def _split_inspection(found: _Gathered, near: NearImages) -> SplitInspection:
         darkest_value=min(facts.brightness),
         brightest_value=max(facts.brightness) if facts.shapes else 0,
         nearly_black=facts.nearly_black.count,
+        suggested_range=facts.suggested_range,
         turned_by_exif=facts.turned.count,
         turns_no_size_betrays=facts.maybe_turned.count,
         palettes_against_indices=facts.contradicted.count,

@@ -75,7 +75,7 @@ def _look(
     dataset: Dataset, also: Callable[[Sample, LabelledImage], Extra], in_work: Budget, sample: Sample
 ) -> Looked[Extra]:
     try:
-        with open_labelled(sample, in_work) as labelled:
+        with open_labelled(dataset, sample, in_work) as labelled:
             problem = _problem(dataset, sample, labelled)
             return Looked(sample, problem, _seen(labelled), also(sample, labelled))
     except DatasetError as error:

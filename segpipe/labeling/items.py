@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segpipe.errors import SegpipeError
+from segpipe.image_range import ImageRange
 from segpipe.manifests.schema import Row
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class ImageLabeler(Protocol):
     def digest(self) -> str | None: ...
     @property
     def policy(self) -> Policy | None: ...
+    @property
+    def image_range(self) -> ImageRange | None: ...
     @property
     def smallest_decode(self) -> tuple[int, int]: ...
     @property

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from segpipe import storage
 from segpipe.errors import RunError
+from segpipe.image_range import ImageRange
 from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
@@ -59,8 +60,9 @@ class RunPlan:
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
     begins, None in a plan of a version that did not keep it. retry are the reasons for which the user wants
-    failed images planned again. Rows stamped from newer_from on were written after the plan was made; None,
-    in a plan of an earlier version: from created_at on.
+    failed images planned again. image_range is the model's, None in a plan of an earlier version too. Rows
+    stamped from newer_from on were written after the plan was made; None, in a plan of an earlier version:
+    from created_at on.
     """
 
     run_id: str
@@ -76,6 +78,7 @@ class RunPlan:
     model_digest: str | None = None
     retry: tuple[str, ...] = ()
     newer_from: datetime | None = None
+    image_range: ImageRange | None = None
 
     @property
     def run_date(self) -> date:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -138,6 +138,7 @@ def _plan_or_resume(
         limit,
         model_digest=labeler.digest,
     )
+    plan = replace(plan, image_range=labeler.image_range)
     freeze_plan(plan, settings)
     logger.info(
         "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done

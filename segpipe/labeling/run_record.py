@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
+from segpipe.image_range import checked_range
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.chain import Tip
 from segpipe.manifests.store import table_bytes
@@ -107,6 +108,8 @@ def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) 
     header = json.loads((metadata or {})[_HEADER])
     times = {name: datetime.fromisoformat(header[name]) for name in _TIMES if header.get(name)}
     header |= times | {"retry": tuple(header.get("retry", ()))}
+    if header.get("image_range") is not None:
+        header["image_range"] = checked_range(header["image_range"])
     return RunPlan(**header, output=output, table=table)
 
 

@@ -84,7 +84,8 @@ class NearlyBlack:
         if self._count:
             logger.warning(
                 "%d images are nearly black, %s for example: they have more than 8 bits a channel and use "
-                "less than an eighth of the range; save them scaled to it and label again",
+                "less than an eighth of the range; train with the range of their values (image.range of "
+                "dataset.json), or save them scaled to it, and label again",
                 self._count,
                 redact(self._first),
             )
@@ -163,7 +164,7 @@ def _decode(
     with stopwatch.running():  # a header can be made of millions of segments
         image = open_image(data, limits.max_pixels)
     with limits.budget.held(image.width * image.height), stopwatch.running():
-        decoded = decode_opened(image, labeler.smallest_decode)
+        decoded = decode_opened(image, labeler.smallest_decode, labeler.image_range)
     pixels = labeler.prepare(decoded.pixels)
     return DecodedPixels(pixels, decoded.height, decoded.width, decoded.nearly_black)
 

@@ -20,6 +20,7 @@ from segpipe import storage
 from segpipe.config import MAX_SCALE, MAX_WORKING_PIXELS
 from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
+from segpipe.image_range import ImageRange, checked_range
 from segpipe.kinds import ADOPTED_ARCHITECTURES, ARCHITECTURES, Architecture, OneOf
 from segpipe.models.foreign_check import check_test_vector
 from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, build_network
@@ -61,6 +62,9 @@ class ModelSpec(BaseModel):
     """Height and width, in network pixels, of one pass of the networks over an image at its scale."""
     margin: int | None = Field(None, ge=0)
     """Network pixels along a tile's inner edges that are decided by its neighbours."""
+    image_range: ImageRange | None = None
+    """The values of images, as stored, that become 0 and 255 before anything else; None: each file's full
+    range."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -75,6 +79,8 @@ class ModelSpec(BaseModel):
         if self.foreign is not None:
             _check_class_map(self.foreign, len(self.classes))
         _check_tiles(self.scale, self.tile, self.margin)
+        if self.image_range is not None:
+            checked_range(self.image_range)
         return self
 
     @property

@@ -21,6 +21,7 @@ from torch import Tensor
 from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
 from segpipe.errors import DeviceMemoryError, NotFoundError, PolicyError
+from segpipe.image_range import ImageRange
 from segpipe.models.allocator import keep_freed_memory
 from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device, on_device, to_device
@@ -115,6 +116,11 @@ class Labeler:
         return self.bundle.digest
 
     @property
+    def image_range(self) -> ImageRange | None:
+        """The values of images, as stored, that become 0 and 255; None: the full range of each file."""
+        return self.bundle.spec.image_range
+
+    @property
     def smallest_decode(self) -> tuple[int, int]:
         """Height and width below which no image may be scaled as it is decoded."""
         if self.bundle.spec.scale is not None:
@@ -165,11 +171,16 @@ class Labeler:
     def label(self, images: Iterable[np.ndarray | Image.Image]) -> list[Labeled]:
         """Masks and scores of images, HxWx3 uint8 or of Pillow, each of any size, in the same order.
 
-        A batch is taken from the images at a time. Raises ImageError for what is no image or no iterable of
-        images, DeviceMemoryError when a batch does not fit, DeviceError.
+        Where the model has a range of values uint16, HxWx3 or HxW, too, and all are brought to it. A batch is
+        taken from the images at a time. Raises ImageError for what is no image or no iterable of images,
+        DeviceMemoryError when a batch does not fit, DeviceError.
         """
+        return self.label_pixels(given_pixels(images, self.image_range))
+
+    def label_pixels(self, images: Iterable[np.ndarray]) -> list[Labeled]:
+        """As `label`, of HxWx3 uint8 as images.py decodes them, which are in the model's range already."""
         labeled: list[Labeled] = []
-        pixels = given_pixels(images)
+        pixels = iter(images)
         while batch := list(islice(pixels, self.batch_size)):
             judged = self.judge([self.prepare(image) for image in batch])
             labeled += [

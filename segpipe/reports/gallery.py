@@ -13,6 +13,7 @@ from PIL import Image
 from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.errors import RunError, SegpipeError, TooLargeError
+from segpipe.image_range import ImageRange
 from segpipe.images import class_palette, decode_mask, decode_scaled, hex_colour, overlay
 from segpipe.redaction import redact
 from segpipe.reports.page import Picture
@@ -42,14 +43,22 @@ class Gallery:
     items: tuple[GalleryItem, ...]
 
 
-def gallery_item(row: dict[str, Any], source: str, palette: np.ndarray, memory: Budget) -> GalleryItem:
-    """A manifest row as an item; what cannot be shown any more is said in its place.
+@dataclass(frozen=True)
+class Shown:
+    """How a run's images are shown. source: their folder, left out of their names; palette: Kx3 uint8;
+    image_range: the model's; memory: the bytes that all items which are made at once may take."""
 
-    memory: the bytes that all items which are made at once may take.
-    """
-    name = redact(row["image_uri"].removeprefix(f"{source}/"))
+    source: str
+    palette: np.ndarray
+    image_range: ImageRange | None
+    memory: Budget
+
+
+def gallery_item(row: dict[str, Any], shown: Shown) -> GalleryItem:
+    """A manifest row as an item; what cannot be shown any more is said in its place."""
+    name = redact(row["image_uri"].removeprefix(f"{shown.source}/"))
     try:
-        panes, problem = _panes(row, palette, memory), ""
+        panes, problem = _panes(row, shown), ""
     except SegpipeError as error:
         panes, problem = (), f"; cannot be shown: {redact(str(error))}"
     return GalleryItem(name, _text(row) + problem, panes)
@@ -65,12 +74,12 @@ def _text(row: dict[str, Any]) -> str:
     )
 
 
-def _panes(row: dict[str, Any], palette: np.ndarray, memory: Budget) -> tuple[Picture, ...]:
+def _panes(row: dict[str, Any], shown: Shown) -> tuple[Picture, ...]:
     if row["mask_uri"] is None:
         return ()
-    with memory.held(row["image_bytes"] + BYTES_PER_PIXEL * _n_pixels(row)):
-        image, mask, confidence = _drawn(row)
-    panes = [small_picture("image", image), small_picture("mask", overlay(image, mask, palette))]
+    with shown.memory.held(row["image_bytes"] + BYTES_PER_PIXEL * _n_pixels(row)):
+        image, mask, confidence = _drawn(row, shown.image_range)
+    panes = [small_picture("image", image), small_picture("mask", overlay(image, mask, shown.palette))]
     if confidence is not None:
         panes.append(small_picture("doubt", _heat(image, confidence)))
     return tuple(panes)
@@ -80,10 +89,12 @@ def _n_pixels(row: dict[str, Any]) -> int:
     return int(row["image_height"] * row["image_width"])
 
 
-def _drawn(row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+def _drawn(
+    row: dict[str, Any], image_range: ImageRange | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Image, mask and, if there is one, confidence map, all of the same small size."""
     shape = (row["image_height"], row["image_width"])
-    image = decode_scaled(_as_labelled(row), _n_pixels(row), (DRAWN_PIXELS, DRAWN_PIXELS))
+    image = decode_scaled(_as_labelled(row), _n_pixels(row), (DRAWN_PIXELS, DRAWN_PIXELS), image_range)
     mask = read_mask(row["mask_uri"], row["mask_sha256"])
     if not (image.height, image.width) == mask.shape == shape:
         raise RunError(f"{row['mask_uri']} has another size than its image: label the image again")

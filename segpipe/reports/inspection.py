@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from segpipe import storage
 from segpipe.concurrency import Budget
-from segpipe.datasets import Sample, open_labelled
+from segpipe.datasets import Dataset, Sample, open_labelled
 from segpipe.errors import SegpipeError
+from segpipe.image_range import ImageRange, shown_range
 from segpipe.images import MAX_PIXELS, class_palette, overlay
 from segpipe.inspection.facts import Found, SplitFacts
 from segpipe.inspection.inspect import ClassFacts, Inspected, Inspection, SplitInspection
@@ -80,7 +81,7 @@ def write_inspection(inspected: Inspected, url: str) -> str:
 def _tables(result: Inspection) -> Iterator[Table]:
     for name, split in result.splits.items():
         rows = tuple(_class_row(class_name, facts) for class_name, facts in split.classes.items())
-        yield Table(f"Split {name}", tuple(_split_facts(split)), CLASS_COLUMNS, rows)
+        yield Table(f"Split {name}", tuple(_split_facts(split, result.image_range)), CLASS_COLUMNS, rows)
     if result.suggested_groups:
         rows = tuple(
             (one.pattern, str(one.groups), str(one.largest), str(one.in_several_splits))
@@ -99,7 +100,7 @@ def _tables(result: Inspection) -> Iterator[Table]:
     yield Table("Promises that so many images can carry", (), PROMISE_COLUMNS, promises)
 
 
-def _split_facts(split: SplitInspection) -> Iterator[tuple[str, str]]:
+def _split_facts(split: SplitInspection, image_range: ImageRange | None) -> Iterator[tuple[str, str]]:
     yield "images", f"{split.images}, of which {split.unusable} cannot be used"
     yield "sizes", f"{split.smallest_image} to {split.largest_image}, {split.sizes} different ones"
     yield "working size", f"{split.working_size} (what training on this split would choose)"
@@ -108,6 +109,10 @@ def _split_facts(split: SplitInspection) -> Iterator[tuple[str, str]]:
         "values",
         f"{split.darkest_value} to {split.brightest_value} of 255; nearly black: {split.nearly_black}",
     )
+    if image_range is not None:
+        yield "range", f"{shown_range(image_range)} of the stored values became 0 to 255"
+    if split.suggested_range is not None:
+        yield "range to name", f"{shown_range(split.suggested_range)}, by the values of some images"
     yield (
         "ignored",
         f"{split.ignored_share:.1%} of the pixels; images without a label: {split.without_labels}",
@@ -169,29 +174,27 @@ def _odd_ones(facts: SplitFacts) -> Iterator[Gallery]:
 
 
 def _gallery(facts: SplitFacts, title: str, caption: str, samples: Iterable[tuple[Sample, str]]) -> Gallery:
-    n_classes = len(facts.dataset.classes)
-    return Gallery(title, caption, tuple(_item(sample, word, n_classes) for sample, word in samples))
+    return Gallery(title, caption, tuple(_item(facts.dataset, sample, word) for sample, word in samples))
 
 
 def _pair_items(pair: tuple[Fingerprint, Fingerprint], inspected: Inspected) -> Iterator[GalleryItem]:
     for one in pair:
-        yield _item(one.sample, f"split {one.split}", len(inspected.dataset.classes))
+        yield _item(inspected.dataset, one.sample, f"split {one.split}")
 
 
-def _item(sample: Sample, word: str, n_classes: int) -> GalleryItem:
+def _item(dataset: Dataset, sample: Sample, word: str) -> GalleryItem:
     """A sample as an item; what cannot be shown is said in its place."""
     try:
-        panes, problem = _panes(sample, n_classes), ""
+        panes, problem = _panes(dataset, sample), ""
     except SegpipeError as error:
         panes, problem = (), "" if word else str(error)
     return GalleryItem(printable(redact(sample.key)), printable(redact(word + problem)), panes)
 
 
-def _panes(sample: Sample, n_classes: int) -> tuple[Picture, ...]:
-    with open_labelled(sample, Budget(MAX_PIXELS)) as labelled:
+def _panes(dataset: Dataset, sample: Sample) -> tuple[Picture, ...]:
+    with open_labelled(dataset, sample, Budget(MAX_PIXELS)) as labelled:
         image, mask = labelled.image.pixels, labelled.mask
     if mask.shape != image.shape[:2]:
         return (small_picture("image", image), small_picture("mask", class_palette(256)[mask]))
-    return small_picture("image", image), small_picture(
-        "mask", overlay(image, mask, class_palette(n_classes))
-    )
+    shown = overlay(image, mask, class_palette(len(dataset.classes)))
+    return small_picture("image", image), small_picture("mask", shown)

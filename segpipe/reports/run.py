@@ -14,6 +14,7 @@ from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, RunError
+from segpipe.image_range import ImageRange
 from segpipe.images import class_palette
 from segpipe.labeling.run_record import load_plan
 from segpipe.labeling.totals import RunSummary, summarise_run
@@ -22,7 +23,7 @@ from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact
 from segpipe.reports import plots
 from segpipe.reports import summary as words
-from segpipe.reports.gallery import Gallery, class_colours, gallery_item
+from segpipe.reports.gallery import Gallery, Shown, class_colours, gallery_item
 from segpipe.reports.page import Picture, render
 
 TEMPLATE = "run.html"
@@ -72,7 +73,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
     if plan is None:
         raise NotFoundError(f"{redact(output)} has no run {run_id}; segpipe query ... runs lists them")
     policy = policy if policy is not None and policy.policy_id == plan.policy_id else None
-    page = render(TEMPLATE, _page(output, summarise_run(plan), policy)).encode()
+    page = render(TEMPLATE, _page(output, summarise_run(plan), plan.image_range, policy)).encode()
     uri = storage.normalise(to) if to else storage.join(output, f"runs/{run_id}/report.html")
     storage.put(uri, page)
     return uri
@@ -85,15 +86,16 @@ def _newest_run(output: str) -> str:
     return str(runs[0]["run_id"])
 
 
-def _page(output: str, summary: RunSummary, policy: Policy | None) -> RunPage:
+def _page(output: str, summary: RunSummary, image_range: ImageRange | None, policy: Policy | None) -> RunPage:
     classes = classes_of(output)
     palette = class_palette(max(len(classes), 1))
+    shown = Shown(summary.source, palette, image_range, Budget(GALLERY_BYTES))
     return RunPage(
         title=f"{summary.accepted} accepted, {summary.review} to review, {summary.failed} failed",
         facts=tuple(_facts(summary, policy)),
         counts=tuple(words.decision_counts(summary)),
         pictures=tuple(_pictures(output, summary, policy)),
-        galleries=tuple(_galleries(output, summary, palette)),
+        galleries=tuple(_galleries(output, summary.run_id, shown)),
         classes=class_colours(classes),
     )
 
@@ -132,12 +134,11 @@ def _pictures(output: str, summary: RunSummary, policy: Policy | None) -> Iterat
         )
 
 
-def _galleries(output: str, summary: RunSummary, palette: np.ndarray) -> Iterator[Gallery]:
-    memory = Budget(GALLERY_BYTES)
+def _galleries(output: str, run_id: str, shown: Shown) -> Iterator[Gallery]:
     for decision, (title, caption, order) in _GALLERIES.items():
-        rows = _rows(output, summary.run_id, decision, order)
+        rows = _rows(output, run_id, decision, order)
         if rows:
-            show = partial(gallery_item, source=summary.source, palette=palette, memory=memory)
+            show = partial(gallery_item, shown=shown)
             with ThreadPoolExecutor(READ_THREADS) as pool:
                 yield Gallery(title, caption, tuple(pool.map(show, rows)))
 

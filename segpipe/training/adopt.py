@@ -195,6 +195,7 @@ def _make_spec(
         scale=scale.scale,
         tile=scale.tile,
         margin=scale.margin,
+        image_range=dataset.image_range,
     )
     return spec, scale
 

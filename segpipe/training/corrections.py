@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 
 from segpipe import storage
-from segpipe.datasets import IGNORED, Dataset, list_samples, list_splits
+from segpipe.datasets import IGNORED, Dataset, list_samples, list_splits, read_image
 from segpipe.errors import DatasetError, ImageError, NotFoundError
+from segpipe.image_range import ImageRange
 from segpipe.images import decode_image, decode_mask, pixel_digest
 from segpipe.manifests.query import query
 from segpipe.manifests.store import classes_of
@@ -59,7 +61,7 @@ def find_corrections(outputs: Iterable[str], dataset: Dataset) -> list[Correctio
     found = [one for output in outputs for one in _final_masks(storage.normalise(output), dataset)]
     known = _pixels_of_all_splits(dataset)
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        digests = list(pool.map(_digest_of_image, found))
+        digests = list(pool.map(partial(_digest_of_image, image_range=dataset.image_range), found))
     gone = sum(digest is None for digest in digests)
     usable = [one for one, digest in zip(found, digests, strict=True) if digest and digest not in known]
     logger.info(
@@ -90,7 +92,7 @@ def weights(corrections: Sequence[Correction]) -> list[float]:
 
 def read_correction(correction: Correction, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Image (HxWx3 uint8) and mask (HxW uint8, class indices or the ignore index). Raises DatasetError."""
-    image = _read_image(correction.image_uri)
+    image = _read_image(correction.image_uri, dataset.image_range)
     content = storage.read_bytes(correction.mask_uri)
     if hashlib.sha256(content).hexdigest() != correction.mask_sha256:
         raise DatasetError(
@@ -128,10 +130,10 @@ def _final_masks(output: str, dataset: Dataset) -> Iterator[Correction]:
 def _pixels_of_all_splits(dataset: Dataset) -> set[str]:
     samples = [sample for split in list_splits(dataset) for sample in list_samples(dataset, split)]
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        return set(pool.map(lambda sample: pixel_digest(_read_image(sample.image_uri)), samples))
+        return set(pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples))
 
 
-def _digest_of_image(correction: Correction) -> str | None:
+def _digest_of_image(correction: Correction, image_range: ImageRange | None) -> str | None:
     """Of the pixels that were labelled; None when the image is another now, or gone."""
     try:
         blob = storage.read(correction.image_uri)
@@ -139,11 +141,13 @@ def _digest_of_image(correction: Correction) -> str | None:
         return None
     if blob.etag != correction.image_etag:
         return None
-    return pixel_digest(_decode(decode_image, correction.image_uri, blob.data))
+    return pixel_digest(
+        _decode(partial(decode_image, image_range=image_range), correction.image_uri, blob.data)
+    )
 
 
-def _read_image(uri: str) -> np.ndarray:
-    return _decode(decode_image, uri, storage.read_bytes(uri))
+def _read_image(uri: str, image_range: ImageRange | None) -> np.ndarray:
+    return _decode(partial(decode_image, image_range=image_range), uri, storage.read_bytes(uri))
 
 
 def _decode(decode: Callable[[bytes], np.ndarray], uri: str, data: bytes) -> np.ndarray:

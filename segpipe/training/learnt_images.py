@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from segpipe import storage
-from segpipe.datasets import Sample, read_image
+from segpipe.datasets import Dataset, Sample, read_image
 from segpipe.errors import NotFoundError
 from segpipe.images import pixel_digest
 from segpipe.training.labelled_pixels import READ_THREADS
@@ -29,11 +29,11 @@ def seen_images(model_url: str) -> frozenset[str]:
         return frozenset()
 
 
-def first_seen(samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
+def first_seen(dataset: Dataset, samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
     """URI of the first image whose pixels are among those seen, None when none is. Raises DatasetError."""
     if not seen:
         return None
     with ThreadPoolExecutor(READ_THREADS) as pool:
         uris = [sample.image_uri for sample in samples]
-        digests = pool.map(lambda sample: pixel_digest(read_image(sample)), samples)
+        digests = pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples)
         return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from accepted_output import CLASSES, Labelled, accept, png_of
+from deep_images import png16
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 from labelled_layouts import counts
@@ -27,7 +28,7 @@ from pycocotools.coco import COCO
 
 from segpipe import storage
 from segpipe.cli import run
-from segpipe.datasets import list_samples, open_dataset, read_sample
+from segpipe.datasets import list_samples, open_dataset, read_image, read_sample
 from segpipe.errors import RunError
 from segpipe.exchange.export import export
 from segpipe.exchange.exports.polygons import polygons
@@ -190,6 +191,39 @@ def test_a_turned_photo_is_exported_as_people_see_it(tmp_path: Path, make_row: C
     (image,) = (tmp_path / "voc" / "JPEGImages").iterdir()
     assert image.suffix == ".png"
     assert pixels_of(image).shape == (10, 4, 3)
+
+
+def test_deep_images_are_exported_as_the_model_saw_them(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    values = np.random.default_rng(0).integers(1000, 2001, (4, 6), np.uint16)
+    plain, content = png_of(values), io.BytesIO()
+    Image.fromarray(values).save(content, "TIFF")
+    output, mask = str(tmp_path / "labels"), np.ones((4, 6), np.uint8)
+    rows = [
+        accept(tmp_path / "raw" / f"{run_id}.tif", data, mask, output, make_row, run_id=run_id)
+        for run_id, data in (("with", plain), ("without", content.getvalue()), ("lost", plain))
+    ]
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table(rows, CLASSES))
+    storage.put(f"{output}/runs/with/run.json", b'{"image_range": [1000, 2000]}')
+    storage.put(f"{output}/runs/without/run.json", b'{"image_range": null}')
+    export(output, str(tmp_path / "set"), "indexed-png", "train")
+    dataset = open_dataset(str(tmp_path / "set"))
+    assert dataset.image_range is None
+    found = {one.key.split("-")[0]: read_image(dataset, one) for one in list_samples(dataset, "train")}
+    np.testing.assert_array_equal(found["with"][..., 0], np.rint((values - 1000.0) / 1000 * 255))
+    for name in ("without", "lost"):
+        np.testing.assert_array_equal(found[name][..., 0], (values * 255.0 / 65535).round())
+
+
+def test_colour_of_16_bits_is_exported_as_8(tmp_path: Path, make_row: Callable[..., Row]) -> None:
+    values = np.arange(0, 9 << 12, 1 << 12, dtype=np.uint16).reshape(1, 3, 3)
+    data = png16(np.repeat(values, 2, axis=0), 2)
+    output = str(tmp_path / "labels")
+    row = accept(tmp_path / "raw" / "p.png", data, np.ones((2, 3), np.uint8), output, make_row)
+    assert commit_part(output, date(2026, 11, 24), "r", 0, rows_table([row], CLASSES))
+    export(output, str(tmp_path / "voc"), "voc", "train")
+    (image,) = (tmp_path / "voc" / "JPEGImages").iterdir()
+    assert image.read_bytes()[24] == 8  # bits a channel, in the header of a PNG
+    assert pixels_of(image)[0].ravel().tolist() == [value << 4 for value in range(9)]
 
 
 def test_an_image_that_changed_is_left_out_and_said(

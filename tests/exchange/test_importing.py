@@ -13,6 +13,7 @@ from accepted_output import CLASSES, Labelled, accept, png_of
 from labelled_layouts import imported, picture, save
 
 from segpipe.cli import run
+from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.exchange.export import export
 from segpipe.exchange.importing import import_dataset
@@ -146,3 +147,54 @@ def test_what_no_annotation_covers_is_background_wherever_it_stands(tmp_path: Pa
 def test_a_voc_export_named_trainval_comes_back(labelled: Labelled, tmp_path: Path) -> None:
     export(labelled.output, str(tmp_path / "voc"), "voc", "trainval")
     assert len(imported(tmp_path / "voc", "voc")[1]) == len(labelled.masks)
+
+
+def deep_set(root: Path) -> np.ndarray:
+    """A TIFF and a PNG of 12 bits in 16, and their upper 8 bits as BMP and GIF, in the layout of camvid."""
+    values = np.random.default_rng(0).integers(0, 4096, (4, 6), np.uint16)
+    eight = [(name, (values >> 4).astype(np.uint8)) for name in ("c.bmp", "d.gif")]
+    for name, pixels in (("a.tif", values), ("b.png", values), *eight):
+        save(root / "train" / name, pixels)
+        save(root / "trainannot" / f"{name[0]}.png", np.zeros((4, 6), np.uint8))
+    return values
+
+
+def test_images_are_imported_with_the_range_of_their_values(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values, target = deep_set(tmp_path / "deep"), tmp_path / "target"
+    command = ["import", str(tmp_path / "deep"), str(target), "--format", "camvid"]
+    assert run([*command, "--image-range", "0", "4095"]) == 0
+    assert "nearly black" not in capsys.readouterr().err
+    dataset = open_dataset(str(target))
+    assert dataset.image_range == (0.0, 4095.0)
+    expected = np.rint(values / 4095 * 255)
+    found = {sample.key: read_sample(dataset, sample)[0] for sample in list_samples(dataset, "train")}
+    assert (target / "train/images/a.tif").read_bytes() == (tmp_path / "deep/train/a.tif").read_bytes()
+    for key in ("a", "b"):
+        np.testing.assert_array_equal(found[key], np.repeat(expected[:, :, None], 3, axis=2))
+    for key in ("c", "d"):
+        np.testing.assert_array_equal(found[key][..., 0], np.rint((values >> 4) / 4095 * 255))
+
+
+def test_images_that_an_import_makes_nearly_black_are_said_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = deep_set(tmp_path / "deep")
+    assert run(["import", str(tmp_path / "deep"), str(tmp_path / "target"), "--format", "camvid"]) == 0
+    said = capsys.readouterr().err
+    assert "2 images are nearly black" in said
+    low, high = np.floor(np.percentile([values] * 2, 0.1)), np.ceil(np.percentile([values] * 2, 99.9))
+    assert f"--image-range {low:.0f} {high:.0f}" in said
+
+
+@pytest.mark.parametrize("given", [("5", "5"), ("9", "1"), ("0", "inf"), ("nan", "1")])
+def test_a_range_that_is_none_is_wrong_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: tuple[str, str]
+) -> None:
+    deep_set(tmp_path / "deep")
+    command = ["import", str(tmp_path / "deep"), str(tmp_path / "target"), "--format", "camvid"]
+    assert run([*command, "--image-range", *given]) == 2
+    assert "--image-range" in capsys.readouterr().err
+    assert run([*command, "--image-range", "-5.5", "1000"]) == 0
+    assert open_dataset(str(tmp_path / "target")).image_range == (-5.5, 1000.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -228,6 +230,51 @@ def test_12_bits_in_16_are_said(tmp_path: Path) -> None:
     assert "6 of 6 images of split train" in line
     assert "nearly black" in line
     assert "less than an eighth of the range" in line
+    values = np.concatenate([scene(seed)[0][..., 0].ravel() for seed in range(1, 7)]).astype(int) << 4
+    low, high = np.floor(np.percentile(values, 0.1)), np.ceil(np.percentile(values, 99.9))
+    assert f'their values suggest "image": {{"range": [{low:.0f}, {high:.0f}]}} in dataset.json' in line
+
+
+def test_a_named_range_is_used_and_nothing_is_said(tmp_path: Path) -> None:
+    root = write_set(
+        tmp_path, image=lambda pixels: saved(pixels[..., 0].astype(np.uint16) << 4, "TIFF"), extension="tif"
+    )
+    name_range(root, [0, 255 << 4])
+    found = facts(root)
+    assert warnings_of(found) == []
+    pixels = np.stack([scene(seed)[0][..., 0] for seed in range(1, 7)])
+    assert found.brightness == (pixels.min(), pixels.max())
+    assert found.suggested_range is None
+
+
+def test_floats_are_refused_with_the_range_to_name_and_used_with_it(tmp_path: Path) -> None:
+    def float_tiff(pixels: np.ndarray) -> bytes:
+        values = pixels[..., 0].astype(np.float32) / 255
+        values[0, :5] = np.nan
+        return saved(values, "TIFF")
+
+    root = write_set(tmp_path, image=float_tiff, extension="tif")
+    put(root / "train/images/train_004.tif", b"no image")
+    put(root / "train/masks/train_005.png", png(np.zeros((49, 64), np.uint8)))
+    message = refusal(require_usable, facts(root), ("unreadable",))
+    assert "pixel type F has no known value range" in message
+    suggested = re.search(
+        r'their values suggest "image": \{"range": \[(.*), (.*)\]\} in dataset.json', message
+    )
+    assert suggested
+    values = np.concatenate([scene(seed)[0][1:, :, 0].ravel() for seed in (1, 2, 3, 4, 6)]) / 255
+    assert [float(end) for end in suggested.groups()] == pytest.approx(
+        np.percentile(values, (0.1, 99.9)), rel=0.02
+    )
+    name_range(root, [float(end) for end in suggested.groups()])
+    found = facts(root)
+    assert len(found.usable) == 4
+    assert found.brightness == (0, 255)
+
+
+def name_range(root: Path, image_range: list[float]) -> None:
+    description = json.loads((root / "dataset.json").read_text()) | {"image": {"range": image_range}}
+    put(root / "dataset.json", json.dumps(description).encode())
 
 
 def test_a_class_that_masks_never_show_is_named() -> None:

@@ -261,3 +261,25 @@ def test_a_report_that_cannot_be_written_is_told_before_the_work(
     said = capsys.readouterr()
     assert "look at" not in said.err
     assert said.out == ""
+
+
+def test_the_range_of_values_is_told_or_suggested(
+    tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_set(tmp_path, image=lambda pixels: png(pixels[..., 0].astype(np.uint16) << 4))
+    found = ask(str(root))
+    low, high = found["splits"]["train"]["suggested_range"]
+    assert 0 <= low < 60 << 4 < 190 << 4 < high <= 255 << 4
+    assert found["image_range"] is None
+    assert cli.run(["inspect", str(root)]) == 0
+    assert f"[{low:.0f}, {high:.0f}], by the values of some images" in capsys.readouterr().out
+    description = json.loads((root / "dataset.json").read_text()) | {"image": {"range": [low, high]}}
+    put(root / "dataset.json", json.dumps(description).encode())
+    found = ask(str(root), "--report", str(tmp_path / "page"))
+    assert found["image_range"] == [low, high]
+    assert found["splits"]["train"]["suggested_range"] is None
+    assert (found["splits"]["train"]["darkest_value"], found["splits"]["train"]["brightest_value"]) == (
+        0,
+        255,
+    )
+    assert "of the stored values became 0 to 255" in (tmp_path / "page/index.html").read_text()

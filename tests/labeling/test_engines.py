@@ -174,7 +174,30 @@ def test_12_bits_in_16_are_labelled_and_said_once(
         assert reasons(label_images(planned, make_labeler(), target, settings)) == ["no_policy"] * 3
     (said,) = [record.getMessage() for record in caplog.records if "nearly black" in record.getMessage()]
     assert said.startswith("3 images are nearly black")
+    assert "image.range of dataset.json" in said
     assert any(uri in said for uri in uris)
+
+
+def test_images_are_brought_to_the_range_of_the_model_and_none_is_called_dark(
+    tmp_path, target, settings, make_labeler, encoded, caplog
+) -> None:
+    # 1000 to 3000 become 0 and 255; 2100 of them 140, which is bright, and 1900 not.
+    deep = np.repeat(np.array([[1900, 2100]], np.uint16), 3, axis=0)
+    files = {
+        "a.tif": encoded(deep, "TIFF"),
+        "b.png": encoded(deep),
+        "c.tif": encoded(deep.astype(np.float32), "TIFF"),
+    }
+    for name, content in files.items():
+        storage.put(str(tmp_path / name), content)
+    planned = [PlannedImage(0, str(tmp_path / name), "e", 1, f"{name}.png") for name in files]
+    labeler = make_labeler(image_range=(1000.0, 3000.0))
+    with caplog.at_level("WARNING"):
+        assert reasons(label_images(planned, labeler, target, settings)) == ["no_policy"] * 3
+    for name in files:
+        mask = decode_mask(storage.read_bytes(f"{target.masks_root}/{name}.png"))
+        np.testing.assert_array_equal(mask, [[0, 1]] * 3)
+    assert "nearly black" not in caplog.text
 
 
 def test_a_deleted_image_is_a_storage_failure_as_planned(images, target, settings, make_labeler) -> None:

@@ -15,7 +15,7 @@ from segpipe import storage
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.digests import shown
 from segpipe.errors import ModelError
-from segpipe.models.bundle import encode_weights, load_bundle, model_digest, read_card
+from segpipe.models.bundle import encode_weights, load_bundle, model_digest, read_card, spec_json
 
 
 @pytest.fixture
@@ -103,6 +103,10 @@ HUGE, NAN = 1e300, float("nan")
         ({"standard_deviation": [-0.2, 0.2, 0.2]}, "spec.standard_deviation.0"),
         ({"standard_deviation": [0.2, 0.2, HUGE]}, "spec.standard_deviation.2"),
         ({"standard_deviation": [0.2, 0.2, float("inf")]}, "spec.standard_deviation.2"),
+        ({"image_range": [5, 5]}, "LOW must be below HIGH"),
+        ({"image_range": [5, NAN]}, "is not a range"),
+        ({"image_range": [0, float("inf")]}, "is not a range"),
+        ({"image_range": [0, 1, 2]}, "spec.image_range"),
         ({"surplus": 1}, "spec.surplus"),
         ({"\n\x1b[31m": 1}, "spec"),
     ],
@@ -212,3 +216,13 @@ def test_a_pickle_in_place_of_weights_is_never_run(copied: Path, tmp_path: Path)
     with pytest.raises(ModelError):
         load_bundle(str(copied), "cpu")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_range_is_part_of_what_a_model_is_and_without_one_its_digest_is_as_ever(copied: Path) -> None:
+    spec = read_card(str(copied)).spec
+    assert b"image_range" not in spec_json(spec)
+    ranged = [spec.model_copy(update={"image_range": one}) for one in (None, (0.0, 4095.0), (0.0, 4096.0))]
+    digests = [model_digest(one, b"generator", b"discriminator") for one in ranged]
+    assert digests[0] == model_digest(spec, b"generator", b"discriminator")
+    assert len(set(digests)) == 3
+    assert type(spec).model_validate_json(ranged[1].model_dump_json()) == ranged[1]

@@ -298,3 +298,55 @@ def test_a_pillow_image_whose_file_is_damaged_is_named(
         pytest.raises(ImageError, match="image 0: damaged"),
     ):
         labeler.label([image])
+
+
+@pytest.fixture
+def ranged(labeler: Labeler) -> Labeler:
+    """The same networks, with a range of 100 to 1120: four values a grey level."""
+    spec = labeler.bundle.spec.model_copy(update={"image_range": (100.0, 1120.0)})
+    card = labeler.bundle.card.model_copy(update={"spec": spec})
+    return replace(labeler, bundle=replace(labeler.bundle, card=card))
+
+
+def test_arrays_of_16_bits_are_brought_to_the_range(labeler: Labeler, ranged: Labeler) -> None:
+    shown = noise_image(40, 60)
+    colour, grey = (shown * np.uint16(4) + np.uint16(100) for shown in (shown, shown[..., 0]))
+    assert_same(ranged.label([colour]), labeler.label([shown]))
+    as_shown = labeler.label([np.repeat(shown[..., :1], 3, axis=2)])
+    assert_same(ranged.label([grey]), as_shown)
+    for mode in ("I;16", "I", "F"):
+        image = Image.fromarray(grey.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
+        assert image.mode == mode
+        assert_same(ranged.label([image]), as_shown)
+    assert_same(ranged.label([Image.fromarray(shown)]), ranged.label([shown]))
+    assert_same(
+        ranged.label([np.full((40, 60, 3), 90, np.uint8)]), labeler.label([np.zeros((40, 60, 3), np.uint8)])
+    )
+    assert_same(ranged.label_pixels([shown]), labeler.label([shown]))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        np.zeros((4, 5, 3), np.float32),
+        np.zeros((4, 5), np.float64),
+        np.zeros((4, 5), np.int32),
+        np.zeros((4, 5), np.uint8),
+        np.zeros((4, 5, 4), np.uint16),
+        np.zeros((0, 5), np.uint16),
+        Image.new("RGB", (5, 0)),
+    ],
+    ids=str,
+)
+def test_what_a_model_with_a_range_does_not_take_is_one_clear_line(ranged: Labeler, wrong: object) -> None:
+    with pytest.raises(ImageError, match=r"^image 0 is .*: give HxWx3 uint8") as raised:
+        ranged.label([wrong])
+    assert "\n" not in str(raised.value)
+
+
+def test_16_bits_without_a_range_say_what_is_missing(labeler: Labeler) -> None:
+    for wrong in (np.zeros((4, 5), np.uint16), np.zeros((4, 5, 3), np.uint16)):
+        with pytest.raises(ImageError, match=r"the model knows no range .*train with a range"):
+            labeler.label([wrong])
+    with pytest.raises(ImageError, match=r'pixel type F has no known value range; .*"image": \{"range"'):
+        labeler.label([Image.new("F", (5, 4))])

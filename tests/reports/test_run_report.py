@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -123,6 +124,10 @@ def test_a_run_that_is_not_there_is_one_line(
     assert "has no run night-9" in capsys.readouterr().err
 
 
+def shown_from(folder: Path) -> gallery.Shown:
+    return gallery.Shown(str(folder), class_palette(3), None, Budget(10**9))
+
+
 def test_pictures_are_made_within_a_budget_and_drawn_small(
     tmp_path: Path, encoded: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +153,7 @@ def test_pictures_are_made_within_a_budget_and_drawn_small(
     monkeypatch.setattr(gallery, "decode_scaled", counted)
     monkeypatch.setattr(gallery, "overlay", recorded)
     one = rows[0]["image_bytes"] + 28 * 1500 * 900
-    show = partial(gallery.gallery_item, source=str(tmp_path), palette=class_palette(3), memory=Budget(one))
+    show = partial(gallery.gallery_item, shown=replace(shown_from(tmp_path), memory=Budget(one)))
     with ThreadPoolExecutor(6) as pool:
         items = list(pool.map(show, rows))
     assert most == [1]
@@ -173,9 +178,7 @@ def made_row(folder: Path, encoded: Callable[..., bytes], number: int) -> dict[s
 
 
 def test_the_mask_is_drawn_where_it_is(tmp_path: Path, encoded: Callable[..., bytes]) -> None:
-    item = gallery.gallery_item(
-        made_row(tmp_path, encoded, 1), str(tmp_path), class_palette(3), Budget(10**9)
-    )
+    item = gallery.gallery_item(made_row(tmp_path, encoded, 1), shown_from(tmp_path))
     image, mask = (np.asarray(Image.open(BytesIO(pane.png))).astype(int) for pane in item.panes)
     assert image.shape == mask.shape == (192, 320, 3)
     assert abs(image - 40).max() <= 4
@@ -183,11 +186,23 @@ def test_the_mask_is_drawn_where_it_is(tmp_path: Path, encoded: Callable[..., by
     assert abs(mask[:, 165:] - [84, 20, 20]).max() <= 6  # and of class 1's (128, 0, 0)
 
 
+def test_a_deep_image_is_shown_in_the_range_of_the_model(
+    tmp_path: Path, encoded: Callable[..., bytes]
+) -> None:
+    row = made_row(tmp_path, encoded, 1)
+    deep = encoded(np.full((900, 1500), 1500, np.uint16), "TIFF")
+    Path(row["image_uri"]).write_bytes(deep)
+    row |= {"image_etag": storage.etag(row["image_uri"]), "image_bytes": len(deep)}
+    shown = replace(shown_from(tmp_path), image_range=(1000.0, 2000.0))
+    image = np.asarray(Image.open(BytesIO(gallery.gallery_item(row, shown).panes[0].png)))
+    assert abs(image.astype(int) - 128).max() <= 4
+
+
 def test_a_row_that_gives_another_size_than_the_image_has_is_said_and_not_drawn(
     tmp_path: Path, encoded: Callable[..., bytes]
 ) -> None:
     for wrong in ({"image_height": 90}, {"image_height": 1500, "image_width": 900}):
         row = made_row(tmp_path, encoded, 1) | wrong
-        item = gallery.gallery_item(row, str(tmp_path), class_palette(3), Budget(10**9))
+        item = gallery.gallery_item(row, shown_from(tmp_path))
         assert item.panes == ()
         assert "cannot be shown" in item.text

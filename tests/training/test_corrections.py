@@ -127,6 +127,22 @@ def test_an_image_that_the_data_set_holds_in_any_split_is_left_out(
     assert [one.image_uri for one in find_corrections([reviewed.output], reviewed.dataset)] == [str(kept)]
 
 
+def test_corrections_are_read_and_compared_in_the_data_sets_range(
+    reviewed: Reviewed, streets: str, tmp_path: Path
+) -> None:
+    dataset = replace(reviewed.dataset, root=str(tmp_path / "deep"), image_range=(1000.0, 1255.0))
+    grey = np.random.default_rng(1).integers(0, 256, SIZE).astype(np.uint16)
+    (tmp_path / "deep/train/images").mkdir(parents=True)
+    (tmp_path / "deep/train/masks").mkdir()
+    (tmp_path / "deep/train/images/a.png").write_bytes(png(grey + np.uint16(1000)))
+    (tmp_path / "deep/train/masks/a.png").write_bytes(png(mask()))
+    reviewed.add(png(grey + np.uint16(1000), compress_level=9), mask())
+    other = reviewed.add(png(grey[::-1] + np.uint16(1000)), mask(2))
+    (found,) = find_corrections([reviewed.output], dataset)
+    assert found.image_uri == str(other)
+    assert np.array_equal(read_correction(found, dataset)[0], np.repeat(grey[::-1, :, None], 3, axis=2))
+
+
 def test_an_image_that_is_another_now_is_left_out(reviewed: Reviewed) -> None:
     replaced, removed = reviewed.add(noise(1), mask()), reviewed.add(noise(2), mask())
     replaced.write_bytes(noise(9))

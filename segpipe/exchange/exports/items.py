@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -17,6 +17,8 @@ from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.errors import ImageError, NotFoundError, RunError
 from segpipe.exchange.files import COPIED
+from segpipe.image_headers import has_16_bits
+from segpipe.image_range import ImageRange
 from segpipe.images import (
     MAX_PIXELS,
     decode_image,
@@ -26,6 +28,7 @@ from segpipe.images import (
     is_plain,
     open_image,
 )
+from segpipe.manifests.run_range import range_of_run
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
 
@@ -34,14 +37,14 @@ READ_AHEAD = 16
 STEM_CHARACTERS = 60
 _NO_PIXELS = np.zeros((0, 0), np.uint8)
 _ACCEPTED = """
-    SELECT image_uri, image_etag, image_width, image_height, mask_uri, mask_sha256
+    SELECT image_uri, image_etag, image_width, image_height, mask_uri, mask_sha256, run_id
     FROM accepted ORDER BY image_uri, image_etag"""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An image and its mask. key: unique, safe in every file system; image: a JPEG or PNG file as displayed,
-    `extension` says which; mask: HxW uint8 class indices, 255 where nobody knows."""
+    """An image and its mask. key: unique, safe in every file system; image: a JPEG or PNG file as displayed
+    and as the model saw it, `extension` says which; mask: HxW uint8 class indices, 255 where nobody knows."""
 
     key: str
     image_uri: str
@@ -91,7 +94,7 @@ def accepted_items(output: str) -> Iterator[Item | LeftOut]:
     Left out are images and masks that are not there any more, images that were replaced since and those that
     cannot be read. Raises NotFoundError, StorageError, and RunError for a mask that is not the manifest's.
     """
-    read = partial(_read, budget=Budget(MAX_PIXELS))
+    read = partial(_read, budget=Budget(MAX_PIXELS), range_of=cache(partial(range_of_run, output)))
     with ThreadPoolExecutor(READ_THREADS) as pool:
         yield from ordered_map(pool, read, _rows(output), READ_AHEAD)
 
@@ -102,7 +105,9 @@ def _rows(output: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _read(row: dict[str, Any], budget: Budget) -> Item | LeftOut:
+def _read(
+    row: dict[str, Any], budget: Budget, range_of: Callable[[str], ImageRange | None]
+) -> Item | LeftOut:
     uri, etag = row["image_uri"], row["image_etag"]
     try:
         blob = storage.read(uri)
@@ -110,7 +115,7 @@ def _read(row: dict[str, Any], budget: Budget) -> Item | LeftOut:
             return LeftOut(uri, etag, "it was replaced since it was labelled")
         pixels = _pixels_labelled(row)
         with budget.held(pixels):
-            image, extension = _as_displayed(blob.data, pixels)
+            image, extension = _as_labelled(blob.data, pixels, range_of(row["run_id"]))
             mask = _mask(row, pixels)
     except NotFoundError as error:
         return LeftOut(uri, etag, f"it is not there any more ({error})")
@@ -137,10 +142,10 @@ def _key(uri: str, etag: str) -> str:
     return f"{stem}-{identity[:12]}"
 
 
-def _as_displayed(data: bytes, max_pixels: int) -> tuple[bytes, str]:
-    """The file itself where every reader shows it as people see it, else its pixels as PNG."""
+def _as_labelled(data: bytes, max_pixels: int, image_range: ImageRange | None) -> tuple[bytes, str]:
+    """The file itself where every reader shows it as the model saw it, else its pixels as PNG."""
     image = open_image(data, max_pixels)
-    kept = COPIED.get(image.format or "")
+    kept = COPIED.get(image.format or "") if image_range is None and not has_16_bits(image) else None
     if kept and image.mode in ("RGB", "L") and is_plain(image, data):
         return data, kept
-    return encode_image(decode_image(data, max_pixels)), ".png"
+    return encode_image(decode_image(data, max_pixels, image_range)), ".png"

@@ -11,8 +11,9 @@ from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.datasets import IGNORED
 from segpipe.errors import DatasetError, ImageError
-from segpipe.exchange.files import COPIED
+from segpipe.exchange.files import COPIED, COPIED_IN_RANGE
 from segpipe.exchange.imports.labelled import SourceImage
+from segpipe.image_range import ImageRange
 from segpipe.images import (
     MAX_PIXELS,
     TURNED_BY_90,
@@ -29,19 +30,29 @@ from segpipe.redaction import redact
 
 @dataclass(frozen=True)
 class Place:
-    """Where images go and what their masks mean. drawn_on: what masks lie on where sizes cannot tell."""
+    """Where images go and what their masks mean. drawn_on: what masks lie on where sizes cannot tell.
+    image_range: as in the data set that is made."""
 
     root: str
     classes: tuple[str, ...]
     drawn_on: Literal["displayed", "stored"]
+    image_range: ImageRange | None = None
+
+    @property
+    def copied(self) -> dict[str, str]:
+        """Format -> extension of the images whose files are copied."""
+        return COPIED if self.image_range is None else COPIED_IN_RANGE
 
 
 @dataclass(frozen=True)
 class Copied:
-    """An image that was copied; assumed: whether what its mask was drawn on was an assumption."""
+    """An image that was copied; assumed: whether what its mask was drawn on was an assumption;
+    nearly_black: as in images.DecodedImage."""
 
+    uri: str
     split: str
     assumed: bool
+    nearly_black: bool
 
 
 def copy(image: SourceImage, place: Place, budget: Budget) -> Copied:
@@ -53,16 +64,16 @@ def copy(image: SourceImage, place: Place, budget: Budget) -> Copied:
     try:
         opened = open_image(content, MAX_PIXELS)
         with budget.held(opened.width * opened.height):
-            decoded = decode_opened(opened, None)
+            decoded = decode_opened(opened, None, place.image_range)
             mask, assumed = _placed(image, decoded, place.drawn_on)
             _require_known(mask, image, place.classes)
-            kept = COPIED.get(opened.format or "")
+            kept = place.copied.get(opened.format or "")
             file = (content, kept) if kept else (encode_image(decoded.pixels), ".png")
             _write(image, place, file, mask)
     except ImageError as error:
         place_of_image = redact(image.uri)
         raise DatasetError(f"{place_of_image} cannot be used: {error}; replace or remove it") from error
-    return Copied(image.split, assumed)
+    return Copied(image.uri, image.split, assumed, decoded.nearly_black)
 
 
 def _placed(image: SourceImage, decoded: DecodedImage, drawn_on: str) -> tuple[np.ndarray, bool]:
