@@ -336,7 +336,7 @@ def test_arrays_of_16_bits_are_brought_to_the_range(labeler: Labeler, ranged: La
         np.zeros((0, 5), np.uint16),
         Image.new("RGB", (5, 0)),
     ],
-    ids=str,
+    ids=["float32", "float64", "int32", "8 bits grey", "4 channels", "no row", "no row, Pillow"],
 )
 def test_what_a_model_with_a_range_does_not_take_is_one_clear_line(ranged: Labeler, wrong: object) -> None:
     with pytest.raises(ImageError, match=r"^image 0 is .*: give HxWx3 uint8") as raised:
