@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from segpipe.errors import RunError
 
 # Adam moves a weight by about its step size, so that no sensible training comes near it.
 LARGEST_WEIGHT = 1e4
 # Of what guessing loses on a pixel, log K and a Dice loss of 1: an untrained network loses about once that.
-LARGEST_LOSS = 100.0
+LARGEST_LOSS = 10.0
 
 
 def require_numbers(losses: Mapping[str, float], where: str, remedy: str) -> None:
@@ -32,15 +32,20 @@ def require_bounded_loss(pixel_loss: float, n_classes: int, where: str, remedy: 
 def require_sound(networks: Mapping[str, nn.Module], where: str, remedy: str) -> None:
     """Raises RunError for a network with a weight that is no number or far too large."""
     for name, network in networks.items():
-        if problem := next(unsound_weights(network), None):
+        require_finite({name: network.state_dict()}, where, remedy)
+        if problem := next(_far_too_large(network), None):
             raise _diverged(where, f"the {name}'s {problem}", remedy)
 
 
-def unsound_weights(network: nn.Module) -> Iterator[str]:
-    """What is wrong with its state, a phrase for each tensor; nothing where all is well."""
-    for name, tensor in network.state_dict().items():
-        if not tensor.isfinite().all():
-            yield f"{name} holds values that are no numbers"
+def require_finite(states: Mapping[str, Mapping[str, Tensor]], where: str, remedy: str) -> None:
+    """Raises RunError for a state, of a network or its optimiser, with a value that is no number."""
+    for owner, tensors in states.items():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise _diverged(where, f"the {owner}'s {name} holds values that are no numbers", remedy)
+
+
+def _far_too_large(network: nn.Module) -> Iterator[str]:
     for name, parameter in network.named_parameters():
         largest = float(parameter.detach().abs().max())
         if largest > LARGEST_WEIGHT:

@@ -24,7 +24,12 @@ from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
-from segpipe.training.divergence import require_bounded_loss, require_numbers, require_sound
+from segpipe.training.divergence import (
+    require_bounded_loss,
+    require_finite,
+    require_numbers,
+    require_sound,
+)
 from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
@@ -160,6 +165,12 @@ class Training:
             place,
             remedy,
         )
+        # Of a term beyond all bounds Adam makes no step at all, and the weights look sound.
+        optimisers = {
+            "generator's optimiser": optimizer_tensors(self.players.generator_optimizer),
+            "discriminator's optimiser": optimizer_tensors(self.players.discriminator_optimizer),
+        }
+        require_finite(optimisers, place, remedy)
 
     def _place(self, epoch: int) -> str:
         return f"epoch {epoch} of {self.epochs}"

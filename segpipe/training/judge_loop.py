@@ -30,7 +30,7 @@ from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
-from segpipe.training.divergence import require_numbers, require_sound
+from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
@@ -160,6 +160,7 @@ class Scoring:
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
             require_numbers(losses[-1], self._place(number), _REMEDY)
         require_sound({"judge": self.judge}, self._place(number), _REMEDY)
+        require_finite({"judge's optimiser": optimizer_tensors(self.optimizer)}, self._place(number), _REMEDY)
         means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
         self.history.append(RoundRecord(round=number + 1, **means))
 
