@@ -20,8 +20,8 @@ from segpipe.exchange.imports.copying import Copied, Place, copy
 from segpipe.exchange.imports.labelled import Found, LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source, open_source
 from segpipe.exchange.imports.table import reader
-from segpipe.image_range import plain_range
 from segpipe.exchange.imports.target import begin, end, name_left_out, unmark
+from segpipe.image_range import plain_range
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.suggested_range import suggested_range
 from segpipe.progress import track
@@ -53,8 +53,8 @@ def import_dataset(
 
     JPEG and PNG are copied as they are, with a range of values all images; others are written as PNG. What is
     left out is named in the log and in left_out.csv. Until all is there, the target holds
-    import-unfinished.json. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does not
-    fit its image or its classes, the target holds other data), NotFoundError, StorageError.
+    import-unfinished.json. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does
+    not fit its image or its classes, the target holds other data), NotFoundError, StorageError.
     """
     settings = settings or ImportSettings()
     read, drawn_on, image_range = reader(layout), settings.drawn_on, settings.image_range

@@ -33,7 +33,8 @@ def begin(root: str, found: Found, image_range: ImageRange | None, origin: Origi
     """Mark the target as one whose import has not ended.
 
     The same import may be done again when it was stopped, and another split may join the same classes. Raises
-    DatasetError for a target that holds a split's files already, other classes, another range or another unfinished import.
+    DatasetError for a target that holds a split's files already, other classes, another range or another
+    unfinished import.
     """
     marked = _marked(root)
     if marked not in (None, origin):
@@ -102,8 +103,8 @@ def _require_same_meaning(root: str, found: Found, image_range: ImageRange | Non
 
     if there.image_range != image_range:
         raise DatasetError(
-            f"{redact(root)} has the image range {shown_range(there.image_range)}, not {shown_range(image_range)}: "
-            "import into another folder, or give --image-range as it is there"
+            f"{redact(root)} has the image range {shown_range(there.image_range)}, not "
+            f"{shown_range(image_range)}: import into another folder, or give --image-range as it is there"
         )
 
 
