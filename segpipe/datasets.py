@@ -43,6 +43,7 @@ from segpipe.listing import left_aside
 from segpipe.printable import is_printable
 
 DESCRIPTION = "dataset.json"
+UNFINISHED_IMPORT = "import-unfinished.json"  # lies in a data set while segpipe import adds to it
 MASK_EXTENSION = ".png"
 IGNORED = 255  # the ignore index of what segpipe writes, and of a data set that names none
 MAX_CLASSES = 255  # a mask stores one byte a pixel, and one value is left for the ignore index
@@ -93,8 +94,19 @@ class LabelledImage:
 def open_dataset(root: str) -> Dataset:
     """Read and check ROOT/dataset.json.
 
-    Raises DatasetError when it is missing, no JSON, or names no usable classes, ignore index and range.
+    Raises DatasetError when it is missing, no JSON, or names no usable classes, ignore index and range, and
+    while an import into the data set has not ended.
     """
+    dataset = read_description(root)
+    if storage.exists(storage.join(dataset.root, UNFINISHED_IMPORT)):
+        raise DatasetError(
+            f"{dataset.root} holds an import that did not end ({UNFINISHED_IMPORT} says which): run it again"
+        )
+    return dataset
+
+
+def read_description(root: str) -> Dataset:
+    """As `open_dataset`, also of a data set that an import is adding to."""
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
     try:

@@ -11,9 +11,11 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 from scipy.stats import binom
 
 from segpipe.confidence.betting import LARGEST_BET
+from segpipe.confidence.display import displayed
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
@@ -37,6 +39,8 @@ def _counts(policy: Policy) -> Iterator[str]:
         yield f"n_calibration {policy.n_calibration} is not from 1 to n_images {policy.n_images}"
     if policy.accepted > policy.n_calibration:
         yield f"accepted {policy.accepted} is more than n_calibration {policy.n_calibration}"
+    if policy.accepted + (policy.held_back or 0) > policy.n_calibration:
+        yield f"accepted {policy.accepted} and held_back {policy.held_back} are more than n_calibration"
     if (policy.labelled_images_needed == 0) != (policy.threshold is not None):
         yield "labelled_images_needed is 0 with a threshold, and never without"
 
@@ -68,12 +72,16 @@ def _found(promised: BadFractionPromise | MeanLossPromise) -> float | None:
 def _with(policy: Policy, threshold: float) -> Iterator[str]:
     if not 1 <= policy.accepted <= _most_accepted(policy, threshold):
         yield f"so many of those scores are not at least threshold {threshold:g}: accepted {policy.accepted}"
+    if policy.accepted < _fewest_accepted(policy, threshold):
+        yield f"more of those scores are at least threshold {threshold:g}: accepted {policy.accepted}"
     if policy.p_value > 1 - policy.confidence:
         yield f"p_value {policy.p_value:g} is above 1 - confidence {policy.confidence:g}"
     if policy.promised.target == "bad_fraction":
         yield from _counted_bad(policy, policy.promised)
     else:
         yield from _averaged(policy, policy.promised)
+    if (found := _mean_iou_found(policy.promised, policy.accepted)) is not None:
+        yield from _shown(policy, found)
 
 
 def _most_accepted(policy: Policy, threshold: float) -> int:
@@ -83,8 +91,56 @@ def _most_accepted(policy: Policy, threshold: float) -> int:
     """
     surely_below = threshold - ROUNDING * max(1, abs(threshold))
     below = sum(value < surely_below for value in policy.score_quantiles)
-    n, last = policy.n_calibration, max(below - 1, 0)
+    n, last = _scored(policy), max(below - 1, 0)
     return n - math.ceil(last * (n - 1) / (N_QUANTILES - 1))
+
+
+def _fewest_accepted(policy: Policy, threshold: float) -> int:
+    """How few calibration images the threshold can have accepted, going by the quantiles of their scores.
+
+    A quantile of at least it lies at most at the score of the rank after, so that this one and all above are
+    at least it, too; but for those that were held back.
+    """
+    if policy.guards and policy.held_back is None:
+        return 0  # nobody knows how many the guards held back
+    surely_above = threshold + ROUNDING * max(1, abs(threshold))
+    below = sum(value < surely_above for value in policy.score_quantiles)
+    if below == N_QUANTILES:
+        return 0
+    n, guarded = _scored(policy), (policy.held_back or 0) if policy.guards else 0
+    return n - math.ceil(below * (n - 1) / (N_QUANTILES - 1)) - guarded
+
+
+def _scored(policy: Policy) -> int:
+    """Calibration images whose scores the quantiles are of, at most: what no guard held back has none."""
+    return policy.n_calibration - (0 if policy.guards else policy.held_back or 0)
+
+
+def _mean_iou_found(promised: BadFractionPromise | MeanLossPromise, accepted: int) -> float | None:
+    """What the mean IoU of the accepted calibration images was, or was at least."""
+    if promised.target == "mean_loss":
+        return None if promised.mean_loss is None else 1 - promised.mean_loss
+    return None if promised.bad is None else promised.min_iou * (1 - promised.bad / max(accepted, 1))
+
+
+def _shown(policy: Policy, found: float) -> Iterator[str]:
+    """The map that shows an IoU for each score was fitted to the same images, so it shows no lower mean."""
+    same_images = policy.n_images == policy.n_calibration and not policy.guards and not policy.held_back
+    if same_images and found > (most := _highest_mean_shown(policy)) + TOLERANCE:
+        yield f"of accepted {policy.accepted} the mean IoU shown is at most {most:g}, and {found:g} was found"
+
+
+def _highest_mean_shown(policy: Policy) -> float:
+    """The highest mean of what is shown for the best `accepted` of the calibration scores.
+
+    A score is at most the next quantile from its rank on. What the map shows does not fall with the score.
+    """
+    n, steps = policy.n_calibration, N_QUANTILES - 1
+    ranks = (place * (n - 1) // steps for place in range(N_QUANTILES))  # the last that each quantile bounds
+    counted = [max(0, rank - (n - policy.accepted) + 1) for rank in ranks]
+    bounds = [value + ROUNDING * max(1, abs(value)) for value in policy.score_quantiles]
+    shown = displayed(bounds, (policy.display_scores, policy.display_values))
+    return float(shown @ np.diff(counted, prepend=0)) / max(policy.accepted, 1)
 
 
 def _counted_bad(policy: Policy, promised: BadFractionPromise) -> Iterator[str]:

@@ -108,6 +108,7 @@ def make_policy(
         created_at=created_at,
         model_digest=model_digest,
         warnings=tuple(warnings),
+        held_back=int(np.isneginf(acceptable[drawn]).sum()),
     )
     return sealed(policy)
 

@@ -85,8 +85,10 @@ class Policy:
     tell. `policy_id` digests everything else; `created_at` is ISO 8601 in UTC.
 
     `model_digest` is the full digest of the model (None in a policy of a version that did not store it),
-    `warnings` are lines about the calibration images that whoever relies on the promise should know. These
-    came after the first version: absent, that is None or empty, they are neither in the file nor in the id.
+    `warnings` are lines about the calibration images that whoever relies on the promise should know.
+    `held_back` counts those of the n_calibration images that no threshold accepts: without a finite score, or
+    held back by a guard (None in a policy of a version that did not store it). These came after the first
+    version: absent, that is None or empty, they are neither in the file nor in the id.
     """
 
     policy_id: Line
@@ -108,6 +110,7 @@ class Policy:
     created_at: Line
     model_digest: Line | None = None
     warnings: tuple[str, ...] = ()
+    held_back: Count | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -13,14 +13,14 @@ from pathlib import PurePosixPath
 from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.config import ImportSettings
-from segpipe.csv_text import csv_text
-from segpipe.datasets import IGNORED, described, write_dataset
+from segpipe.datasets import IGNORED, described
 from segpipe.errors import DatasetError, NotFoundError
 from segpipe.exchange.files import LEFT_OUT, UNFINISHED
 from segpipe.exchange.imports.copying import Copied, Place, copy
 from segpipe.exchange.imports.labelled import Found, LeftOut, SourceImage
 from segpipe.exchange.imports.source import Source, open_source
 from segpipe.exchange.imports.table import reader
+from segpipe.exchange.imports.target import begin, end, name_left_out, unmark
 from segpipe.image_range import plain_range
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.suggested_range import suggested_range
@@ -52,25 +52,31 @@ def import_dataset(
     """Copy images and write masks as indexed PNG; dataset.json comes last.
 
     JPEG and PNG are copied as they are, with a range of values all images; others are written as PNG. What is
-    left out is named in the log and in left_out.csv. Raises RunError (an unknown layout), DatasetError (it is
-    not there, a mask does not fit its image or its classes), NotFoundError, StorageError.
+    left out is named in the log and in left_out.csv. Until all is there, the target holds
+    import-unfinished.json. Raises RunError (an unknown layout), DatasetError (it is not there, a mask does
+    not fit its image or its classes, the target holds other data), NotFoundError, StorageError.
     """
     settings = settings or ImportSettings()
     read, drawn_on, image_range = reader(layout), settings.drawn_on, settings.image_range
     source, root = storage.normalise(source), storage.normalise(target)
+    if source == root:
+        raise DatasetError(f"{redact(root)} is the source itself: import into another folder")
     name = PurePosixPath(source).name
     found = read(_opened(source))
     if not found.images:
         raise DatasetError(_nothing(source, layout, found.left_out))
     _refuse_before_copying(found, root, name)
+    origin = {"source": redact(source), "layout": layout, **settings.model_dump(mode="json")}
+    begin(root, found, image_range, origin)
     copied, odd = _copy_all(found, Place(root, found.classes, drawn_on, image_range))
     left_out = [*found.left_out, *odd]
     if not copied:
+        unmark(root)
         raise DatasetError(_nothing(source, layout, left_out))
     assumed = sum(one.assumed for one in copied)
     _say(left_out, root, assumed, drawn_on)
     _say_nearly_black([one.uri for one in copied if one.nearly_black])
-    write_dataset(root, name, found.classes, IGNORED, image_range)
+    end(root, name, found.classes, image_range)
     images = dict(sorted(Counter(one.split for one in copied).items()))
     return ImportResult(redact(root), len(found.classes), images, len(left_out), assumed)
 
@@ -126,8 +132,7 @@ def _say(left_out: list[LeftOut], root: str, assumed: int, drawn_on: str) -> Non
     for one in left_out[:_SAID]:
         logger.warning("left out: %s", one)
     if left_out:
-        rows = ((one.file, one.image, one.annotation, one.reason) for one in left_out)
-        storage.put(storage.join(root, LEFT_OUT), csv_text(("file", "image", "annotation", "reason"), rows))
+        name_left_out(root, left_out)
         logger.warning("%d left out in all: %s names them", len(left_out), LEFT_OUT)
     if assumed:
         logger.warning(

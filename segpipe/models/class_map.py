@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,7 +31,9 @@ def read_class_map(url: str) -> ClassMapFile:
     """A .json or .toml file at any fsspec URL. Raises ModelError, StorageError."""
     try:
         text = storage.read(url, MAX_BYTES).data.decode()
-        content = tomllib.loads(text) if url.endswith(".toml") else json.loads(text)
+        content = (
+            tomllib.loads(text) if url.endswith(".toml") else json.loads(text, object_pairs_hook=_each_once)
+        )
         return ClassMapFile.model_validate(content)
     except NotFoundError as error:
         raise ModelError(f"no class map at {url}: it is not there") from error
@@ -40,7 +43,17 @@ def read_class_map(url: str) -> ClassMapFile:
             '{"classes": {FOREIGN: OURS}, "ignore": [FOREIGN]}'
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{url} is no JSON or TOML that can be read: correct it") from error
+        raise ModelError(f"{url} is no JSON or TOML that can be read ({error}): correct it") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of a name JSON would keep the later one; TOML refuses them itself."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} is there twice")
+    return content
 
 
 def by_file(

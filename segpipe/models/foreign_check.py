@@ -27,9 +27,14 @@ def make_test_vector(
     standard_deviation: Sequence[float],
     device: str,
 ) -> bytes:
-    """Drawn images of a size (height, width) with their logits, as safetensors."""
+    """Drawn images of a size (height, width) with their logits, as safetensors.
+
+    Raises ModelError for logits that are no numbers, which no check could find again.
+    """
     images = _drawn_images(size)
     logits = _logits(generator, images, mean, standard_deviation, device)
+    if not logits.isfinite().all():
+        raise ModelError("the network's outputs for its test images are no numbers: it cannot be used")
     return save_tensors({"images": images, "logits": logits})
 
 

@@ -24,6 +24,12 @@ from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
+from segpipe.training.divergence import (
+    require_bounded_loss,
+    require_finite,
+    require_numbers,
+    require_sound,
+)
 from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
@@ -113,6 +119,7 @@ class Training:
     def _run_epoch(self, progress: Progress, bar: Advance) -> None:
         results = list(self._steps(progress.epoch))
         progress.epoch += 1
+        self._require_sound(progress.epoch, results)
         quality = self.validate() if self._validates(progress.epoch) else None
         progress.history.append(_epoch_record(progress.epoch, results, self._rate(), quality))
         if quality is not None and quality.mean_iou > progress.best_quality:
@@ -139,11 +146,42 @@ class Training:
         results = []
         for number, rows in enumerate(batches):
             share = (epoch + number / len(batches)) / self.epochs
-            results.append(
-                train_step(self.players, self._prepare(share), self._batch(rows, draws), self.device)
-            )
+            result = train_step(self.players, self._prepare(share), self._batch(rows, draws), self.device)
+            require_numbers(asdict(result), self._place(epoch + 1), self._remedy(epoch + 1))
+            results.append(result)
             self.averaged.update_parameters(self.players.generator)
         return results
+
+    def _require_sound(self, epoch: int, results: list[StepResult]) -> None:
+        """Before anything of the epoch is kept. RunError."""
+        place, remedy = self._place(epoch), self._remedy(epoch)
+        require_bounded_loss(_mean(results, "pixel_loss"), len(self.spec.classes), place, remedy)
+        require_sound(
+            {
+                "generator": self.players.generator,
+                "averaged generator": self.averaged.module,
+                "discriminator": self.players.discriminator,
+            },
+            place,
+            remedy,
+        )
+        # Of a term beyond all bounds Adam makes no step at all, and the weights look sound.
+        optimisers = {
+            "generator's optimiser": optimizer_tensors(self.players.generator_optimizer),
+            "discriminator's optimiser": optimizer_tensors(self.players.discriminator_optimizer),
+        }
+        require_finite(optimisers, place, remedy)
+
+    def _place(self, epoch: int) -> str:
+        return f"epoch {epoch} of {self.epochs}"
+
+    def _remedy(self, epoch: int) -> str:
+        kept = f"; the checkpoint of epoch {epoch - 1} stays" if epoch > 1 else ""
+        return (
+            "train into another folder with a smaller --learning-rate "
+            f"(it was {self.recipe.generator_rate:g}) or --adversarial-weight "
+            f"({self.game.adversarial_weight:g}){kept}"
+        )
 
     def _prepare(self, share: float) -> Game:
         if self.recipe.follows_schedule:
@@ -264,16 +302,17 @@ def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixel
 def _epoch_record(
     epoch: int, results: list[StepResult], rate: float, quality: SegmentationMetrics | None
 ) -> EpochRecord:
-    def mean(name: str) -> float:
-        return sum(getattr(result, name) for result in results) / len(results)
-
     return EpochRecord(
         epoch=epoch,
-        **{name: mean(name) for name in StepResult.__dataclass_fields__},
+        **{name: _mean(results, name) for name in StepResult.__dataclass_fields__},
         learning_rate=rate,
         validation_mean_iou=quality.mean_iou if quality else None,
         validation_pixel_accuracy=quality.pixel_accuracy if quality else None,
     )
+
+
+def _mean(results: list[StepResult], name: str) -> float:
+    return sum(getattr(result, name) for result in results) / len(results)
 
 
 def _copy_state(network: nn.Module) -> dict[str, Tensor]:

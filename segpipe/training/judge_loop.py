@@ -30,6 +30,7 @@ from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
 from segpipe.training.augmentation import augment, crop_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
+from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
@@ -56,6 +57,7 @@ RATE = 1e-3
 # A trunk that has played the game knows much already.
 TRUNK_RATE = 3e-4
 WEIGHT_DECAY = 0.01
+_REMEDY = "train again with another --seed"
 # A tuning image is judged as it is, and degraded in so many ways.
 DEGRADED_COPIES = 2
 
@@ -156,8 +158,14 @@ class Scoring:
             set_rate(self.optimizer, RATE * rate_factor(share))
             self.optimizer.param_groups[0]["lr"] = self.trunk_rate * rate_factor(share)
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
+            require_numbers(losses[-1], self._place(number), _REMEDY)
+        require_sound({"judge": self.judge}, self._place(number), _REMEDY)
+        require_finite({"judge's optimiser": optimizer_tensors(self.optimizer)}, self._place(number), _REMEDY)
         means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
         self.history.append(RoundRecord(round=number + 1, **means))
+
+    def _place(self, number: int) -> str:
+        return f"round {number + 1} of {self.rounds} of learning to judge"
 
     def _step(self, lesson: Lesson) -> dict[str, float]:
         with autocast(self.device):
@@ -227,6 +235,7 @@ class Scoring:
             return
         combination = fit_combination(parts, ious)
         self.judge.combination.copy_(torch.from_numpy(combination))
+        require_sound({"judge": self.judge}, "the fit of its score", _REMEDY)
 
     def tuning_views(self) -> tuple[np.ndarray, np.ndarray]:
         """Parts (n,P) and true IoUs (n,) of the tuning images, whole, as they are and degraded."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
 from segpipe.confidence.guarantee import one_per_group
@@ -26,6 +27,13 @@ def calibrated(scores: Any, ious: Any, target: BadFraction | MeanLoss = BAD, **o
 SCORES = np.arange(200.0)
 COUNTED = calibrated(SCORES, np.where(SCORES >= 100, 0.9, 0.3))  # 100 good ones, and bad ones
 AVERAGED = calibrated(SCORES, np.full(200, 0.8), LOSS)
+GUARDED = calibrated(
+    SCORES,
+    np.full(200, 0.9),
+    guards=[ClassGuard("person", 0, 0.5)],
+    class_confidences=np.where(np.arange(200) % 4 == 0, 0.2, 0.8)[:, None],  # 50 of them are held back
+    candidate_thresholds=[100.0],
+)
 NOTHING = calibrated(SCORES[:9], np.full(9, 0.8))
 REVERSED = tuple(reversed(COUNTED.score_quantiles))
 LEVEL = (COUNTED.display_scores[0],) * len(COUNTED.display_scores)
@@ -51,6 +59,21 @@ LEVEL = (COUNTED.display_scores[0],) * len(COUNTED.display_scores)
         (COUNTED, {"threshold": COUNTED.threshold + 3}, {}, "so many of those scores"),
         (COUNTED, {"threshold": None}, {}, "labelled_images_needed"),
         (COUNTED, {"threshold": None, "labelled_images_needed": 5}, {}, "without a threshold"),
+        # 106 of the 200 scores are at least 94; a lower threshold accepts more of them.
+        (COUNTED, {"threshold": COUNTED.threshold - 5}, {}, "more of those scores are at least threshold"),
+        (COUNTED, {"threshold": -1e9}, {}, "more of those scores are at least threshold -1e\\+09"),
+        (COUNTED, {"threshold": -1e9, "held_back": None}, {}, "more of those scores"),
+        (COUNTED, {"threshold": -1e9, "held_back": 96}, {}, "are more than n_calibration"),
+        (AVERAGED, {"threshold": -1e9, "accepted": 150}, {}, "more of those scores"),
+        (GUARDED, {"threshold": -1e9}, {}, "more of those scores"),
+        # All 200 accepted, none of them below 0.8: yet the map shows those below 100 as of IoU 0.3.
+        (
+            COUNTED,
+            {"threshold": 0.0, "accepted": 200, "p_value": float(binom.cdf(0, 200, 0.1))},
+            {"bad": 0, "min_iou": 0.8},
+            r"of accepted 200 the mean IoU shown is at most 0\.60\d*, and 0\.8 was found",
+        ),
+        (AVERAGED, {}, {"mean_loss": 0.1}, r"shown is at most 0\.8, and 0\.9 was found"),
         (COUNTED, {"accepted": 201}, {}, "accepted 201 is more than n_calibration 200"),
         (COUNTED, {"n_calibration": 0}, {}, "n_calibration 0"),
         (COUNTED, {"n_images": 199}, {}, "n_images 199"),
@@ -84,9 +107,23 @@ def test_a_forged_policy_is_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", [COUNTED, AVERAGED, NOTHING])
+@pytest.mark.parametrize("policy", [COUNTED, AVERAGED, NOTHING, GUARDED])
 def test_what_calibration_makes_is_read(policy: Policy) -> None:
     assert from_json(to_json(policy)) == policy
+
+
+def test_what_no_threshold_accepts_is_counted() -> None:
+    assert (COUNTED.held_back, COUNTED.accepted, COUNTED.threshold) == (0, 106, 94)
+    assert (GUARDED.held_back, GUARDED.accepted, GUARDED.threshold) == (50, 75, 100)
+    without_score = calibrated([*SCORES[:-3], np.nan, np.inf, -np.inf], np.full(200, 0.9))
+    assert without_score.held_back == 3
+
+
+@pytest.mark.parametrize("policy", [COUNTED, AVERAGED, NOTHING, GUARDED])
+def test_a_policy_of_a_version_that_did_not_count_them_is_read(policy: Policy) -> None:
+    older = sealed(replace(policy, held_back=None))
+    assert "held_back" not in to_json(older)
+    assert from_json(to_json(older)) == older
 
 
 GUARD = ClassGuard("person", 0, 0.5)

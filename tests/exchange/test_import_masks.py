@@ -69,12 +69,50 @@ def test_a_colour_that_no_label_map_names_is_refused_by_name(tmp_path: Path) -> 
     assert "labelmap.txt does not name" in said
 
 
-def test_two_classes_of_one_colour_are_told_only_by_indices(tmp_path: Path) -> None:
-    label_map = "ground:0,0,0::\ncat:9,9,9::\ndog:9,9,9::"
+@pytest.mark.parametrize(
+    ("label_map", "said"),
+    [
+        ("ground:0,0,0::\ncat:9,9,9::\ndog:9,9,9::", "gives 'cat' and 'dog' the colour 9,9,9: change one"),
+        ("cat:0,0,0::\ncat:9,9,9::", "names the class 'cat' twice, with 0,0,0 and 9,9,9: leave one line"),
+        ("cat:9,9,9::\ncat:9,9,9::", "names the class 'cat' twice, with 9,9,9 and 9,9,9: leave one line"),
+        ("ground\ncat\ndog:128,0,0::", "gives 'cat' and 'dog' the colour 128,0,0"),  # VOC's, at place 1
+    ],
+)
+def test_a_label_map_that_contradicts_itself_is_refused_whatever_the_masks_are_of(
+    tmp_path: Path, label_map: str, said: str
+) -> None:
     voc(tmp_path / "indices", INDICES, label_map=label_map)
-    assert np.array_equal(imported(tmp_path / "indices", "voc")[1]["train/a"], INDICES)
+    assert f"indices/labelmap.txt {said}" in refused(tmp_path / "indices", "voc")
     voc(tmp_path / "colours", coloured((0, 0, 0), (9, 9, 9)), label_map=label_map)
-    assert "gives two classes the colour 9,9,9: change one" in refused(tmp_path / "colours", "voc")
+    assert f"colours/labelmap.txt {said}" in refused(tmp_path / "colours", "voc")
+
+
+def test_what_is_ignored_may_have_several_colours_but_none_of_a_class(tmp_path: Path) -> None:
+    lines = "name,r,g,b\nvoid,0,0,0\nVoid,7,7,7\nunlabelled,8,8,8\ncat,9,9,9\ncow,1,1,1\n"
+    coloured_set(tmp_path / "set", lines)
+    classes, masks = imported(tmp_path / "set", "colour-masks")
+    assert (classes, counts(masks["train/a"])) == (("cat", "cow"), {0: 12, 255: 12})
+    put(tmp_path / "set" / "class_dict.csv", lines + "dog,7,7,7\n")
+    assert "gives 'what is ignored' and 'dog' the colour 7,7,7" in refused(tmp_path / "set", "colour-masks")
+
+
+def coloured_set(root: Path, label_map: str) -> None:
+    save(root / "images" / "a.jpg", picture(4, 6))
+    save(root / "masks" / "a.png", coloured((0, 0, 0), (9, 9, 9)))
+    put(root / "class_dict.csv", label_map)
+
+
+def test_two_label_maps_must_say_the_same(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    coloured_set(root, "name,r,g,b\nground,0,0,0\ncat,9,9,9\n")
+    put(root / "label_colors.txt", "9 9 9 cat\n0 0 0 ground\n0 0 1 void\n")  # in another order
+    assert imported(root, "colour-masks")[0] == ("cat", "ground")
+    for line, there in (("9 9 8", "9,9,8"), ("", "not there")):
+        put(root / "label_colors.txt", f"0 0 0 ground\n{line} cat\n")
+        said = refused(root, "colour-masks")
+        assert (
+            f"label_colors.txt and {root}/class_dict.csv disagree on the class 'cat' ({there}; 9,9,9)" in said
+        )
 
 
 def test_a_palette_that_was_sorted_anew_is_read_by_its_colours(tmp_path: Path) -> None:
@@ -335,3 +373,84 @@ def test_an_export_that_did_not_end_is_not_imported(tmp_path: Path) -> None:
 
 def test_a_source_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "gone" in refused(tmp_path / "gone", "voc")
+
+
+@pytest.mark.parametrize("other", ["b/a.png", "a.png"])
+def test_of_two_images_of_one_name_neither_is_taken(tmp_path: Path, other: str) -> None:
+    root = tmp_path / "set"
+    voc(root, INDICES)
+    save(root / "JPEGImages" / other, picture(4, 6))
+    if other == "b/a.png":
+        assert set(imported(root, "voc")[1]) == {"train/a"}
+    else:
+        said = refused(root, "voc")
+        assert "train.txt names a, which is both JPEGImages/a.jpg and JPEGImages/a.png: rename or" in said
+
+
+@pytest.mark.parametrize("layout", ["camvid", "cityscapes", "colour-masks"])
+def test_of_two_images_of_one_name_neither_is_taken_by_other_layouts(tmp_path: Path, layout: str) -> None:
+    root = tmp_path / "set"
+    if layout == "camvid":
+        save(root / "trainannot" / "a.png", INDICES)
+        names = ["train/a.jpg", "train/a.png"]
+    elif layout == "cityscapes":
+        save(root / "gtFine/train/x/a_gtFine_labelIds.png", INDICES)
+        names = ["leftImg8bit/train/x/a_leftImg8bit.jpg", "leftImg8bit/train/x/a_leftImg8bit.png"]
+    else:
+        coloured_set(root, "name,r,g,b\nground,0,0,0\ncat,9,9,9\n")
+        names = ["images/a.png"]
+    for name in names:
+        save(root / name, picture(4, 6))
+    assert "is not the only image that becomes" in refused(root, layout)
+
+
+def test_of_two_masks_of_one_image_neither_is_taken(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    coloured_set(root, "name,r,g,b\nground,0,0,0\ncat,9,9,9\n")
+    save(root / "masks" / "a_mask.png", coloured((0, 0, 0), (9, 9, 9)))
+    said = refused(root, "colour-masks")
+    assert "images/a.jpg has two masks, masks/a.png and masks/a_mask.png: remove or rename one" in said
+    save(root / "images" / "a_mask.jpg", picture(4, 6))  # then it is that one's
+    assert set(imported(root, "colour-masks")[1]) == {"train/a", "train/a_mask"}
+
+
+def test_of_camvids_two_masks_or_folders_of_masks_neither_is_taken(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    save(root / "train" / "a.png", picture(4, 6))
+    for name in ("a", "a_L"):
+        save(root / "trainannot" / f"{name}.png", INDICES)
+    assert "train/a.png has two masks, trainannot/a.png and trainannot/a_L.png" in refused(root, "camvid")
+    save(root / "train_labels" / "a.png", INDICES)
+    assert "train has two folders of masks, trainannot and train_labels: remove one" in refused(
+        root, "camvid"
+    )
+
+
+def test_cityscapes_labels_that_contradict_each_other_are_refused_by_name(tmp_path: Path) -> None:
+    def label(name: str, number: int, train_id: int) -> dict[str, object]:
+        return {"name": name, "id": number, "trainId": train_id}
+
+    root = tmp_path / "set"
+    cityscapes(root, ".png", "labelIds", INDICES)
+    for other, said in (
+        (label("car", 0, 1), "labels.json has two labels of the id 0: correct one of them"),
+        (label("road", 1, 1), "labels.json has two labels of the name 'road': correct one of them"),
+    ):
+        put(root / "labels.json", json.dumps([label("road", 0, 0), other]))
+        assert said in refused(root, "cityscapes")
+    put(root / "labels.json", json.dumps([label("road", 0, 0), label("car", 1, 0)]))
+    assert imported(root, "cityscapes")[0] == ("road", "car")  # by the ids
+    (root / "gtFine/train/x/x_000000_000019_gtFine_labelIds.png").unlink()
+    cityscapes(root, ".png", "labelTrainIds", INDICES)
+    assert "two labels of the trainId 0, and gtFine/train/x/" in refused(root, "cityscapes")
+
+
+def test_grey_masks_of_a_grey_label_map_are_read_by_their_greys(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    coloured_set(root, "name,r,g,b\nground,0,0,0\ncat,255,255,255\n")
+    save(root / "masks" / "a.png", INDICES * 255)
+    assert np.array_equal(imported(root, "colour-masks")[1]["train/a"], INDICES)
+    put(root / "class_dict.csv", "name,r,g,b\ncat,255,255,255\nground,0,0,0\n")
+    assert np.array_equal(imported(root, "colour-masks")[1]["train/a"], 1 - INDICES)
+    save(root / "masks" / "a.png", INDICES)  # 1 is no such grey: indices
+    assert np.array_equal(imported(root, "colour-masks")[1]["train/a"], INDICES)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accepted_output import CLASSES, Labelled, accept, png_of
-from labelled_layouts import imported, picture, save
+from labelled_layouts import annotation, image_entry, imported, picture, put, put_coco, save, tree
 
 from segpipe.cli import run
-from segpipe.datasets import list_samples, open_dataset, read_sample
+from segpipe.config import ImportSettings
+from segpipe.datasets import list_samples, open_dataset, read_sample, write_dataset
 from segpipe.errors import DatasetError
 from segpipe.exchange.export import export
 from segpipe.exchange.importing import import_dataset
@@ -198,3 +199,89 @@ def test_a_range_that_is_none_is_wrong_usage(
     assert "--image-range" in capsys.readouterr().err
     assert run([*command, "--image-range", "-5.5", "1000"]) == 0
     assert open_dataset(str(tmp_path / "target")).image_range == (-5.5, 1000.0)
+
+
+def layout_of(root: Path, split: str, keys: str, classes: str = "cat") -> Path:
+    """COCO with an image and an annotation for each letter, and one odd annotation."""
+    for number, key in enumerate(keys):
+        save(root / split / f"{key}.png", picture(4 + number, 6))
+    put_coco(
+        root / "annotations" / f"{split}.json",
+        [image_entry(f"{key}.png", 4 + number, 6, id=number) for number, key in enumerate(keys)],
+        [*(annotation(image_id=number) for number in range(len(keys))), annotation(None, id=7, image_id=0)],
+        [{"id": 1, "name": classes}],
+    )
+    return root
+
+
+def test_another_split_joins_the_same_classes_and_nothing_else_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "target"
+
+    def import_into(root: Path) -> str:
+        """What is said; nothing where it worked."""
+        status = run(["import", str(root), str(target), "--format", "coco"])
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segpipe: ")]
+        assert (status, len(lines)) in ((0, 0), (1, 1))
+        return "".join(lines)
+
+    assert import_into(layout_of(tmp_path / "first", "train", "ab")) == ""
+    train, description = tree(target / "train"), (target / "dataset.json").read_bytes()
+    assert import_into(layout_of(tmp_path / "second", "val", "c")) == ""
+    dataset = open_dataset(str(target))
+    assert [len(list_samples(dataset, split)) for split in ("train", "val")] == [2, 1]
+    # What was left out of the first import is still named.
+    left_out = (target / "left_out.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in left_out] == [
+        "file",
+        "annotations/train.json",
+        "annotations/val.json",
+    ]
+    whole = tree(target)
+    others = layout_of(tmp_path / "third", "train", "d")
+    assert (
+        f"{target} has a split 'train' already, with images/a.png: import into another folder"
+        in import_into(others)
+    )
+    dogs = layout_of(tmp_path / "fourth", "test", "e", "dog")
+    assert f"{target} is a data set of other classes, background, cat, not background, dog" in import_into(
+        dogs
+    )
+    assert tree(target) == whole
+    assert (target / "dataset.json").read_bytes() == description
+    assert tree(target / "train") == train
+
+
+def test_a_target_with_images_of_no_known_import_is_refused(tmp_path: Path) -> None:
+    root, target = layout_of(tmp_path / "set", "train", "ab"), tmp_path / "target"
+    put(target / "README.md", "of streets")
+    put(target / "val" / "masks" / "x.png", b"")
+    said = r"target holds val/masks/x\.png and no dataset\.json, as an import that did not end: remove"
+    with pytest.raises(DatasetError, match=said):
+        import_dataset(str(root), str(target), "coco")
+    (target / "val" / "masks" / "x.png").unlink()
+    import_dataset(str(root), str(target), "coco")
+    with pytest.raises(DatasetError, match="is the source itself: import into another folder"):
+        import_dataset(str(root), f"{root}/", "coco")
+
+
+def test_a_target_with_another_index_range_or_list_of_what_was_left_out_is_refused(
+    tmp_path: Path,
+) -> None:
+    root, target = layout_of(tmp_path / "set", "train", "ab"), tmp_path / "target"
+    write_dataset(str(target), "streets", ("background", "cat"), 9)
+    with pytest.raises(
+        DatasetError, match=r"target ignores index 9, imports ignore 255: import into another"
+    ):
+        import_dataset(str(root), str(target), "coco")
+    write_dataset(str(target), "streets", ("background", "cat"), 255)
+    put(target / "left_out.csv", "image_uri,image_etag,reason\n")
+    with pytest.raises(DatasetError, match=r"left_out\.csv is of no import: move it away"):
+        import_dataset(str(root), str(target), "coco")
+    (target / "left_out.csv").unlink()
+    deep = ImportSettings(image_range=(0, 4095))
+    with pytest.raises(DatasetError, match=r"target has the image range none, not \[0, 4095\]: import into"):
+        import_dataset(str(root), str(target), "coco", deep)
+    import_dataset(str(root), str(target), "coco")
+    assert open_dataset(str(target)).name == "streets"

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accepted_output import Labelled
+from labelled_layouts import Tree, picture, put, save, tree
 from labelled_sets import write_set
 
 from segpipe import storage
@@ -21,8 +23,6 @@ from segpipe.datasets import open_dataset
 from segpipe.errors import DatasetError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.importing import import_dataset
-
-Tree = dict[str, bytes]
 
 
 class Killed(BaseException):
@@ -49,10 +49,6 @@ def killed_at(number: int) -> Iterator[None]:
             patch.setattr(storage, name, dying(getattr(storage, name)))
         with suppress(Killed):
             yield
-
-
-def tree(root: Path) -> Tree:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def kills(command: list[str], target: Path, numbers: Iterable[int]) -> Iterator[Tree]:
@@ -138,11 +134,71 @@ def test_an_import_killed_at_each_write_is_done_again(labelled: Labelled, tmp_pa
     command = ["import", str(exported), str(target), "--format", "voc"]
     assert run(command) == 0
     whole = tree(target)
-    for left in kills(command, target, range(len(whole))):
-        assert_no_data_set(target, left)
+    n_writes = len(whole) + 2  # the mark is written and removed
+    for left in kills(command, target, range(n_writes)):
+        if "dataset.json" not in left:
+            assert_no_data_set(target, left)
+        else:  # at the very last
+            with pytest.raises(DatasetError, match=f"{target} holds an import that did not end"):
+                open_dataset(str(target))
         assert run(command) == 0
         assert tree(target) == whole
     assert len(whole) == 2 * 6 + 1
+
+
+def voc_split(root: Path, split: str, *keys: str) -> list[str]:
+    """The command that imports it."""
+    for key in keys:
+        save(root / "JPEGImages" / f"{key}.jpg", picture(4, 6))
+        save(root / "SegmentationClass" / f"{key}.png", np.zeros((4, 6), np.uint8))
+    put(root / "ImageSets" / "Segmentation" / f"{split}.txt", "\n".join(keys))
+    return ["import", str(root), str(root.parent / "t"), "--format", "voc"]
+
+
+def test_the_import_of_another_split_killed_at_each_write_is_done_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "t"
+    assert run(voc_split(tmp_path / "first", "train", "a")) == 0
+    first, command = tree(target), voc_split(tmp_path / "second", "val", "b")
+    assert run(command) == 0
+    whole = tree(target)
+    assert len(whole) == len(first) + 2
+    for number in range(4):  # the mark is written, image and mask, and it is removed
+        shutil.rmtree(target / "val")
+        with killed_at(number):
+            run(command)
+        if number:
+            with pytest.raises(DatasetError, match=r"holds an import that did not end .*: run it again"):
+                open_dataset(str(target))
+        capsys.readouterr()
+        assert run(command) == 0
+        assert tree(target) == whole
+
+
+def test_a_killed_import_is_gone_on_with_by_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, other = (
+        voc_split(tmp_path / "set", "train", "a", "b"),
+        voc_split(tmp_path / "other", "train", "c"),
+    )
+    with killed_at(4):
+        run(command)
+    for wrong in (other, [*command, "--drawn-on", "stored"]):
+        capsys.readouterr()
+        assert run(wrong) == 1
+        said = only_line(capsys)
+        assert f"{tmp_path}/t holds an import of {tmp_path}/set as voc that did not end: run that one" in said
+    # An image that the source has no more must not stay in the data set.
+    (tmp_path / "set" / "ImageSets" / "Segmentation" / "train.txt").write_text("b\n")
+    assert run(command) == 1
+    assert "t holds train/images/a.jpg of an import that did not end, and its source has it no" in only_line(
+        capsys
+    )
+    (tmp_path / "t" / "import-unfinished.json").write_text("[")
+    assert run(command) == 1
+    assert "t holds an import that did not end: run that one again, remove the folder" in only_line(capsys)
 
 
 def test_a_split_killed_at_each_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from segpipe.exchange.importing import import_dataset
 
 SQUARE = [[0, 0, 4, 0, 4, 4, 0, 4]]  # 4x4 pixels in the upper left corner
 CAT = [{"id": 1, "name": "cat"}]
+Tree = dict[str, bytes]
 _FORMATS = {".jpg": "JPEG", ".png": "PNG", ".tif": "TIFF", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF"}
 
 
@@ -61,6 +63,7 @@ def imported(
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """The classes, and the masks by SPLIT/KEY."""
     target = root.parent / f"{root.name}-imported"
+    shutil.rmtree(target, ignore_errors=True)
     import_dataset(str(root), str(target), layout, settings)
     dataset = open_dataset(str(target))
     return dataset.classes, {
@@ -74,3 +77,8 @@ def counts(mask: np.ndarray) -> dict[int, int]:
     """Pixels by value."""
     values, found = np.unique(mask, return_counts=True)
     return dict(zip(values.tolist(), found.tolist(), strict=True))
+
+
+def tree(root: Path) -> Tree:
+    """Every file below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
+from segpipe.errors import RunError
 from segpipe.metrics import image_iou
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.judge import Judge, Judgement, ShownMask
@@ -403,3 +404,13 @@ def test_what_there_is_not_goes_to_the_masks_of_unseen_images() -> None:
     assert sum(shares.values()) == pytest.approx(1)
     assert scoring.mixture.unseen == 1
     assert begin(colour_blocks(60, seed=3), views=10).mixture == MIXTURE
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e30])
+def test_a_judge_that_comes_to_nothing_ends_the_stage_in_one_line(value: float) -> None:
+    scoring, kept = begin(colour_blocks(60, seed=3), views=270), []
+    with torch.no_grad():
+        next(iter(scoring.judge.parameters())).fill_(value)
+    with pytest.raises(RunError, match=r"diverged in round 1 of \d+ of learning to judge: .*another --seed"):
+        scoring.run(lambda: kept.append(1))
+    assert (kept, scoring.history) == ([], [])

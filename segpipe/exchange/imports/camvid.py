@@ -62,15 +62,18 @@ def _folders(source: Source) -> Iterator[tuple[str, str, str]]:
     """Split, folder of images, folder of masks."""
     for split in _SPLITS:
         present = [split + ending for ending in _MASK_FOLDERS if any(source.below(split + ending))]
+        if len(present) > 1:
+            raise DatasetError(
+                f"{source.place(split)} has two folders of masks, {present[0]} and {present[1]}: remove one"
+            )
         yield split, split, (present or [split + _MASK_FOLDERS[0]])[0]
     yield "train", *_ORIGINAL
 
 
 def _mask_key(source: Source, key: str, folder: str, image: str) -> str:
     candidates = [f"{folder}/{key}{ending}.png" for ending in ("", "_L")]
-    for candidate in candidates:
-        if candidate in source.uris:
-            return candidate
+    if found := source.only_one(image, candidates):
+        return found
     raise DatasetError(
         f"{source.place(image)} has no mask, neither {' nor '.join(candidates)}: add it or remove the image "
         f"({source.holds(folder)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -31,14 +32,15 @@ def read(source: Source) -> Found:
 
 
 def _labelled_images(source: Source, labels: list[Label]) -> Iterator[SourceImage]:
-    by_id = _meaning([label_id for _, label_id, _ in labels])
-    by_train_id = _meaning([train_id for _, _, train_id in labels])
+    by_id, train_ids = _meaning([label_id for _, label_id, _ in labels]), [label[2] for label in labels]
+    by_train_id = _meaning(train_ids)
     for split in ("train", "val"):
         for name, image in source.images(f"leftImg8bit/{split}"):
             key = name.removesuffix("_leftImg8bit")
             mask, meaning = f"gtFine/{split}/{key}_gtFine_labelIds.png", by_id
             if mask not in source.uris:
                 mask, meaning = f"gtFine/{split}/{key}_gtFine_labelTrainIds.png", by_train_id
+                _require_apart(source, mask, train_ids)
             _require(source, mask, image)
             yield SourceImage(
                 split, key, source.uris[image], partial(mapped_mask, source, mask, meaning), mask
@@ -51,6 +53,15 @@ def _require(source: Source, mask: str, image: str) -> None:
         raise DatasetError(
             f"{source.place(image)} has neither ..._gtFine_labelIds.png nor ..._gtFine_labelTrainIds.png: "
             f"{source.holds(folder)}"
+        )
+
+
+def _require_apart(source: Source, mask: str, train_ids: list[int]) -> None:
+    """Labels may share a trainId, as long as no mask is read by it."""
+    if mask in source.uris and (repeated := _repeated(train_ids)):
+        raise DatasetError(
+            f"{source.place(_LABELS)} has two labels of the trainId {repeated[0]}, and {mask} is read by it: "
+            "correct one of them"
         )
 
 
@@ -73,7 +84,15 @@ def _labels(source: Source) -> list[Label]:
     if not isinstance(content, list) or not all(_is_label(one) for one in content):
         raise DatasetError(f"{place} must be a list of name, id and trainId, as Cityscapes defines them")
     used = [(one["name"], one["id"], one["trainId"]) for one in content]
-    return [label for label in used if label[1] in range(256) and label[2] in range(IGNORED)]
+    labels = [label for label in used if label[1] in range(256) and label[2] in range(IGNORED)]
+    for part, what in enumerate(("name", "id")):
+        if repeated := _repeated([label[part] for label in labels]):
+            raise DatasetError(f"{place} has two labels of the {what} {repeated[0]!r}: correct one of them")
+    return labels
+
+
+def _repeated(values: list[Any]) -> list[Any]:
+    return [value for value, count in Counter(values).items() if count > 1]
 
 
 def _is_label(label: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from segpipe.errors import DatasetError
@@ -28,8 +28,9 @@ def read(source: Source) -> Found:
     images = [
         SourceImage(split, key, source.uris[image], partial(coloured_mask, source, mask, colours), mask)
         for split, folder in splits
+        for keys in [dict(source.images(f"{folder}images")).keys()]
         for key, image in source.images(f"{folder}images")
-        for mask in [_mask_key(source, folder, key, image)]
+        for mask in [_mask_key(source, folder, key, image, keys)]
     ]
     return Found(classes, images)
 
@@ -43,11 +44,12 @@ def _splits(source: Source) -> Iterator[tuple[str, str]]:
             yield name, f"{name}/"
 
 
-def _mask_key(source: Source, folder: str, key: str, image: str) -> str:
-    candidates = (f"{folder}{masks}/{key}{ending}.png" for masks in _MASK_FOLDERS for ending in _ENDINGS)
-    for candidate in candidates:
-        if candidate in source.uris:
-            return candidate
+def _mask_key(source: Source, folder: str, key: str, image: str, keys: Collection[str]) -> str:
+    """keys: of all images beside it, since a_mask.png may be the mask of an image a_mask."""
+    names = [key + ending for ending in _ENDINGS if not ending or key + ending not in keys]
+    candidates = [f"{folder}{masks}/{name}.png" for masks in _MASK_FOLDERS for name in names]
+    if found := source.only_one(image, candidates):
+        return found
     present = [name for name in _MASK_FOLDERS if any(source.below(folder + name))]
     there = source.holds(folder + (present or _MASK_FOLDERS)[0])
     raise DatasetError(f"{source.place(image)} has no PNG mask of its name: add it or remove it ({there})")

@@ -15,21 +15,17 @@ from segpipe.images import MaskColours, decode_mask, decode_mask_colours
 
 @dataclass(frozen=True)
 class Colours:
-    """Kx3 uint8, a class's colour each, in the order of the classes; ignored: Nx3 uint8, those of pixels that
-    have no class; told_by names the file, or the standard, that says so."""
+    """Kx3 uint8, a class's colour each, no two alike, in the order of the classes; ignored: Nx3 uint8, those
+    of pixels that have no class; told_by names the file, or the standard, that says so."""
 
     classes: np.ndarray
     ignored: np.ndarray
     told_by: str
 
     def meanings(self) -> dict[int, int]:
-        """Colour as 0xRRGGBB -> class index, or the index to ignore. DatasetError for two of one colour."""
-        found = dict.fromkeys(_codes(self.ignored).tolist(), IGNORED)
-        for number, code in enumerate(_codes(self.classes).tolist()):
-            if found.setdefault(code, number) not in (number, IGNORED):
-                raise DatasetError(f"{self.told_by} gives two classes the colour {_rgb(code)}: change one")
-            found[code] = number
-        return found
+        """Colour as 0xRRGGBB -> class index, or the index to ignore."""
+        ignored = dict.fromkeys(_codes(self.ignored).tolist(), IGNORED)
+        return ignored | {code: number for number, code in enumerate(_codes(self.classes).tolist())}
 
 
 def mapped_mask(source: Source, key: str, meaning: np.ndarray) -> np.ndarray:
@@ -49,7 +45,9 @@ def coloured_mask(source: Source, key: str, colours: Colours) -> np.ndarray:
     place = source.place(key)
     if found.values.ndim == 3:
         return _by_colour(found.values, colours, place)
-    return found.values if found.palette is None else _by_palette(found, colours, place)
+    if found.palette is not None:
+        return _by_palette(found, colours, place)
+    return _by_grey(found.values, colours)
 
 
 def mask_kind(source: Source, key: str) -> Literal["grey", "palette", "colours"]:
@@ -82,6 +80,23 @@ def _by_colour(pixels: np.ndarray, colours: Colours, place: str) -> np.ndarray:
             )
         mask[number] = to_class[at]
     return mask
+
+
+def _by_grey(values: np.ndarray, colours: Colours) -> np.ndarray:
+    """By the indices, unless the label map has levels of grey alone, such as 0 and 255, and all these.
+
+    White would else be what is ignored.
+    """
+    named = np.concatenate([colours.classes, colours.ignored])
+    if not (named == named[:, :1]).all():
+        return values
+    meaning = {code & 255: number for code, number in colours.meanings().items()}
+    used = np.unique(values).tolist()
+    if not set(used) <= meaning.keys():
+        return values
+    table = np.zeros(256, np.uint8)
+    table[used] = [meaning[value] for value in used]
+    return np.asarray(table[values])
 
 
 def _by_palette(mask: MaskColours, colours: Colours, place: str) -> np.ndarray:
@@ -120,6 +135,11 @@ def _codes(colours: np.ndarray) -> np.ndarray:
     """(..., 3) uint8 as 0xRRGGBB."""
     wide = colours.astype(np.uint32)
     return np.asarray(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2])
+
+
+def rgb(colour: np.ndarray) -> str:
+    """(3,) uint8 as label maps write it."""
+    return ",".join(map(str, colour.tolist()))
 
 
 def _rgb(code: int) -> str:

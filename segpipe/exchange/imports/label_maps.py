@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 
 from segpipe.errors import DatasetError
-from segpipe.exchange.imports.colours import Colours
+from segpipe.exchange.imports.colours import Colours, rgb
 from segpipe.exchange.imports.source import Source
 from segpipe.images import class_palette
 
 Line = tuple[str, tuple[int, ...]]
+LabelMap = tuple[tuple[str, ...], Colours]
+_IGNORED = "what is ignored"
 _VOID = frozenset(("void", "ignore", "ignored", "unlabeled", "unlabelled"))
 
 
@@ -47,22 +49,33 @@ _READERS: tuple[tuple[str, Callable[[str], Iterator[Line]]], ...] = (
 NAMES = tuple(name for name, _ in _READERS)
 
 
-def read_label_map(source: Source) -> tuple[tuple[str, ...], Colours] | None:
+def read_label_map(source: Source) -> LabelMap | None:
     """Classes and colours of the label map in the source's root; a class such as void is what is ignored.
 
-    None when there is no such file, DatasetError when it gives no class.
+    None when there is no such file. DatasetError when it gives no class, when it contradicts itself, or when
+    there are two that do not say the same.
     """
-    for name, lines in _READERS:
-        if name in source.uris:
-            place = source.place(name)
-            return _without_void(*checked_lines(lines(source.text(name)), place), place)
-    return None
+    present = [(name, lines) for name, lines in _READERS if name in source.uris]
+    found = [_without_void(*_checked(source, name, lines)) for name, lines in present]
+    for classes, colours in found[1:]:
+        _require_same(found[0], (classes, colours))
+    return found[0] if found else None
 
 
-def checked_lines(lines: Iterable[Line], place: str) -> tuple[tuple[str, ...], np.ndarray]:
+def _checked(
+    source: Source, name: str, lines: Callable[[str], Iterator[Line]]
+) -> tuple[tuple[str, ...], np.ndarray, str]:
+    place = source.place(name)
+    return *checked_lines(lines(source.text(name)), place, _VOID), place
+
+
+def checked_lines(
+    lines: Iterable[Line], place: str, repeatable: Collection[str] = ()
+) -> tuple[tuple[str, ...], np.ndarray]:
     """Classes and colours (Kx3 uint8) of a label map; what has no colour gets VOC's at its place.
 
-    DatasetError when there is no class or a colour is none.
+    DatasetError when there is no class, a colour is none, or two lines name one class or one colour.
+    repeatable: names, in lower case, that may have several lines.
     """
     found = list(lines)
     if not 1 <= len(found) <= 256:
@@ -72,12 +85,44 @@ def checked_lines(lines: Iterable[Line], place: str) -> tuple[tuple[str, ...], n
         if colour and max(colour) > 255:
             raise DatasetError(f"{place}: the colour of {name!r} is not of 0 to 255: correct it")
         colours[number] = colour or colours[number]
-    return tuple(name for name, _ in found), colours
+    names = tuple(name for name, _ in found)
+    _refuse_repeated(names, colours, place, repeatable)
+    return names, colours
 
 
-def _without_void(
-    classes: tuple[str, ...], colours: np.ndarray, place: str
-) -> tuple[tuple[str, ...], Colours]:
+def _refuse_repeated(
+    names: tuple[str, ...], colours: np.ndarray, place: str, repeatable: Collection[str]
+) -> None:
+    once: dict[str, str] = {}
+    owner: dict[str, str] = {}
+    known_as = [_IGNORED if name.lower() in repeatable else name for name in names]
+    for name, colour in zip(known_as, map(rgb, colours), strict=True):
+        if name in once:
+            raise DatasetError(
+                f"{place} names the class {name!r} twice, with {once[name]} and {colour}: leave one line"
+            )
+        if name != _IGNORED:
+            once[name] = colour
+        if owner.setdefault(colour, name) != name:
+            raise DatasetError(
+                f"{place} gives {owner[colour]!r} and {name!r} the colour {colour}: change one"
+            )
+
+
+def _require_same(one: LabelMap, other: LabelMap) -> None:
+    """Whether two files say the same of each class; their order may differ."""
+    first, second = (
+        dict(zip(classes, map(rgb, colours.classes), strict=True)) for classes, colours in (one, other)
+    )
+    if differing := [name for name in {**first, **second} if first.get(name) != second.get(name)]:
+        name = differing[0]
+        raise DatasetError(
+            f"{one[1].told_by} and {other[1].told_by} disagree on the class {name!r} "
+            f"({first.get(name, 'not there')}; {second.get(name, 'not there')}): remove one of the files"
+        )
+
+
+def _without_void(classes: tuple[str, ...], colours: np.ndarray, place: str) -> LabelMap:
     void = np.array([name.lower() in _VOID for name in classes])
     kept = tuple(name for name, is_void in zip(classes, void, strict=True) if not is_void)
     return kept, Colours(colours[~void], colours[void], place)

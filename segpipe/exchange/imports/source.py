@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from segpipe import storage
@@ -30,6 +30,22 @@ class Source:
         for key in self.below(folder):
             if left_aside(path := key.removeprefix(f"{folder}/")) is None:
                 yield key_of(path), key
+
+    def image_of_each(self, folder: str) -> dict[str, list[str]]:
+        """Path below the folder without extension -> keys of images; more than one of a name is odd."""
+        found: dict[str, list[str]] = {}
+        for path, key in self.images(folder):
+            found.setdefault(path, []).append(key)
+        return found
+
+    def only_one(self, image: str, candidates: Iterable[str]) -> str | None:
+        """The candidate that is there for an image; None: none. DatasetError names two that are."""
+        present = [key for key in candidates if key in self.uris]
+        if len(present) > 1:
+            raise DatasetError(
+                f"{self.place(image)} has two masks, {present[0]} and {present[1]}: remove or rename one"
+            )
+        return present[0] if present else None
 
     def content(self, key: str) -> bytes:
         """An object's bytes. StorageError."""

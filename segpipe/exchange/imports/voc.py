@@ -27,7 +27,7 @@ def read(source: Source) -> Found:
     A list of which no image has a mask, as of a test split, is left out.
     """
     classes, colours = _meaning(source)
-    images = dict(source.images("JPEGImages"))
+    images = source.image_of_each("JPEGImages")
     found, left_out = [], []
     for split, list_key in _lists(source):
         keys = _listed_keys(source.text(list_key), images)
@@ -39,7 +39,7 @@ def read(source: Source) -> Found:
 
 
 def _labelled(
-    source: Source, split: str, key: str, images: dict[str, str], list_key: str, colours: Colours
+    source: Source, split: str, key: str, images: dict[str, list[str]], list_key: str, colours: Colours
 ) -> SourceImage:
     place = source.place(list_key)
     if key not in images:
@@ -47,6 +47,9 @@ def _labelled(
             f"{place} names {key}, which is not in JPEGImages: remove the line or add the image "
             f"({source.holds('JPEGImages')})"
         )
+    if len(images[key]) > 1:
+        one, other = images[key][:2]
+        raise DatasetError(f"{place} names {key}, which is both {one} and {other}: rename or remove one")
     mask = _mask_key(key)
     if mask not in source.uris:
         raise DatasetError(
@@ -54,7 +57,7 @@ def _labelled(
             f"({source.holds(_MASKS)})"
         )
     return SourceImage(
-        split, key, source.uris[images[key]], partial(coloured_mask, source, mask, colours), list_key
+        split, key, source.uris[images[key][0]], partial(coloured_mask, source, mask, colours), list_key
     )
 
 
@@ -62,13 +65,13 @@ def _mask_key(key: str) -> str:
     return f"{_MASKS}/{key}.png"
 
 
-def _listed_keys(text: str, images: dict[str, str]) -> list[str]:
+def _listed_keys(text: str, images: dict[str, list[str]]) -> list[str]:
     """One per line, blanks included; some lists have a number after the name, which says nothing here."""
     keys = [line.strip() for line in text.splitlines() if line.strip()]
     return list(dict.fromkeys(_without_flag(key, images) for key in keys))
 
 
-def _without_flag(line: str, images: dict[str, str]) -> str:
+def _without_flag(line: str, images: dict[str, list[str]]) -> str:
     name, _, flag = line.rpartition(" ")
     flagged = line not in images and flag in ("-1", "0", "1") and name.strip() in images
     return name.strip() if flagged else line
