@@ -18,9 +18,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from segpipe import __version__
 from segpipe.config import (
+    BOTH_GENERATORS,
     AdoptSettings,
     CalibrateSettings,
     CompactSettings,
@@ -197,6 +199,9 @@ def train(as_json: bool, **values: object) -> None:
 
     Generator and discriminator go to --model, with the curves of the training.
     """
+    source = click.get_current_context().get_parameter_source("architecture")
+    if values["generator"] is not None and source is not ParameterSource.DEFAULT:
+        raise click.UsageError(BOTH_GENERATORS)
     settings = build(TrainSettings, values)
     from segpipe.training.run import train
 

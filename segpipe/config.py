@@ -168,6 +168,10 @@ class StorageSettings(_Settings):
     )
 
 
+DEFAULT_ARCHITECTURE = "unet"
+BOTH_GENERATORS = "--architecture and --generator both say what the generator is: give one of them"
+
+
 class TrainSettings(_Settings):
     """What `segpipe train` needs to turn a labelled data set into a model bundle."""
 
@@ -183,7 +187,12 @@ class TrainSettings(_Settings):
         "there; may be given more than once. Images that the data set holds in any split are left out.",
     )
     architecture: Annotated[str, OneOf(ARCHITECTURES)] = Field(
-        "unet", description=f"Networks: {described(ARCHITECTURES)}."
+        DEFAULT_ARCHITECTURE, description=f"Networks: {described(ARCHITECTURES)}."
+    )
+    generator: Location | None = Field(
+        None,
+        description="Begin with this trained network, a transformers folder that segments, at any fsspec "
+        "URL, in place of --architecture; it changes at a tenth of the rate. Unset: a new network.",
     )
     objective: Annotated[str, OneOf(OBJECTIVES)] = Field(
         "hybrid", description=f"What the generator minimises: {described(OBJECTIVES)}."
@@ -235,6 +244,13 @@ class TrainSettings(_Settings):
     @model_validator(mode="after")
     def _check_tile(self) -> Self:
         _require_use_for_tile(self.scale, self.tile)
+        return self
+
+    @model_validator(mode="after")
+    def _one_generator(self) -> Self:
+        # A form of Prefect's sends every default.
+        if self.generator is not None and self.architecture != DEFAULT_ARCHITECTURE:
+            raise ValueError(BOTH_GENERATORS)
         return self
 
 

@@ -80,9 +80,11 @@ def raw_adversarial_score(bundle: Bundle, batch: Tensor, generated: Tensor, devi
     adversary = bundle.discriminator.adversary
     if adversary is None:
         return None
-    image = shown_image(batch, (generated.shape[2], generated.shape[3]))
+    size, stride = (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride
+    played = on_judged_grid(generated, size, stride)
+    image = shown_image(batch, (played.shape[2], played.shape[3]))
     with autocast(device):
-        realness = adversary(image, _played_mask(bundle, generated))
+        realness = adversary(image, _played_mask(bundle, played))
     return adversarial_score(realness)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +12,7 @@ import torch
 from torch import nn
 
 from segpipe import storage
-from segpipe.config import AdoptSettings, three_numbers, working_size
+from segpipe.config import AdoptSettings, three_numbers
 from segpipe.datasets import Dataset, fingerprint, open_dataset
 from segpipe.digests import shown
 from segpipe.errors import ModelError, RunError
@@ -22,7 +20,6 @@ from segpipe.inspection.checks import copies, require_usable, say, warnings_of
 from segpipe.inspection.facts import SplitFacts
 from segpipe.inspection.object_sample import look_at_objects
 from segpipe.inspection.objects import ObjectSizes
-from segpipe.inspection.scale import Grid
 from segpipe.kinds import FOREIGN_GENERATORS, module_of
 from segpipe.metrics import SegmentationMetrics
 from segpipe.models.bundle import (
@@ -38,34 +35,33 @@ from segpipe.models.bundle import (
 from segpipe.models.class_map import by_file, by_name, read_class_map
 from segpipe.models.device import choose_device
 from segpipe.models.foreign_check import make_test_vector
-from segpipe.models.generators.foreign import (
-    ForeignGenerator,
-    ForeignSpec,
-    Found,
-    build_network,
-    judged_stride,
-)
+from segpipe.models.generators.foreign import ForeignGenerator, Found, build_network
 from segpipe.models.judge import Discriminator
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
-from segpipe.training.augmentation import crop_size
+from segpipe.training.augmentation import crop_size, view_size
 from segpipe.training.checkpoint import FILE as CHECKPOINT
 from segpipe.training.history import RoundRecord, history_csv
 from segpipe.training.holdout import unseen_parts
 from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.labelled_pixels import LabelledPixels, load_samples
 from segpipe.training.learnt_images import keep_seen
-from segpipe.training.probe import Probed, probe
+from segpipe.training.probe import (
+    Probed,
+    fitting_size,
+    fitting_tile,
+    foreign_grid,
+    foreign_spec,
+    probe,
+)
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.recipe import VIEWS
 from segpipe.training.sanity import doubts, require_sense
-from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
-from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
+from segpipe.training.scale import Scale, scale_of
 
 logger = logging.getLogger(__name__)
 # What can run code as it is loaded, or says nothing that could be checked.
 REFUSED = (".pt2", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".h5", ".safetensors")
 FOR_ONNX = ("output", "channel_order", "range", "mean", "deviation")
-PACKAGES = {"transformers": ("transformers",), "onnx": ("onnx", "onnxruntime")}
 
 
 @dataclass(frozen=True)
@@ -164,12 +160,11 @@ def _make_spec(
     facts: SplitFacts,
     sizes: ObjectSizes,
 ) -> tuple[ModelSpec, Scale]:
-    size = _working_size(settings, found, facts)
-    tile = _tile(settings, found, size)
+    size = fitting_size(found, settings.image_size, facts.some_shapes())
+    tile = fitting_tile(found, settings.tile, size)
     probed = probe(network, found, tile, crop_size(tile))
     classes = _foreign_classes(found, probed)
-    stride = judged_stride(probed.output_stride)
-    grid = Grid(size, tile, margin_of(tile), stride, math.lcm(SIZE_MULTIPLE, probed.output_stride))
+    grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, facts.some_shapes(), grid)
     spec = ModelSpec(
         architecture=kind,
@@ -179,47 +174,13 @@ def _make_spec(
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
         shown_masks=None,
-        foreign=ForeignSpec(
-            files={
-                name: hashlib.sha256(content).hexdigest() for name, content in sorted(found.files.items())
-            },
-            classes=classes,
-            class_map=_class_map(settings, found, classes, dataset.classes),
-            values=found.values,
-            channels=found.channels,
-            mean=found.mean,
-            standard_deviation=found.standard_deviation,
-            output_stride=probed.output_stride,
-            one_size=probed.one_size,
-        ),
+        foreign=foreign_spec(found, probed, classes, _class_map(settings, found, classes, dataset.classes)),
         scale=scale.scale,
         tile=scale.tile,
         margin=scale.margin,
         image_range=dataset.image_range,
     )
     return spec, scale
-
-
-def _tile(settings: AdoptSettings, found: Found, size: tuple[int, int]) -> tuple[int, int]:
-    if found.own_size is not None and settings.tile is not None:
-        height, width = found.own_size
-        raise ModelError(f"the network takes images of {height}x{width} only: leave out --tile")
-    return asked_tile(settings, size)
-
-
-def _working_size(settings: AdoptSettings, found: Found, facts: SplitFacts) -> tuple[int, int]:
-    asked = None if settings.image_size is None else working_size(settings.image_size)
-    if found.own_size is None:
-        return asked or choose_working_size(facts.some_shapes())
-    height, width = found.own_size
-    if asked not in (None, found.own_size):
-        raise ModelError(f"the network takes images of {height}x{width} only: leave out --image-size")
-    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
-        raise ModelError(
-            f"the network takes images of {height}x{width} only, which are no multiples of {SIZE_MULTIPLE}: "
-            "export it with free sizes"
-        )
-    return found.own_size
 
 
 def _foreign_classes(found: Found, probed: Probed) -> tuple[str, ...]:
@@ -285,8 +246,7 @@ def _save(
 ) -> ModelCard:
     generator, discriminator = networks
     model_url, device = storage.normalise(settings.model), str(generator.factor.device)
-    size = spec.working_size if generator.spec.one_size else crop_size(spec.working_size)
-    vector = make_test_vector(generator, size, spec.mean, spec.standard_deviation, device)
+    vector = make_test_vector(generator, view_size(spec), spec.mean, spec.standard_deviation, device)
     weights = encode_weights(discriminator)
     digest = model_digest(spec, vector, weights)
     card = ModelCard(
@@ -301,7 +261,7 @@ def _save(
             "pixel_accuracy": quality.pixel_accuracy,
             "score_combination": score_combination(discriminator.judge),
         },
-        versions=versions(*PACKAGES[spec.architecture]),
+        versions=versions(spec.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     storage.put(storage.join(model_url, "judging.csv"), history_csv(rounds))

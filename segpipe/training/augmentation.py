@@ -8,6 +8,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from segpipe.models.bundle import ModelSpec, has_one_size
+
 SCALE_RANGE = (0.6, 1.25)
 ASPECT_RANGE = (0.9, 1.1)
 ROTATION_DEGREES = 5.0
@@ -26,6 +28,11 @@ def crop_size(working_size: tuple[int, int]) -> tuple[int, int]:
     height, width = working_size
     shrink = min(1.0, math.sqrt(CROP_PIXELS / (height * width)))
     return max(32, round(height * shrink / 32) * 32), max(32, round(width * shrink / 32) * 32)
+
+
+def view_size(spec: ModelSpec) -> tuple[int, int]:
+    """The size (height, width) of what the generator is trained on: a crop, where it takes other sizes."""
+    return spec.working_size if has_one_size(spec) else crop_size(spec.working_size)
 
 
 def _uniform(low: float, high: float, count: int, generator: Generator) -> Tensor:
@@ -91,16 +98,16 @@ def augment(
     images: Tensor,
     masks: Tensor,
     crop: tuple[int, int],
-    output_stride: int,
+    stride: int,
     ignore_index: int,
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
     """One random view of each labelled image.
 
     images (B,3,H,W) uint8, masks (B,H,W) uint8 -> images (B,3,h,w) float 0 to 255 and masks
-    (B, h/output_stride, w/output_stride) int64, on the grid of the generator's logits.
+    (B, h/stride, w/stride) int64, on the grid that the generator's masks are judged on.
     """
     affine = random_affine(len(images), (images.shape[2], images.shape[3]), crop, generator)
     seen = damage(jitter_light(warp_images(images, affine, crop), generator), generator)
-    mask_size = (crop[0] // output_stride, crop[1] // output_stride)
+    mask_size = (crop[0] // stride, crop[1] // stride)
     return seen, warp_masks(masks, affine, mask_size, ignore_index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
-from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.augmentation import augment, view_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import (
     require_bounded_loss,
@@ -90,15 +90,18 @@ class Training:
         taught: Tensor,
         validation: LabelledPixels,
         device: str,
+        pretrained: Collection[str] = (),
     ) -> Training:
-        """Untrained networks and fresh optimisers; taught: the rows of labelled that the game is about."""
+        """Untrained networks and fresh optimisers; taught: the rows of labelled that the game is about.
+
+        pretrained: the generator's parameters, by name, that come trained.
+        """
         epochs = choose_epochs(settings, len(taught))
         recipe = choose_recipe(settings, epochs * math.ceil(len(taught) / settings.batch_size))
         generator, discriminator = networks
-        players = Players(generator, discriminator, *make_optimizers(generator, discriminator, recipe))
-        averaged = AveragedModel(
-            generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging_decay), use_buffers=True
-        )
+        optimizers = make_optimizers(generator, discriminator, recipe, pretrained)
+        players = Players(generator, discriminator, *optimizers)
+        averaged = AveragedModel(generator, multi_avg_fn=averaging(recipe.averaging_decay), use_buffers=True)
         game = _make_game(settings, spec, labelled, device)
         return cls(
             settings, spec, recipe, game, players, averaged, labelled, taught, validation, epochs, device
@@ -142,7 +145,7 @@ class Training:
         self.players.generator.train()
         self.players.discriminator.train()
         order = epoch_order(self.taught, self.labelled.weights[self.taught], draws)
-        batches = order.split(self.settings.batch_size)
+        batches = [self._two_at_least(rows) for rows in order.split(self.settings.batch_size)]
         results = []
         for number, rows in enumerate(batches):
             share = (epoch + number / len(batches)) / self.epochs
@@ -183,6 +186,10 @@ class Training:
             f"({self.game.adversarial_weight:g}){kept}"
         )
 
+    def _two_at_least(self, rows: Tensor) -> Tensor:
+        # Networks of others normalise features of the whole image over the batch, which one image has not.
+        return rows.repeat(2) if self.spec.foreign is not None and len(rows) == 1 else rows
+
     def _prepare(self, share: float) -> Game:
         if self.recipe.follows_schedule:
             factor = rate_factor(share)
@@ -194,10 +201,8 @@ class Training:
 
     def _batch(self, rows: Tensor, draws: torch.Generator) -> Batch:
         images, masks = self.labelled.batch(rows)
-        stride = self.players.generator.output_stride
-        seen, labels = augment(
-            images, masks, crop_size(self.spec.working_size), stride, self.spec.ignore_index, draws
-        )
+        stride = self.players.generator.judged_stride
+        seen, labels = augment(images, masks, view_size(self.spec), stride, self.spec.ignore_index, draws)
         image = normalise(
             seen.to(self.device, non_blocking=True), self.spec.mean, self.spec.standard_deviation
         )
@@ -249,6 +254,20 @@ class Training:
         restore_optimizer(self.players.discriminator_optimizer, tensors.get("discriminator_optimizer", {}))
         logger.info("resuming after epoch %d of %d", data["epoch"], self.epochs)
         return restore_progress(checkpoint)
+
+
+def averaging(decay: float) -> Callable[..., None]:
+    """The exponential average of weights, for AveragedModel; whole numbers, as indices are, stay whole."""
+    average = get_ema_multi_avg_fn(decay)
+
+    def update(averaged: list[Tensor], current: list[Tensor], updates: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            average(averaged, current, updates)
+        else:
+            for kept, value in zip(averaged, current, strict=True):
+                kept.copy_(value)
+
+    return update
 
 
 def progress_tensors(progress: Progress) -> dict[str, dict[str, Tensor]]:

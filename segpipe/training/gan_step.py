@@ -10,6 +10,7 @@ from torch import Tensor
 from segpipe.models.device import autocast
 from segpipe.models.discriminators.protocol import Adversary
 from segpipe.models.generators.protocol import Generator
+from segpipe.models.judge import on_judged_grid
 from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 from segpipe.models.preprocess import shown_image
 from segpipe.training.gan_losses.game import GanLoss, gradient_penalty
@@ -34,7 +35,7 @@ class Game:
 
 @dataclass(frozen=True)
 class Batch:
-    """image (B,3,H,W) normalised; labels (B,h,w) int64 on the grid of the generator's logits."""
+    """image (B,3,H,W) normalised; labels (B,h,w) int64, on the grid that the masks are judged on."""
 
     image: Tensor
     labels: Tensor
@@ -65,8 +66,9 @@ class Players:
 
 def train_step(players: Players, game: Game, batch: Batch, device: str) -> StepResult:
     """First the discriminator on (x, y) against (x, G(x)), then the generator on its new verdict."""
+    size, stride = (batch.image.shape[2], batch.image.shape[3]), players.generator.judged_stride
     with autocast(device):
-        logits = players.generator(batch.image).float()
+        logits = on_judged_grid(players.generator(batch.image).float(), size, stride)
     known = (batch.labels != game.ignore_index).unsqueeze(1)
     image = shown_image(batch.image, (logits.shape[2], logits.shape[3]))
     real = mask_channels(batch.labels, logits.shape[1], game.ignore_index)

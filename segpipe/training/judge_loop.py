@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
 from segpipe.degradations import degrade_in_training
-from segpipe.models.bundle import ModelSpec, has_one_size
+from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Judge, on_judged_grid, show, shown_as
@@ -28,7 +28,7 @@ from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
-from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.augmentation import augment, view_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
@@ -187,7 +187,7 @@ class Scoring:
         seen, labels = augment(
             images,
             masks,
-            self.spec.working_size if has_one_size(self.spec) else crop_size(self.spec.working_size),
+            view_size(self.spec),
             self.teachers.generator.judged_stride,
             self.spec.ignore_index,
             augmentation,

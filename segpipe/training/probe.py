@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from segpipe.config import working_size
 from segpipe.errors import ModelError
-from segpipe.models.generators.foreign import Found, Values
+from segpipe.inspection.scale import Grid
+from segpipe.models.generators.foreign import ForeignSpec, Found, Values, judged_stride
+from segpipe.training.scale import margin_of
+from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
 
 LARGEST_STRIDE = 64
 # How far an image's outputs may depend on the other images of its batch, over the largest output.
@@ -22,6 +29,64 @@ class Probed:
     channels: int
     output_stride: int
     one_size: bool
+
+
+def fitting_size(found: Found, image_size: str | None, shapes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The working size (height, width) of a network: its own, the one asked for, or one for such images.
+
+    Raises ModelError when it takes another than the one asked for, or one that cannot be worked with.
+    """
+    asked = None if image_size is None else working_size(image_size)
+    if found.own_size is None:
+        return asked or choose_working_size(shapes)
+    height, width = found.own_size
+    if asked not in (None, found.own_size):
+        raise ModelError(f"the network takes images of {height}x{width} only: leave out --image-size")
+    if height % SIZE_MULTIPLE or width % SIZE_MULTIPLE:
+        raise ModelError(
+            f"the network takes images of {height}x{width} only, which are no multiples of {SIZE_MULTIPLE}: "
+            "export it with free sizes"
+        )
+    return found.own_size
+
+
+def fitting_tile(found: Found, tile: str | None, size: tuple[int, int]) -> tuple[int, int]:
+    """The tile that was asked for, or the working size: attention and pooling see all of a tile.
+
+    Raises ModelError when the network takes its own size only.
+    """
+    if found.own_size is not None and tile is not None:
+        height, width = found.own_size
+        raise ModelError(f"the network takes images of {height}x{width} only: leave out --tile")
+    return size if tile is None else working_size(tile)
+
+
+def foreign_grid(size: tuple[int, int], tile: tuple[int, int], output_stride: int) -> Grid:
+    """How a network of this stride sees images."""
+    multiple = math.lcm(SIZE_MULTIPLE, output_stride)
+    return Grid(size, tile, margin_of(tile), judged_stride(output_stride), multiple)
+
+
+def foreign_spec(
+    found: Found, probed: Probed, classes: tuple[str, ...], class_map: tuple[int | None, ...]
+) -> ForeignSpec:
+    """What a bundle says of a network; classes: of its outputs."""
+    return ForeignSpec(
+        files=digests_of(found.files),
+        classes=classes,
+        class_map=class_map,
+        values=found.values,
+        channels=found.channels,
+        mean=found.mean,
+        standard_deviation=found.standard_deviation,
+        output_stride=probed.output_stride,
+        one_size=probed.one_size,
+    )
+
+
+def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
+    """The SHA-256 of each file, in hex, by its name."""
+    return {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
 
 
 def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[int, int]) -> Probed:

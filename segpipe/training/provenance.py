@@ -9,11 +9,14 @@ from segpipe.confidence.score import SCORE_PARTS
 from segpipe.models.judge import Judge
 
 PACKAGES = ("segpipe", "torch", "numpy", "pillow")
+# What computes the networks of others, by their architecture.
+FOREIGN_PACKAGES = {"transformers": ("transformers",), "onnx": ("onnx", "onnxruntime")}
 
 
-def versions(*others: str) -> dict[str, str]:
-    """Versions of Python and of the packages that decide what a model computes."""
-    installed = {name: importlib.metadata.version(name) for name in (*PACKAGES, *others)}
+def versions(architecture: str) -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a model of the architecture computes."""
+    names = (*PACKAGES, *FOREIGN_PACKAGES.get(architecture, ()))
+    installed = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), **installed}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,6 +21,8 @@ PUBLISHED_RATE = 2e-4
 SCHEDULED_RATE = 1.5e-3
 WEIGHT_DECAY = 0.01
 WARM_UP_SHARE = 0.1
+# The rate of what comes trained, as a share of that of what is new.
+PRETRAINED_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,18 +66,29 @@ def rate_factor(share: float) -> float:
 
 
 def make_optimizers(
-    generator: nn.Module, discriminator: nn.Module, recipe: Recipe
+    generator: nn.Module, discriminator: nn.Module, recipe: Recipe, pretrained: Collection[str] = ()
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """pretrained: the generator's parameters, by name, that change at PRETRAINED_SHARE of its rate."""
+    groups = _groups(generator, pretrained)
     if recipe.follows_schedule:
         first: torch.optim.Optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=recipe.generator_rate, weight_decay=WEIGHT_DECAY
+            groups, lr=recipe.generator_rate, weight_decay=WEIGHT_DECAY
         )
     else:
-        first = torch.optim.Adam(generator.parameters(), lr=recipe.generator_rate, betas=ADAM_BETAS)
+        first = torch.optim.Adam(groups, lr=recipe.generator_rate, betas=ADAM_BETAS)
+    set_rate(first, recipe.generator_rate)
     second = torch.optim.Adam(discriminator.parameters(), lr=recipe.discriminator_rate, betas=ADAM_BETAS)
     return first, second
 
 
+def _groups(generator: nn.Module, pretrained: Collection[str]) -> list[dict[str, Any]]:
+    known = [value for name, value in generator.named_parameters() if name in pretrained]
+    new = [value for name, value in generator.named_parameters() if name not in pretrained]
+    groups = [{"params": new, "share": 1.0}, {"params": known, "share": PRETRAINED_SHARE}]
+    return [group for group in groups if group["params"]]
+
+
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """To each group of parameters its share of the rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)

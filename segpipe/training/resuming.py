@@ -8,6 +8,7 @@ from typing import Any
 from segpipe import storage
 from segpipe.config import TrainSettings
 from segpipe.errors import RunError
+from segpipe.models.bundle import ModelSpec
 from segpipe.training.checkpoint import Checkpoint, load_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,20 @@ def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSet
     return settings.model_copy(update={"scale": "fit"})
 
 
+def require_same_generator(checkpoint: Checkpoint, spec: ModelSpec, settings: TrainSettings) -> None:
+    """Raises RunError when the folder that the stopped training began with holds other files now."""
+    files = None if spec.foreign is None else spec.foreign.files
+    if checkpoint.data.get("generator_files") != files:
+        raise RunError(
+            f"cannot resume {settings.model}: {settings.generator} holds another network than when the "
+            "training began; put the former back, or train into another folder"
+        )
+
+
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
     without_default = {"allow"} if not settings.allow else set()  # older checkpoints know no such setting
     kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"} | without_default)
+    if settings.generator is not None:
+        kept["generator"] = storage.normalise(settings.generator)
     return kept | {"data": storage.normalise(settings.data)}

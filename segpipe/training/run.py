@@ -11,29 +11,16 @@ from functools import partial
 import torch
 
 from segpipe import storage
-from segpipe.config import TrainSettings, working_size
+from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, fingerprint, list_samples, open_dataset
 from segpipe.digests import shown
 from segpipe.images import pixel_digest
 from segpipe.inspection.checks import copies, require_apart, require_usable, say, warnings_of
 from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.inspection.object_sample import look_at_objects
-from segpipe.inspection.objects import ObjectSizes
-from segpipe.inspection.scale import Grid
-from segpipe.kinds import ARCHITECTURES, OBJECTIVES
-from segpipe.models.bundle import (
-    ModelCard,
-    ModelSpec,
-    build_networks,
-    encode_weights,
-    model_digest,
-    save_bundle,
-)
+from segpipe.models.bundle import ModelCard, encode_weights, model_digest, save_bundle
 from segpipe.models.device import choose_device
-from segpipe.models.generators.protocol import Generator, build_generator
-from segpipe.models.judge import Discriminator
-from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
-from segpipe.tiles import TILE
+from segpipe.training.beginning import Beginning, begin, read_generator, stored
 from segpipe.training.checkpoint import Checkpoint, delete_checkpoint
 from segpipe.training.corrections import FILE as CORRECTIONS
 from segpipe.training.corrections import (
@@ -50,10 +37,8 @@ from segpipe.training.holdout import split_parts, with_corrections
 from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
 from segpipe.training.learnt_images import keep_seen
 from segpipe.training.provenance import score_combination, versions
-from segpipe.training.resuming import as_begun, start_or_resume
-from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
+from segpipe.training.resuming import as_begun, require_same_generator, start_or_resume
 from segpipe.training.stages import Work, judge, play
-from segpipe.working_size import choose_working_size
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +60,15 @@ class TrainResult:
 def train(settings: TrainSettings) -> TrainResult:
     """Train a generator and its discriminator and write the bundle.
 
-    Raises DatasetError (also for what inspection.checks refuses), RunError (a model is there already, or
-    --resume does not fit), StorageError.
+    Raises DatasetError (also for what inspection.checks refuses), ModelError (a --generator that cannot be
+    trained on), RunError (a model is there already, or --resume does not fit), StorageError.
     """
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
     settings = as_begun(settings, checkpoint)
     dataset, device = open_dataset(settings.data), choose_device(settings.device)
+    found = read_generator(settings)
     list_samples(dataset, settings.val_split)  # that it is there is known at once, what it holds in a while
     train_facts, sizes = look_at_objects(dataset, settings.split)
     val_facts = look_through(dataset, settings.val_split)
@@ -91,13 +77,15 @@ def train(settings: TrainSettings) -> TrainResult:
     corrected: list[Read] = [partial(read_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
-    spec, scale = _make_spec(settings, dataset, train_facts, sizes)
+    beginning = begin(settings, found, dataset, train_facts, sizes)
+    spec, scale = beginning.spec, beginning.scale
+    if checkpoint is not None:
+        require_same_generator(checkpoint, spec, settings)
     logger.info("scale: %s", scale.line)
     warnings += say(scale.warnings)
-    torch.manual_seed(settings.seed)
     generator, discriminator = (
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        for network in build_networks(spec)
+        for network in (beginning.generator, beginning.discriminator)
     )
     adversary = discriminator.adversary
     assert adversary is not None  # there is a game to play
@@ -105,13 +93,13 @@ def train(settings: TrainSettings) -> TrainResult:
         load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec.working_size) as labelled,
         load_samples(dataset, val_facts.usable, spec.working_size) as validation,
     ):
-        work = Work(settings, model_url, spec, labelled, parts, device)
+        work = Work(settings, model_url, spec, labelled, parts, device, beginning.pretrained)
         progress = play(work, (generator, adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
     keep_seen(model_url, {*train_facts.digests, *(pixel_digest(read()[0]) for read in corrected)})
-    card = _save(work, dataset, corrections, generator, discriminator, progress, judging)
+    card = _save(work, dataset, corrections, beginning, progress, judging)
     delete_checkpoint(model_url)
     return TrainResult(
         model_url,
@@ -147,53 +135,23 @@ def _corrections(
     return found
 
 
-def _make_spec(
-    settings: TrainSettings, dataset: Dataset, train_facts: SplitFacts, sizes: ObjectSizes
-) -> tuple[ModelSpec, Scale]:
-    size, tile = _working_size(settings, train_facts), asked_tile(settings, TILE)
-    networks = ARCHITECTURES[settings.architecture]
-    generator = build_generator(networks.generator, networks.mask_channels(len(dataset.classes)))
-    grid = Grid(size, tile, margin_of(tile), generator.judged_stride, generator.size_multiple)
-    scale = scale_of(settings, sizes, dataset.classes, train_facts.some_shapes(), grid)
-    spec = ModelSpec(
-        architecture=settings.architecture,
-        classes=dataset.classes,
-        ignore_index=dataset.ignore_index,
-        working_size=size,
-        mean=MEAN,
-        standard_deviation=STANDARD_DEVIATION,
-        shown_masks=OBJECTIVES[settings.objective].shown_masks,
-        scale=scale.scale,
-        tile=scale.tile,
-        margin=scale.margin,
-        image_range=dataset.image_range,
-    )
-    return spec, scale
-
-
-def _working_size(settings: TrainSettings, train_facts: SplitFacts) -> tuple[int, int]:
-    if settings.image_size is not None:
-        return working_size(settings.image_size)
-    return choose_working_size(train_facts.some_shapes())
-
-
 def _save(
     work: Work,
     dataset: Dataset,
     corrections: list[Correction],
-    generator: Generator,
-    discriminator: Discriminator,
+    beginning: Beginning,
     progress: Progress,
     judging: list[RoundRecord],
 ) -> ModelCard:
-    settings, spec, model_url = work.settings, work.spec, work.model_url
-    weights = encode_weights(generator), encode_weights(discriminator)
+    settings, model_url, discriminator = work.settings, work.model_url, beginning.discriminator
+    trained = stored(beginning, work.device)
+    weights = trained.weights, encode_weights(discriminator)
     best = next(record for record in progress.history if record.epoch == progress.best_epoch)
-    digest = model_digest(spec, *weights)
+    digest = model_digest(trained.spec, *weights)
     card = ModelCard(
         model_id=shown(digest),
         digest=digest,
-        spec=spec,
+        spec=trained.spec,
         training_data={
             "name": dataset.name,
             "split": settings.split,
@@ -201,7 +159,7 @@ def _save(
             "validation_fingerprint": fingerprint(dataset, settings.val_split),
             "corrections": str(len(corrections)),
         },
-        training_settings=settings.model_dump(mode="json", exclude={"data", "model", "resume"}),
+        training_settings=settings.model_dump(mode="json", exclude={"data", "model", "resume", "generator"}),
         metrics={
             "split": settings.val_split,
             "epochs": progress.epoch,
@@ -210,11 +168,11 @@ def _save(
             "pixel_accuracy": best.validation_pixel_accuracy,
             "score_combination": score_combination(discriminator.judge),
         },
-        versions=versions(),
+        versions=versions(trained.spec.architecture),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     storage.put(storage.join(model_url, "history.csv"), history_csv(progress.history))
     storage.put(storage.join(model_url, "judging.csv"), history_csv(judging))
     storage.put(storage.join(model_url, "curves.png"), history_png(progress.history, judging))
-    save_bundle(model_url, card, *weights)
+    save_bundle(model_url, card, *weights, trained.files)
     return card

@@ -26,7 +26,11 @@ Stage = Literal["adversarial", "scoring"]
 
 @dataclass(frozen=True)
 class Work:
-    """What both stages share; parts: the rows of labelled that each of them may learn from."""
+    """What both stages share.
+
+    parts: the rows of labelled that each of them may learn from. pretrained: the generator's parameters, by
+    name, that come trained.
+    """
 
     settings: TrainSettings
     model_url: str
@@ -34,10 +38,13 @@ class Work:
     labelled: LabelledPixels
     parts: Parts
     device: str
+    pretrained: frozenset[str] = frozenset()
 
     def keep(self, stage: Stage, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
         """Put a checkpoint that `start_or_resume` can take up."""
         known = {"settings": resumable_settings(self.settings), "stage": stage}
+        if self.spec.foreign is not None:
+            known["generator_files"] = self.spec.foreign.files
         save_checkpoint(self.model_url, Checkpoint(tensors, known | data))
 
 
@@ -51,7 +58,14 @@ def play(
     if checkpoint and checkpoint.data["stage"] == "scoring":
         return restore_progress(checkpoint)
     training = Training.begin(
-        work.settings, work.spec, networks, work.labelled, work.parts.taught, validation, work.device
+        work.settings,
+        work.spec,
+        networks,
+        work.labelled,
+        work.parts.taught,
+        validation,
+        work.device,
+        work.pretrained,
     )
     progress = training.restore(checkpoint) if checkpoint else training.fresh_progress()
 

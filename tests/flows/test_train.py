@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from foreign_networks import write_coloured_set, write_onnx
+from foreign_networks import image_processor, segformer, write_coloured_set, write_onnx
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -88,6 +88,16 @@ def test_a_network_of_others_is_adopted_by_the_same_flow(tmp_path: Path) -> None
     assert state.result()["images"] == 12
     assert "the judge has learnt on 12 images" in page(state)
     assert f"id `{load_model(model, 'cpu').model_id}`" in page(state)
+
+
+def test_a_network_of_others_is_trained_on_by_the_same_flow(streets: str, tmp_path: Path) -> None:
+    segformer().save_pretrained(tmp_path / "network")
+    image_processor().save_pretrained(tmp_path / "network")
+    sent = settings(streets, tmp_path / "model", generator=str(tmp_path / "network")).model_dump(mode="json")
+    state = train(sent | {"epochs": 1}, return_state=True)  # as a form sends it, with every default
+    assert state.is_completed(), state.message
+    assert load_model(str(tmp_path / "model"), "cpu").bundle.spec.architecture == "transformers"
+    assert "on the validation split" in page(state)
 
 
 def test_a_finished_model_fails_the_run_at_once_with_one_line(streets: str, trained_model: str) -> None:

@@ -64,12 +64,13 @@ def test_images_reach_the_network_in_its_own_normalisation_and_order(
     torch.testing.assert_close(seen, expected)
 
 
-def test_it_computes_in_float32_where_others_do_not() -> None:
+def test_it_labels_in_float32_where_others_do_not_and_learns_as_they_do() -> None:
     generator = ForeignGenerator(nn.Conv2d(3, 3, 1), FOREIGN, (FOREIGN.mean, FOREIGN.standard_deviation), 3)
     image = torch.rand(1, 3, 8, 8)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = generator(image)
+        inside = generator.eval()(image)
         halved = generator.network(image)
+        assert torch.equal(generator.train()(image), halved.float())
     with torch.no_grad():
         assert torch.equal(inside, generator.network(image))
     assert halved.dtype == torch.bfloat16, "which the network alone would have done"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from foreign_networks import image_processor, segformer, write_taught_segformer
+from foreign_networks import heads, image_processor, segformer, write_taught_segformer
 from labelled_sets import write_set
 from safetensors.torch import load_file, save_file
 
@@ -248,65 +248,6 @@ def test_weights_in_several_files_are_taken_whole(
     assert not (folder / "model.safetensors").exists()
     found = adopt(settings(discs, folder, tmp_path / "model"))
     assert (found.mean_iou, found.pixel_accuracy) == (adopted.mean_iou, adopted.pixel_accuracy)
-
-
-def heads() -> dict[str, tuple[Any, int, bool]]:
-    """Each head as small as it goes, its output stride, and whether it takes one size only."""
-    import transformers as t
-
-    transformer = {
-        "hidden_size": 16,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 2,
-        "intermediate_size": 16,
-    }
-    backbone = t.ConvNextConfig(
-        depths=[1] * 4, hidden_sizes=[8] * 4, out_features=[f"stage{stage}" for stage in (1, 2, 3, 4)]
-    )
-    swin = t.SwinConfig(
-        embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, out_features=[f"stage{n}" for n in (1, 2, 3, 4)]
-    )
-    upernet = {"hidden_size": 8, "auxiliary_channels": 8, "auxiliary_in_channels": 8}
-    return {
-        "upernet": (
-            t.UperNetForSemanticSegmentation(t.UperNetConfig(backbone_config=backbone, **upernet)),
-            1,
-            False,
-        ),
-        "upernet-swin": (
-            t.UperNetForSemanticSegmentation(
-                t.UperNetConfig(backbone_config=swin, **(upernet | {"auxiliary_in_channels": 32}))
-            ),
-            1,
-            False,
-        ),
-        "mobilenet": (
-            t.MobileNetV2ForSemanticSegmentation(t.MobileNetV2Config(depth_multiplier=0.35, output_stride=8)),
-            8,
-            False,
-        ),
-        "beit": (
-            t.BeitForSemanticSegmentation(
-                t.BeitConfig(image_size=64, out_indices=[1, 2, 3, 4], **transformer)
-            ),
-            4,
-            False,
-        ),
-        "dpt": (
-            t.DPTForSemanticSegmentation(
-                t.DPTConfig(
-                    image_size=64,
-                    backbone_out_indices=[0, 1, 2, 3],
-                    neck_hidden_sizes=[8] * 4,
-                    fusion_hidden_size=8,
-                    is_hybrid=False,
-                    **transformer,
-                )
-            ),
-            1,
-            True,
-        ),
-    }
 
 
 @pytest.mark.parametrize("name", ["upernet", "upernet-swin", "mobilenet", "beit", "dpt"])

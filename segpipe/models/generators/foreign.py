@@ -67,7 +67,8 @@ class ForeignSpec(BaseModel):
 class ForeignGenerator(Generator):
     """A foreign network behind the project's normalisation; (B,3,H,W) -> class logits (B,K,h,w), float32.
 
-    It computes in float32: its masks are to be those that its own program gives.
+    It labels in float32, for its masks are to be those that its own program gives, and learns in whatever
+    precision surrounds it.
     """
 
     size_multiple = 32
@@ -93,10 +94,15 @@ class ForeignGenerator(Generator):
         self.shift: Tensor
 
     def forward(self, image: Tensor) -> Tensor:
+        if self.training:
+            return self._logits(image)
         with torch.autocast(image.device.type, enabled=False):
-            own = image.float() * self.factor + self.shift
-            outputs = self.network(own.flip(1) if self.spec.channels == "bgr" else own).float()
-            return in_classes(two_at_least(outputs, self.spec.values), self.spec.class_map, self.n_classes)
+            return self._logits(image)
+
+    def _logits(self, image: Tensor) -> Tensor:
+        own = image.float() * self.factor + self.shift
+        outputs = self.network(own.flip(1) if self.spec.channels == "bgr" else own).float()
+        return in_classes(two_at_least(outputs, self.spec.values), self.spec.class_map, self.n_classes)
 
 
 def judged_stride(output_stride: int) -> int:

@@ -6,7 +6,8 @@ The only module that imports transformers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -20,12 +21,24 @@ from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
 from segpipe.models.generators.foreign import Channels, Found
 
+
+@dataclass(frozen=True)
+class Head:
+    """model_type: what goes with it in config.json. classifiers: its layers of one channel per class; the
+    second, where there is one, is for training by transformers and gives no masks."""
+
+    model_type: str
+    classifiers: tuple[str, ...]
+
+
 HEADS = {
-    "SegformerForSemanticSegmentation": "segformer",
-    "UperNetForSemanticSegmentation": "upernet",
-    "BeitForSemanticSegmentation": "beit",
-    "MobileNetV2ForSemanticSegmentation": "mobilenet_v2",
-    "DPTForSemanticSegmentation": "dpt",
+    "SegformerForSemanticSegmentation": Head("segformer", ("decode_head.classifier",)),
+    "UperNetForSemanticSegmentation": Head(
+        "upernet", ("decode_head.classifier", "auxiliary_head.classifier")
+    ),
+    "BeitForSemanticSegmentation": Head("beit", ("decode_head.classifier", "auxiliary_head.classifier")),
+    "MobileNetV2ForSemanticSegmentation": Head("mobilenet_v2", ("segmentation_head.classifier.convolution",)),
+    "DPTForSemanticSegmentation": Head("dpt", ("head.head.4", "auxiliary_head.head.4")),
 }
 ONE_SIZE = ("dpt",)  # their position embeddings are of one grid
 CONFIG, PROCESSOR, WEIGHTS, INDEX = (
@@ -86,12 +99,22 @@ def read(url: str, given: Mapping[str, Any]) -> Found:
 
 def build(files: Mapping[str, bytes]) -> nn.Module:
     """The network, loaded by transformers from these files alone. Raises ModelError."""
+    network, absent = load(files)
+    require_all_weights(absent)
+    return TransformersNetwork(network)
+
+
+def load(files: Mapping[str, bytes]) -> tuple[nn.Module, list[str]]:
+    """transformers' own network of these files, and the tensors that they lack, which are random in it.
+
+    Raises ModelError.
+    """
     transformers = _transformers()
     config = json.loads(files[CONFIG])
     _require_known("the generator", config)
     head = getattr(transformers, config["architectures"][0])
     with TemporaryDirectory() as folder:
-        for name in _loaded(files):
+        for name in loaded(files):
             (Path(folder) / name).write_bytes(files[name])
         try:
             network, told = head.from_pretrained(
@@ -107,11 +130,10 @@ def build(files: Mapping[str, bytes]) -> nn.Module:
             raise ModelError(_unfit(error)) from error
         except safetensors.SafetensorError as error:
             raise ModelError(_unfit(error)) from error
-    _require_all_weights(told)
-    return TransformersNetwork(network)
+    return network, sorted(str(name) for name in told["missing_keys"])
 
 
-def _loaded(files: Mapping[str, bytes]) -> list[str]:
+def loaded(files: Mapping[str, bytes]) -> list[str]:
     """The names of what transformers is to find: it would also take up adapters and the like."""
     if INDEX in files and not set(json.loads(files[INDEX])["weight_map"].values()) <= set(files):
         raise ModelError(f"the generator's {INDEX} names files that are not there: copy them again")
@@ -136,8 +158,9 @@ def _unfit(error: Exception) -> str:
     return f"transformers cannot load the generator ({said}): are its weights those of its config.json?"
 
 
-def _require_all_weights(told: Mapping[str, Any]) -> None:
-    absent = sorted(str(name) for name in told["missing_keys"])
+def require_all_weights(absent: Iterable[str]) -> None:
+    """Raises ModelError when tensors are absent from the files."""
+    absent = list(absent)
     if absent:
         raise ModelError(
             f"the generator's weights lack {len(absent)} of its tensors ({absent[0]}), which would be "
@@ -173,7 +196,7 @@ def _require_known(url: str, config: Mapping[str, Any]) -> None:
         raise ModelError(
             f"{url} is {name}{task}, not a network that segments: segpipe takes {', '.join(HEADS)}"
         )
-    if config.get("model_type") != HEADS[name]:
+    if config.get("model_type") != HEADS[name].model_type:
         raise ModelError(f"{url}: its config.json names {name} and model_type {config.get('model_type')!r}")
     if config.get("num_channels", 3) != 3:
         raise ModelError(f"{url} takes {config['num_channels']} channels: segpipe gives 3, RGB")
