@@ -19,11 +19,15 @@ from uuid import uuid4
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from segpipe.manifests.schema import Row
 
 SERVER_START_SECONDS = 60
+# A test must not depend on how fast the machine is.
+settings.register_profile("segpipe", deadline=None)
+settings.load_profile("segpipe")
 ROW_DEFAULTS: dict[str, Any] = {
     "image_uri": "/bucket/a.jpg",
     "image_etag": "e1",
