@@ -22,7 +22,7 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
-from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.augmentation import crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import (
     require_bounded_loss,
@@ -33,7 +33,7 @@ from segpipe.training.divergence import (
 from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
-from segpipe.training.labelled_pixels import LabelledPixels, pixel_counts
+from segpipe.training.labelled_pixels import LabelledPixels, class_counts
 from segpipe.training.pixel_losses import class_weights
 from segpipe.training.recipe import (
     Recipe,
@@ -44,6 +44,7 @@ from segpipe.training.recipe import (
     set_rate,
 )
 from segpipe.training.row_sampling import epoch_order
+from segpipe.training.views import Emphasis, draw_views, emphasise
 
 logger = logging.getLogger(__name__)
 VALIDATIONS = 12
@@ -76,6 +77,7 @@ class Training:
     averaged: AveragedModel
     labelled: LabelledPixels
     taught: Tensor
+    emphasis: Emphasis
     validation: LabelledPixels
     epochs: int
     device: str
@@ -99,9 +101,19 @@ class Training:
         averaged = AveragedModel(
             generator, multi_avg_fn=get_ema_multi_avg_fn(recipe.averaging_decay), use_buffers=True
         )
-        game = _make_game(settings, spec, labelled, device)
         return cls(
-            settings, spec, recipe, game, players, averaged, labelled, taught, validation, epochs, device
+            settings=settings,
+            spec=spec,
+            recipe=recipe,
+            game=_make_game(settings, spec, labelled, device),
+            players=players,
+            averaged=averaged,
+            labelled=labelled,
+            taught=taught,
+            emphasis=emphasise(labelled, taught),
+            validation=validation,
+            epochs=epochs,
+            device=device,
         )
 
     def fresh_progress(self) -> Progress:
@@ -141,7 +153,7 @@ class Training:
         draws = torch.Generator().manual_seed(seed)
         self.players.generator.train()
         self.players.discriminator.train()
-        order = epoch_order(self.taught, self.labelled.weights[self.taught], draws)
+        order = epoch_order(self.taught, self.emphasis.weights, draws)
         batches = order.split(self.settings.batch_size)
         results = []
         for number, rows in enumerate(batches):
@@ -193,11 +205,9 @@ class Training:
         return self.game
 
     def _batch(self, rows: Tensor, draws: torch.Generator) -> Batch:
-        images, masks = self.labelled.batch(rows)
         stride = self.players.generator.output_stride
-        seen, labels = augment(
-            images, masks, crop_size(self.spec.working_size), stride, self.spec.ignore_index, draws
-        )
+        crop = crop_size(self.spec.tile or self.spec.working_size)
+        seen, labels = draw_views(self.labelled, rows, crop, stride, self.emphasis.chance, draws)
         image = normalise(
             seen.to(self.device, non_blocking=True), self.spec.mean, self.spec.standard_deviation
         )
@@ -286,7 +296,7 @@ def restore_progress(checkpoint: Checkpoint) -> Progress:
 
 
 def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixels, device: str) -> Game:
-    weights = class_weights(pixel_counts(labelled.masks, len(spec.classes))).to(device)
+    weights = class_weights(class_counts(labelled)).to(device)
     objective = OBJECTIVES[settings.objective]
     chosen = objective.adversarial_weight
     return Game(

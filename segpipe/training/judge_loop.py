@@ -28,7 +28,7 @@ from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
-from segpipe.training.augmentation import augment, crop_size
+from segpipe.training.augmentation import crop_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
@@ -46,6 +46,7 @@ from segpipe.training.judge_masks import (
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.recipe import rate_factor, set_rate
 from segpipe.training.row_sampling import draw_row
+from segpipe.training.views import draw_views
 
 logger = logging.getLogger(__name__)
 
@@ -183,13 +184,12 @@ class Scoring:
         sources = draw_sources(self.mixture, BATCH, draws)
         unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
         rows = [self._draw(self.parts.judged if held else self.parts.taught, draws) for held in unseen]
-        images, masks = self.labelled.batch(torch.tensor(rows))
-        seen, labels = augment(
-            images,
-            masks,
+        seen, labels = draw_views(
+            self.labelled,
+            torch.tensor(rows),
             self.spec.working_size if has_one_size(self.spec) else crop_size(self.spec.working_size),
             self.teachers.generator.judged_stride,
-            self.spec.ignore_index,
+            0.0,
             augmentation,
         )
         degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)

@@ -50,5 +50,7 @@ def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSet
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
     without_default = {"allow"} if not settings.allow else set()  # older checkpoints know no such setting
-    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"} | without_default)
+    kept = settings.model_dump(
+        mode="json", exclude={"resume", "model", "device", "cache_bytes"} | without_default
+    )
     return kept | {"data": storage.normalise(settings.data)}
