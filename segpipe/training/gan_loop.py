@@ -22,7 +22,6 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
-from segpipe.training.augmentation import crop_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import (
     require_bounded_loss,
@@ -30,6 +29,7 @@ from segpipe.training.divergence import (
     require_numbers,
     require_sound,
 )
+from segpipe.training.fixed_windows import Windows, fixed_windows
 from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
@@ -44,7 +44,7 @@ from segpipe.training.recipe import (
     set_rate,
 )
 from segpipe.training.row_sampling import epoch_order
-from segpipe.training.views import Emphasis, draw_views, emphasise
+from segpipe.training.views import Emphasis, crop_of, draw_views, emphasise
 
 logger = logging.getLogger(__name__)
 VALIDATIONS = 12
@@ -79,6 +79,7 @@ class Training:
     taught: Tensor
     emphasis: Emphasis
     validation: LabelledPixels
+    measured: Windows
     epochs: int
     device: str
 
@@ -112,6 +113,7 @@ class Training:
             taught=taught,
             emphasis=emphasise(labelled, taught),
             validation=validation,
+            measured=fixed_windows(validation, spec, settings.seed),
             epochs=epochs,
             device=device,
         )
@@ -206,7 +208,7 @@ class Training:
 
     def _batch(self, rows: Tensor, draws: torch.Generator) -> Batch:
         stride = self.players.generator.output_stride
-        crop = crop_size(self.spec.tile or self.spec.working_size)
+        crop = crop_of(self.spec)
         seen, labels = draw_views(self.labelled, rows, crop, stride, self.emphasis.chance, draws)
         image = normalise(
             seen.to(self.device, non_blocking=True), self.spec.mean, self.spec.standard_deviation
@@ -214,12 +216,11 @@ class Training:
         return Batch(image, labels.to(self.device, non_blocking=True))
 
     def validate(self) -> SegmentationMetrics:
-        """The averaged generator on the validation split, at the working size."""
+        """The averaged generator on the validation split, at the networks' scale."""
         network = self.averaged.module.eval()
         confusion = None
         with torch.inference_mode():
-            for rows in torch.arange(len(self.validation)).split(self.settings.batch_size):
-                images, masks = self.validation.batch(rows)
+            for images, masks in self.measured.batches(self.validation, self.settings.batch_size):
                 image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
                 with autocast(self.device):
                     logits = class_logits(network(image)).float()

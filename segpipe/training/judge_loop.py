@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
 from segpipe.degradations import degrade_in_training
-from segpipe.models.bundle import ModelSpec, has_one_size
+from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Judge, on_judged_grid, show, shown_as
@@ -28,12 +28,11 @@ from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
-from segpipe.training.augmentation import crop_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
-from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
+from segpipe.training.judge_losses import IMAGE_WEIGHT, PRESENCE_WEIGHT, Lesson, judging_losses, true_iou
 from segpipe.training.judge_masks import (
     MIXTURE,
     Mixture,
@@ -46,7 +45,16 @@ from segpipe.training.judge_masks import (
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.recipe import rate_factor, set_rate
 from segpipe.training.row_sampling import draw_row
-from segpipe.training.views import draw_views
+from segpipe.training.views import crop_of, draw_views, emphasise
+from segpipe.training.whole_images import (
+    WholeImages,
+    degraded,
+    judged_parts,
+    looked_at,
+    make_masks,
+    networks_in_training,
+    whole_losses,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +69,8 @@ WEIGHT_DECAY = 0.01
 _REMEDY = "train again with another --seed"
 # A tuning image is judged as it is, and degraded in so many ways.
 DEGRADED_COPIES = 2
+# Where images are looked at in parts, each so many steps one is on whole ones.
+WHOLE_EVERY = 3
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class Scoring:
     steps_per_round: int
     device: str
     mixture: Mixture
+    around_rare: float
     history: list[RoundRecord]
 
     @classmethod
@@ -121,6 +132,10 @@ class Scoring:
             steps_per_round=math.ceil(steps / rounds),
             device=device,
             mixture=there_is(mixture, earlier=bool(teachers.earlier), seen=len(parts.taught) > 0),
+            # Of a fitted image a view shows much; of a large one it would show hardly a rare class.
+            around_rare=0.0
+            if labelled.fitted
+            else emphasise(labelled, torch.cat([parts.taught, parts.judged])).chance,
             history=[],
         )
 
@@ -128,8 +143,9 @@ class Scoring:
         """Teach the judge the rounds that are left; keep is called after each. Then fit its score."""
         with track(self.rounds, "learn to judge", "rounds") as bar:
             bar.advance(len(self.history))
+            whole = self._whole_images() if len(self.history) < self.rounds else None
             while len(self.history) < self.rounds:
-                self._run_round(len(self.history))
+                self._run_round(len(self.history), whole)
                 keep()
                 bar.advance(1, note=f"pixel loss {self.history[-1].correctness:.3f}")
         self.judge.eval()
@@ -146,7 +162,15 @@ class Scoring:
         self.history = history
         logger.info("resuming stage 2 after round %d of %d", len(history), self.rounds)
 
-    def _run_round(self, number: int) -> None:
+    def _whole_images(self) -> WholeImages | None:
+        """The generator's masks of images at their scale; None where every image is fitted."""
+        if self.spec.scale is None:
+            return None
+        networks = networks_in_training(self.spec, self.teachers.generator, self.judge)
+        rows = looked_at(self.labelled, self.spec, self.teachers.generator.judged_stride, self.parts)
+        return make_masks(networks, self.labelled, rows, np.random.default_rng(self.seed), self.device)
+
+    def _run_round(self, number: int, whole: WholeImages | None) -> None:
         # Seeded per round, so that a resumed stage draws what an unbroken one would have drawn.
         seed = self.seed * 1_000_003 + number
         torch.manual_seed(seed)
@@ -160,6 +184,8 @@ class Scoring:
             self.optimizer.param_groups[0]["lr"] = self.trunk_rate * rate_factor(share)
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
             require_numbers(losses[-1], self._place(number), _REMEDY)
+            if whole is not None and step % WHOLE_EVERY == 0:
+                self._step_on_whole(whole.draw(BATCH, augmentation))
         require_sound({"judge": self.judge}, self._place(number), _REMEDY)
         require_finite({"judge's optimiser": optimizer_tensors(self.optimizer)}, self._place(number), _REMEDY)
         means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
@@ -173,10 +199,22 @@ class Scoring:
             judgement = self.judge(lesson.image, lesson.shown)
         truths = self.mixture.sources[Source.TRUTH]
         losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        self.optimizer.step()
+        self._learn(losses.total)
         return {name: float(value.detach()) for name, value in vars(losses).items()}
+
+    def _step_on_whole(self, whole: WholeImages) -> None:
+        image = normalise(whole.images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        with autocast(self.device):
+            judgement = self.judge(
+                shown_image(image, (whole.labels.shape[1], whole.labels.shape[2])), whole.shown(self.device)
+            )
+        iou, presence = whole_losses(judgement, whole)
+        self._learn(IMAGE_WEIGHT * iou + PRESENCE_WEIGHT * presence)
+
+    def _learn(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
     def _lesson(
         self, draws: random.Random, augmentation: torch.Generator, damage: np.random.Generator
@@ -187,9 +225,9 @@ class Scoring:
         seen, labels = draw_views(
             self.labelled,
             torch.tensor(rows),
-            self.spec.working_size if has_one_size(self.spec) else crop_size(self.spec.working_size),
+            crop_of(self.spec),
             self.teachers.generator.judged_stride,
-            0.0,
+            self.around_rare,
             augmentation,
         )
         degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)
@@ -240,6 +278,8 @@ class Scoring:
     def tuning_views(self) -> tuple[np.ndarray, np.ndarray]:
         """Parts (n,P) and true IoUs (n,) of the tuning images, whole, as they are and degraded."""
         damage = np.random.default_rng(self.seed)
+        if self.spec.scale is not None:
+            return self._tuning_views_at_scale(damage)
         found = []
         for rows in self.parts.tuning.split(BATCH):
             images, masks = self.labelled.batch(rows)
@@ -249,6 +289,19 @@ class Scoring:
                 known = np.isfinite(ious)
                 found.append((parts[known], ious[known]))
         return np.concatenate([parts for parts, _ in found]), np.concatenate([ious for _, ious in found])
+
+    def _tuning_views_at_scale(self, damage: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        networks = networks_in_training(self.spec, self.teachers.generator, self.judge)
+        parts, ious = [], []
+        for row in self.parts.tuning.tolist():
+            pixels, mask = self.labelled.pixels(row)
+            for copy in range(1 + DEGRADED_COPIES):
+                seen = degraded(pixels, damage) if copy else pixels
+                found, iou = judged_parts(networks, seen, mask, self.device)
+                if math.isfinite(iou):
+                    parts.append(found)
+                    ious.append(iou)
+        return np.array(parts).reshape(len(ious), -1), np.array(ious)
 
     @torch.no_grad()
     def judge_images(self, images: Tensor, masks: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import BinaryIO
 
 import numpy as np
@@ -21,8 +21,9 @@ from segpipe.datasets import Dataset, Sample, list_samples, open_sample
 from segpipe.errors import DatasetError, StorageError
 from segpipe.images import MAX_PIXELS
 from segpipe.models.bundle import ModelSpec
-from segpipe.models.preprocess import network_size, resize_image, resize_mask
+from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
+from segpipe.tiles import size_at
 from segpipe.training.rare_classes import Places, RareClasses, rare_classes, sample_places
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class LabelledPixels:
     pixels(row): image 3xHxW uint8 and mask HxW uint8. sizes (N,2) int64: their heights and widths. weights
     (N,) > 0: how often each is to be learnt from, 1 is once per epoch. counts (K,) int64: pixels of each
     class in all of them. ignore_index: what masks hold outside an image. fitted: all are of the working size.
+    cached_bytes: how much disk they take.
     """
 
     pixels: Callable[[int], Pair]
@@ -49,6 +51,7 @@ class LabelledPixels:
     rare: RareClasses
     ignore_index: int
     fitted: bool
+    cached_bytes: int
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -127,14 +130,17 @@ def load_pixels(
                 cache_bytes,
             )
         counts = sum((one.counts for one in found), np.zeros(len(spec.classes), np.int64))
+        # Those that are asked for one after the other are often parts of one image.
+        anew = lru_cache(maxsize=1)(partial(_read_anew, reads, spec))
         yield LabelledPixels(
-            pixels=partial(_pixels, reads, spec, cache.mapped(), cache.offsets, [one.size for one in found]),
+            pixels=partial(_pixels, cache.mapped(), cache.offsets, [one.size for one in found], anew),
             sizes=torch.tensor([one.size for one in found], dtype=torch.int64).view(-1, 2),
             weights=torch.tensor(weights, dtype=torch.float64),
             counts=torch.from_numpy(counts),
             rare=rare_classes(counts, [one.places for one in found]),
             ignore_index=spec.ignore_index,
             fitted=spec.scale is None,
+            cached_bytes=cache.size,
         )
 
 
@@ -154,13 +160,13 @@ class _Cache:
         self.offsets: dict[int, int] = {}
         self._file = file
         self._most_bytes = most_bytes
-        self._end = 0
+        self.size = 0
         self._writing = threading.Lock()
 
     def keep(self, row: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Write image 3xHxW and mask HxW unless there is no room. Raises StorageError."""
         with self._writing:
-            if self._end + image.size + mask.size > self._most_bytes:
+            if self.size + image.size + mask.size > self._most_bytes:
                 return
             try:
                 self._file.write(np.ascontiguousarray(image).data)
@@ -170,13 +176,13 @@ class _Cache:
                     f"the labelled images do not fit into {tempfile.gettempdir()} ({error.strerror}): set "
                     "TMPDIR to a larger disk, or --cache-bytes to less"
                 ) from error
-            self.offsets[row] = self._end
-            self._end += image.size + mask.size
+            self.offsets[row] = self.size
+            self.size += image.size + mask.size
 
     def mapped(self) -> np.ndarray:
         """All that was kept, as bytes."""
         self._file.flush()
-        return np.memmap(self._file, np.uint8, "r") if self._end else np.zeros(0, np.uint8)
+        return np.memmap(self._file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
 
 
 def _look_through(reads: Sequence[Read], spec: ModelSpec, cache: _Cache) -> list[_Found]:
@@ -198,22 +204,26 @@ def _look_through(reads: Sequence[Read], spec: ModelSpec, cache: _Cache) -> list
 
 
 def _at_scale(image: np.ndarray, mask: np.ndarray, spec: ModelSpec) -> Pair:
-    size = network_size((mask.shape[0], mask.shape[1]), spec)
+    shape = mask.shape[0], mask.shape[1]
+    size = spec.working_size if spec.scale is None else size_at(spec.scale, shape)
     return resize_image(image, size).transpose(2, 0, 1), resize_mask(mask, size)
 
 
+def _read_anew(reads: Sequence[Read], spec: ModelSpec, row: int) -> Pair:
+    with reads[row]() as (image, mask):
+        return _at_scale(image, mask, spec)
+
+
 def _pixels(
-    reads: Sequence[Read],
-    spec: ModelSpec,
     cached: np.ndarray,
     offsets: dict[int, int],
     sizes: list[tuple[int, int]],
+    anew: Callable[[int], Pair],
     row: int,
 ) -> Pair:
-    """Image 3xHxW and mask HxW of a row, from the cache or anew."""
+    """Image 3xHxW and mask HxW of a row."""
     if row not in offsets:
-        with reads[row]() as (image, mask):
-            return _at_scale(image, mask, spec)
+        return anew(row)
     (height, width), start = sizes[row], offsets[row]
     end = start + 3 * height * width
     image = cached[start:end].reshape(3, height, width)

@@ -103,7 +103,9 @@ def train(settings: TrainSettings) -> TrainResult:
     assert adversary is not None  # there is a game to play
     with (
         load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec, settings.cache_bytes) as labelled,
-        load_samples(dataset, val_facts.usable, spec, settings.cache_bytes) as validation,
+        load_samples(
+            dataset, val_facts.usable, spec, settings.cache_bytes - labelled.cached_bytes
+        ) as validation,
     ):
         work = Work(settings, model_url, spec, labelled, parts, device)
         progress = play(work, (generator, adversary), validation, checkpoint)

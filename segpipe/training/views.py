@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from segpipe.training.augmentation import augment, random_affine, window_affine, window_size
+from segpipe.models.bundle import ModelSpec, has_one_size
+from segpipe.training.augmentation import augment, crop_size, random_affine, window_affine, window_size
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.rare_classes import RareClasses
 
@@ -40,6 +41,12 @@ def emphasise(labelled: LabelledPixels, rows: Tensor) -> Emphasis:
     return Emphasis(
         torch.where(seen, weights * repeated, weights), min(AROUND_RARE / shown, MOST_AROUND_RARE)
     )
+
+
+def crop_of(spec: ModelSpec) -> tuple[int, int]:
+    """Height and width of a view."""
+    size = spec.tile or spec.working_size
+    return size if has_one_size(spec) else crop_size(size)
 
 
 def draw_views(

@@ -27,4 +27,5 @@ def in_memory(
         rare=rare_classes(np.asarray(counts), places),
         ignore_index=IGNORED,
         fitted=fitted,
+        cached_bytes=0,
     )
