@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segpipe.models.bundle import ModelSpec
+from segpipe.models.bundle import SIDE_MULTIPLE, ModelSpec, has_one_size
 from segpipe.training.labelled_pixels import LabelledPixels
 
 # Pixels that are measured at least where images are not fitted: those of a hundred fitted ones.
 FEWEST_PIXELS = 100 * 256 * 352
+# Many smaller windows see more of the images than a few large ones; whole tiles are for labelling.
+LARGEST_SIDE = 512
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,23 @@ class Windows:
 
 
 def fixed_windows(labelled: LabelledPixels, spec: ModelSpec, seed: int) -> Windows:
-    """All images whole where they are fitted; else windows of the tile's size that cost no more than that, or
-    FEWEST_PIXELS, drawn by the seed from all of which the images are made, whatever they show."""
+    """All images whole where they are fitted; else windows that cost no more than that, or FEWEST_PIXELS,
+    drawn by the seed from all of which the images are made, whatever they show."""
     if spec.tile is None:
         rows = torch.arange(len(labelled))
         return Windows(rows, torch.zeros(len(rows), 2, dtype=torch.int64), spec.working_size)
-    most = max(len(labelled) * math.prod(spec.working_size), FEWEST_PIXELS) // math.prod(spec.tile)
-    return drawn_windows(labelled.sizes, spec.tile, max(1, most), seed)
+    size = spec.tile if has_one_size(spec) else _window(labelled.sizes, spec.tile)
+    most = max(len(labelled) * math.prod(spec.working_size), FEWEST_PIXELS) // math.prod(size)
+    return drawn_windows(labelled.sizes, size, max(1, most), seed)
+
+
+def _window(sizes: Tensor, tile: tuple[int, int]) -> tuple[int, int]:
+    """No larger than a tile, LARGEST_SIDE, or what the images need."""
+    height, width = (
+        min(side, LARGEST_SIDE, -(-whole // SIDE_MULTIPLE) * SIDE_MULTIPLE)
+        for side, whole in zip(tile, sizes.amax(dim=0).tolist(), strict=True)
+    )
+    return height, width
 
 
 def drawn_windows(sizes: Tensor, size: tuple[int, int], most: int, seed: int) -> Windows:
