@@ -32,7 +32,7 @@ from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
-from segpipe.training.judge_losses import IMAGE_WEIGHT, PRESENCE_WEIGHT, Lesson, judging_losses, true_iou
+from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
 from segpipe.training.judge_masks import (
     MIXTURE,
     Mixture,
@@ -166,6 +166,7 @@ class Scoring:
         """The generator's masks of images at their scale; None where every image is fitted."""
         if self.spec.scale is None:
             return None
+        self.judge.eval()  # in training it would change with every look, and a resumed stage looks once more
         networks = networks_in_training(self.spec, self.teachers.generator, self.judge)
         rows = looked_at(self.labelled, self.spec, self.teachers.generator.judged_stride, self.parts)
         return make_masks(networks, self.labelled, rows, np.random.default_rng(self.seed), self.device)
@@ -209,7 +210,7 @@ class Scoring:
                 shown_image(image, (whole.labels.shape[1], whole.labels.shape[2])), whole.shown(self.device)
             )
         iou, presence = whole_losses(judgement, whole)
-        self._learn(IMAGE_WEIGHT * iou + PRESENCE_WEIGHT * presence)
+        self._learn(iou + presence)
 
     def _learn(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
