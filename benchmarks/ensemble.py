@@ -44,8 +44,8 @@ def _train_member(data: str, spec: ModelSpec, seed: int, epochs: int, path: Path
     generator, discriminator = build_networks(spec)
     generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with (
-        load_split(dataset, settings.split, spec.working_size) as labelled,
-        load_split(dataset, settings.val_split, spec.working_size) as validation,
+        load_split(dataset, settings.split, spec, settings.cache_bytes) as labelled,
+        load_split(dataset, settings.val_split, spec, settings.cache_bytes) as validation,
     ):
         training = Training.begin(
             settings,

@@ -35,6 +35,7 @@ from unseen_damage import damage_unseen
 
 from segpipe.confidence.combination import fit_combination
 from segpipe.confidence.selective import gap_closed
+from segpipe.config import CACHE_BYTES
 from segpipe.datasets import open_dataset
 from segpipe.degradations import degrade
 from segpipe.models.bundle import Bundle, build_networks, load_bundle
@@ -104,7 +105,7 @@ def main(data: str, model: str, earlier: str, views_share: float, draws: int, se
     bundle, dataset = load_bundle(model, "cpu"), open_dataset(data)
     teachers = Teachers(bundle.generator, earlier_generators(bundle, Path(earlier)))
     found: dict[str, list[dict[str, list[Ranking]]]] = {name: [] for name in (UNTAUGHT, *variants())}
-    with load_split(dataset, "train", bundle.spec.working_size) as labelled:
+    with load_split(dataset, "train", bundle.spec, CACHE_BYTES) as labelled:
         parts = split_parts(len(labelled))
         views = bundle.card.metrics["epochs"] * len(parts.taught) * views_share
         for done, seed in enumerate((int(seed) for seed in seeds.split(",")), start=1):

@@ -18,6 +18,7 @@ from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, describe
 
 Device = Literal["auto", "cpu", "cuda"]
 MAX_SCALE, MOST_COST = 1000.0, 8.0
+CACHE_BYTES = 20_000_000_000
 MAX_WORKING_PIXELS = 1024 * 2048  # labelling at twice as many took 3 GB and two minutes an image
 
 
@@ -125,6 +126,14 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+CacheBytes = Annotated[
+    int,
+    Field(
+        ge=0,
+        description="Bytes of temporary disk (in TMPDIR) for labelled images as the networks see them; those "
+        "that do not fit are decoded anew for every view, which is slow. The result is the same.",
+    ),
+]
 Check = Literal["unreadable", "shared", "duplicates"]
 CHECKS: dict[Check, str] = {
     "unreadable": "leaves out images that cannot be used with their masks",
@@ -220,6 +229,7 @@ class TrainSettings(_Settings):
         lt=2**32,
         description="Seed of every random draw; on the CPU one seed gives the same model again.",
     )
+    cache_bytes: CacheBytes = CACHE_BYTES
     resume: bool = Field(
         False, description="Go on from the last checkpoint of a stopped training and end in the same place."
     )
@@ -328,6 +338,7 @@ class AdoptSettings(_Settings):
         lt=2**32,
         description="Seed of every random draw; on the CPU one seed gives the same model again.",
     )
+    cache_bytes: CacheBytes = CACHE_BYTES
     allow: Allowed = ()
 
     @model_validator(mode="after")

@@ -163,9 +163,16 @@ def read_sample(
     `in_work` bounds the pixels of the images that are being read at once. Raises DatasetError when either
     cannot be decoded, their sizes differ or a class is out of range.
     """
-    with open_labelled(dataset, sample, in_work or Budget(MAX_PIXELS)) as labelled:
+    with open_sample(dataset, sample, in_work or Budget(MAX_PIXELS)) as pair:
+        return pair
+
+
+@contextmanager
+def open_sample(dataset: Dataset, sample: Sample, in_work: Budget) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `read_sample`, whose pixels count as in work for as long as it is open."""
+    with open_labelled(dataset, sample, in_work) as labelled:
         check_labelled(dataset, sample, labelled)
-        return labelled.image.pixels, labelled.mask
+        yield labelled.image.pixels, labelled.mask
 
 
 @contextmanager

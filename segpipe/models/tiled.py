@@ -113,10 +113,15 @@ def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> 
 
     Raises DeviceMemoryError when not even one tile fits, DeviceError.
     """
+    return _with_whole(bundle, images, add_up(bundle, images, device), device)
+
+
+def add_up(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[ImageSums]:
+    """What all tiles of each image come to. Raises as `judge_scaled`."""
     sums = [_nothing_yet(bundle, image, device) for image in images]
     for number, tile, view in _views(bundle, images, device):
         _add(bundle, sums[number], images[number], tile, view)
-    return _with_whole(bundle, images, sums, device)
+    return sums
 
 
 def whole_logits(bundle: Bundle, image: ScaledImage, device: str) -> Tensor:

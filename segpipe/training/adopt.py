@@ -101,7 +101,7 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     generator = stand_still(foreign_generator(spec, network), device)
     torch.manual_seed(settings.seed)
     discriminator = build_discriminator(spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with load_samples(dataset, facts.usable, spec.working_size) as labelled:
+    with load_samples(dataset, facts.usable, spec, settings.cache_bytes) as labelled:
         quality = require_sense(generator, labelled, spec, device)
         warnings += say(doubts(generator, labelled, spec, device))
         rounds = _teach(settings, spec, generator, discriminator, labelled, device)

@@ -18,6 +18,9 @@ LIGHT_RANGE = 0.2
 BLUR_SHARE = 0.15
 NOISE_SHARE = 0.15
 NOISE_DEVIATION = 20.0
+# How far from a crop's middle (1: at its edge) a pixel is put that it is placed around, and may end up where
+# the crop would leave the image.
+FOCUS_RANGE, FOCUS_EDGE = 0.75, 0.95
 
 
 def crop_size(working_size: tuple[int, int]) -> tuple[int, int]:
@@ -32,7 +35,8 @@ def crop_size(working_size: tuple[int, int]) -> tuple[int, int]:
 
 def view_size(spec: ModelSpec) -> tuple[int, int]:
     """The size (height, width) of what the generator is trained on: a crop, where it takes other sizes."""
-    return spec.working_size if has_one_size(spec) else crop_size(spec.working_size)
+    size = spec.tile or spec.working_size
+    return size if has_one_size(spec) else crop_size(size)
 
 
 def _uniform(low: float, high: float, count: int, generator: Generator) -> Tensor:
@@ -40,22 +44,64 @@ def _uniform(low: float, high: float, count: int, generator: Generator) -> Tenso
 
 
 def random_affine(
-    count: int, working: tuple[int, int], crop: tuple[int, int], generator: Generator
+    sizes: Tensor, crop: tuple[int, int], generator: Generator, focus: Tensor | None = None
 ) -> Tensor:
-    """(count,2,3) maps from crop to image coordinates, both -1 to 1."""
+    """(B,2,3) maps from crop to image coordinates, both -1 to 1.
+
+    sizes (B,2): heights and widths of the images, which the crop stays in unless it is larger. focus (B,2):
+    row and column of a pixel that it shows somewhere; NaN, or None: it lies anywhere.
+    """
+    count = len(sizes)
     scale = torch.exp(_uniform(math.log(SCALE_RANGE[0]), math.log(SCALE_RANGE[1]), count, generator))
     aspect = torch.exp(_uniform(math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1]), count, generator) / 2)
     angle = _uniform(-math.radians(ROTATION_DEGREES), math.radians(ROTATION_DEGREES), count, generator)
     flip = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
-    span_y = crop[0] / working[0] / scale * aspect
-    span_x = crop[1] / working[1] / scale / aspect
-    shift_y = (1 - span_y).clamp(min=0) * _uniform(-1, 1, count, generator)
-    shift_x = (1 - span_x).clamp(min=0) * _uniform(-1, 1, count, generator)
+    height, width = sizes.double().unbind(dim=1)
+    span_y = (crop[0] / height).float() * scale.reciprocal() * aspect
+    span_x = (crop[1] / width).float() * scale.reciprocal() / aspect
+    room = torch.stack([1 - span_x, 1 - span_y], dim=1).clamp(min=0)
+    shift_y = _uniform(-1, 1, count, generator)
+    shift_x = _uniform(-1, 1, count, generator)
+    shift = room * torch.stack([shift_x, shift_y], dim=1)
     # Coordinates are relative to each side, so a rotation has to know the image's shape.
-    tall = working[0] / working[1]
-    top = torch.stack([span_x * angle.cos() * flip, -span_y * angle.sin() * tall, shift_x], dim=1)
-    bottom = torch.stack([span_x * angle.sin() * flip / tall, span_y * angle.cos(), shift_y], dim=1)
-    return torch.stack([top, bottom], dim=1)
+    tall = (height / width).float()
+    top = torch.stack([span_x * angle.cos() * flip, -span_y * angle.sin() * tall], dim=1)
+    bottom = torch.stack([span_x * angle.sin() * flip / tall, span_y * angle.cos()], dim=1)
+    turned = torch.stack([top, bottom], dim=1)
+    if focus is not None:
+        around = _shift_to(focus, sizes, turned, room, generator)
+        shift = torch.where(around.isnan(), shift, around)
+    return torch.cat([turned, shift.unsqueeze(2)], dim=2)
+
+
+def _shift_to(focus: Tensor, sizes: Tensor, turned: Tensor, room: Tensor, generator: Generator) -> Tensor:
+    """(B,2) shifts, x and y, that bring pixels (B,2) somewhere into view; NaN where they are."""
+    seen_at = _uniform(-FOCUS_RANGE, FOCUS_RANGE, 2 * len(sizes), generator).view(-1, 2, 1)
+    place = ((2 * focus + 1) / sizes - 1).flip(1).float().unsqueeze(2)
+    within = (place - turned @ seen_at).squeeze(2).clamp(-room, room).unsqueeze(2)
+    # A crop that leans does not show the corners of the image unless it leaves it.
+    nearest = torch.linalg.solve(turned, place - within).clamp(-FOCUS_EDGE, FOCUS_EDGE)
+    return (place - turned @ nearest).squeeze(2)
+
+
+def window_size(crop: tuple[int, int]) -> tuple[int, int]:
+    """The smallest window (height, width) of an image that has all that a random crop shows."""
+    longest = math.exp(math.log(max(ASPECT_RANGE[1], 1 / ASPECT_RANGE[0])) / 2) / SCALE_RANGE[0]
+    leaning = math.sin(math.radians(ROTATION_DEGREES))
+    height, width = longest * crop[0], longest * crop[1]
+    # A pixel on each side for what lies between two, and one for where the window begins.
+    return math.ceil(height + leaning * width) + 3, math.ceil(width + leaning * height) + 3
+
+
+def window_affine(affine: Tensor, sizes: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Of maps from crop to image coordinates: the corners (B,2), row and column, of windows around what they
+    show, and the maps (B,2,3) from crop to window coordinates."""
+    whole = sizes.flip(1).double()  # x before y, as in the maps
+    part = torch.tensor(window[::-1], dtype=torch.float64)
+    corners = ((affine[:, :, 2].double() + 1) / 2 * whole - part / 2).round()
+    shift = ((affine[:, :, 2].double() + 1) * whole - 2 * corners) / part - 1
+    turned = affine[:, :, :2].double() * (whole / part).unsqueeze(2)
+    return corners.flip(1).long(), torch.cat([turned, shift.unsqueeze(2)], dim=2).float()
 
 
 def warp_images(images: Tensor, affine: Tensor, size: tuple[int, int]) -> Tensor:
@@ -97,17 +143,17 @@ def damage(images: Tensor, generator: Generator) -> Tensor:
 def augment(
     images: Tensor,
     masks: Tensor,
+    affine: Tensor,
     crop: tuple[int, int],
     stride: int,
     ignore_index: int,
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """One random view of each labelled image.
+    """The view of each labelled image that affine (B,2,3) shows, in random light.
 
     images (B,3,H,W) uint8, masks (B,H,W) uint8 -> images (B,3,h,w) float 0 to 255 and masks
     (B, h/stride, w/stride) int64, on the grid that the generator's masks are judged on.
     """
-    affine = random_affine(len(images), (images.shape[2], images.shape[3]), crop, generator)
     seen = damage(jitter_light(warp_images(images, affine, crop), generator), generator)
     mask_size = (crop[0] // stride, crop[1] // stride)
     return seen, warp_masks(masks, affine, mask_size, ignore_index)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -105,6 +106,12 @@ def read_correction(correction: Correction, dataset: Dataset) -> tuple[np.ndarra
             f"{correction.mask_uri} has not the size of its image {correction.image_uri}: remove it"
         )
     return image, mask
+
+
+@contextmanager
+def open_correction(correction: Correction, dataset: Dataset) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `read_correction`, in the form of an open sample."""
+    yield read_correction(correction, dataset)
 
 
 def to_json(corrections: Sequence[Correction]) -> bytes:

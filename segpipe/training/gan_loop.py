@@ -22,7 +22,7 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise
 from segpipe.progress import Advance, track
-from segpipe.training.augmentation import augment, view_size
+from segpipe.training.augmentation import view_size
 from segpipe.training.checkpoint import Checkpoint, optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import (
     require_bounded_loss,
@@ -30,10 +30,11 @@ from segpipe.training.divergence import (
     require_numbers,
     require_sound,
 )
+from segpipe.training.fixed_windows import Windows, fixed_windows
 from segpipe.training.gan_losses.game import gan_loss
 from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_step
 from segpipe.training.history import EpochRecord
-from segpipe.training.labelled_pixels import LabelledPixels, pixel_counts
+from segpipe.training.labelled_pixels import LabelledPixels, class_counts
 from segpipe.training.pixel_losses import class_weights
 from segpipe.training.recipe import (
     Recipe,
@@ -44,6 +45,7 @@ from segpipe.training.recipe import (
     set_rate,
 )
 from segpipe.training.row_sampling import epoch_order
+from segpipe.training.views import Emphasis, draw_views, emphasise
 
 logger = logging.getLogger(__name__)
 VALIDATIONS = 12
@@ -76,7 +78,9 @@ class Training:
     averaged: AveragedModel
     labelled: LabelledPixels
     taught: Tensor
+    emphasis: Emphasis
     validation: LabelledPixels
+    measured: Windows
     epochs: int
     device: str
 
@@ -102,9 +106,20 @@ class Training:
         optimizers = make_optimizers(generator, discriminator, recipe, pretrained)
         players = Players(generator, discriminator, *optimizers)
         averaged = AveragedModel(generator, multi_avg_fn=averaging(recipe.averaging_decay), use_buffers=True)
-        game = _make_game(settings, spec, labelled, device)
         return cls(
-            settings, spec, recipe, game, players, averaged, labelled, taught, validation, epochs, device
+            settings=settings,
+            spec=spec,
+            recipe=recipe,
+            game=_make_game(settings, spec, labelled, device),
+            players=players,
+            averaged=averaged,
+            labelled=labelled,
+            taught=taught,
+            emphasis=emphasise(labelled, taught),
+            validation=validation,
+            measured=fixed_windows(validation, spec, settings.seed),
+            epochs=epochs,
+            device=device,
         )
 
     def fresh_progress(self) -> Progress:
@@ -144,7 +159,7 @@ class Training:
         draws = torch.Generator().manual_seed(seed)
         self.players.generator.train()
         self.players.discriminator.train()
-        order = epoch_order(self.taught, self.labelled.weights[self.taught], draws)
+        order = epoch_order(self.taught, self.emphasis.weights, draws)
         batches = [self._two_at_least(rows) for rows in order.split(self.settings.batch_size)]
         results = []
         for number, rows in enumerate(batches):
@@ -200,21 +215,20 @@ class Training:
         return self.game
 
     def _batch(self, rows: Tensor, draws: torch.Generator) -> Batch:
-        images, masks = self.labelled.batch(rows)
         stride = self.players.generator.judged_stride
-        seen, labels = augment(images, masks, view_size(self.spec), stride, self.spec.ignore_index, draws)
+        crop = view_size(self.spec)
+        seen, labels = draw_views(self.labelled, rows, crop, stride, self.emphasis.chance, draws)
         image = normalise(
             seen.to(self.device, non_blocking=True), self.spec.mean, self.spec.standard_deviation
         )
         return Batch(image, labels.to(self.device, non_blocking=True))
 
     def validate(self) -> SegmentationMetrics:
-        """The averaged generator on the validation split, at the working size."""
+        """The averaged generator on the validation split, at the networks' scale."""
         network = self.averaged.module.eval()
         confusion = None
         with torch.inference_mode():
-            for rows in torch.arange(len(self.validation)).split(self.settings.batch_size):
-                images, masks = self.validation.batch(rows)
+            for images, masks in self.measured.batches(self.validation, self.settings.batch_size):
                 image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
                 with autocast(self.device):
                     logits = class_logits(network(image)).float()
@@ -305,7 +319,7 @@ def restore_progress(checkpoint: Checkpoint) -> Progress:
 
 
 def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixels, device: str) -> Game:
-    weights = class_weights(pixel_counts(labelled.masks, len(spec.classes))).to(device)
+    weights = class_weights(class_counts(labelled)).to(device)
     objective = OBJECTIVES[settings.objective]
     chosen = objective.adversarial_weight
     return Game(

@@ -28,7 +28,7 @@ from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
-from segpipe.training.augmentation import augment, view_size
+from segpipe.training.augmentation import view_size
 from segpipe.training.checkpoint import optimizer_tensors, restore_optimizer
 from segpipe.training.divergence import require_finite, require_numbers, require_sound
 from segpipe.training.history import RoundRecord
@@ -46,6 +46,16 @@ from segpipe.training.judge_masks import (
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.recipe import rate_factor, set_rate
 from segpipe.training.row_sampling import draw_row
+from segpipe.training.views import draw_views, emphasise
+from segpipe.training.whole_images import (
+    WholeImages,
+    degraded,
+    judged_parts,
+    looked_at,
+    make_masks,
+    networks_in_training,
+    whole_losses,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +70,8 @@ WEIGHT_DECAY = 0.01
 _REMEDY = "train again with another --seed"
 # A tuning image is judged as it is, and degraded in so many ways.
 DEGRADED_COPIES = 2
+# Where images are looked at in parts, each so many steps one is on whole ones.
+WHOLE_EVERY = 3
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,7 @@ class Scoring:
     steps_per_round: int
     device: str
     mixture: Mixture
+    around_rare: float
     history: list[RoundRecord]
 
     @classmethod
@@ -120,6 +133,10 @@ class Scoring:
             steps_per_round=math.ceil(steps / rounds),
             device=device,
             mixture=there_is(mixture, earlier=bool(teachers.earlier), seen=len(parts.taught) > 0),
+            # Of a fitted image a view shows much; of a large one it would show hardly a rare class.
+            around_rare=0.0
+            if labelled.fitted
+            else emphasise(labelled, torch.cat([parts.taught, parts.judged])).chance,
             history=[],
         )
 
@@ -127,8 +144,9 @@ class Scoring:
         """Teach the judge the rounds that are left; keep is called after each. Then fit its score."""
         with track(self.rounds, "learn to judge", "rounds") as bar:
             bar.advance(len(self.history))
+            whole = self._whole_images() if len(self.history) < self.rounds else None
             while len(self.history) < self.rounds:
-                self._run_round(len(self.history))
+                self._run_round(len(self.history), whole)
                 keep()
                 bar.advance(1, note=f"pixel loss {self.history[-1].correctness:.3f}")
         self.judge.eval()
@@ -145,7 +163,16 @@ class Scoring:
         self.history = history
         logger.info("resuming stage 2 after round %d of %d", len(history), self.rounds)
 
-    def _run_round(self, number: int) -> None:
+    def _whole_images(self) -> WholeImages | None:
+        """The generator's masks of images at their scale; None where every image is fitted."""
+        if self.spec.scale is None:
+            return None
+        self.judge.eval()  # in training it would change with every look, and a resumed stage looks once more
+        networks = networks_in_training(self.spec, self.teachers.generator, self.judge)
+        rows = looked_at(self.labelled, self.spec, self.teachers.generator.judged_stride, self.parts)
+        return make_masks(networks, self.labelled, rows, np.random.default_rng(self.seed), self.device)
+
+    def _run_round(self, number: int, whole: WholeImages | None) -> None:
         # Seeded per round, so that a resumed stage draws what an unbroken one would have drawn.
         seed = self.seed * 1_000_003 + number
         torch.manual_seed(seed)
@@ -159,6 +186,8 @@ class Scoring:
             self.optimizer.param_groups[0]["lr"] = self.trunk_rate * rate_factor(share)
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
             require_numbers(losses[-1], self._place(number), _REMEDY)
+            if whole is not None and step % WHOLE_EVERY == 0:
+                self._step_on_whole(whole.draw(BATCH, augmentation))
         require_sound({"judge": self.judge}, self._place(number), _REMEDY)
         require_finite({"judge's optimiser": optimizer_tensors(self.optimizer)}, self._place(number), _REMEDY)
         means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
@@ -172,10 +201,22 @@ class Scoring:
             judgement = self.judge(lesson.image, lesson.shown)
         truths = self.mixture.sources[Source.TRUTH]
         losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
-        self.optimizer.step()
+        self._learn(losses.total)
         return {name: float(value.detach()) for name, value in vars(losses).items()}
+
+    def _step_on_whole(self, whole: WholeImages) -> None:
+        image = normalise(whole.images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        with autocast(self.device):
+            judgement = self.judge(
+                shown_image(image, (whole.labels.shape[1], whole.labels.shape[2])), whole.shown(self.device)
+            )
+        iou, presence = whole_losses(judgement, whole)
+        self._learn(iou + presence)
+
+    def _learn(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
 
     def _lesson(
         self, draws: random.Random, augmentation: torch.Generator, damage: np.random.Generator
@@ -183,13 +224,12 @@ class Scoring:
         sources = draw_sources(self.mixture, BATCH, draws)
         unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
         rows = [self._draw(self.parts.judged if held else self.parts.taught, draws) for held in unseen]
-        images, masks = self.labelled.batch(torch.tensor(rows))
-        seen, labels = augment(
-            images,
-            masks,
+        seen, labels = draw_views(
+            self.labelled,
+            torch.tensor(rows),
             view_size(self.spec),
             self.teachers.generator.judged_stride,
-            self.spec.ignore_index,
+            self.around_rare,
             augmentation,
         )
         degraded = degrade_some(seen, self.mixture.degraded, damage).to(self.device, non_blocking=True)
@@ -240,6 +280,8 @@ class Scoring:
     def tuning_views(self) -> tuple[np.ndarray, np.ndarray]:
         """Parts (n,P) and true IoUs (n,) of the tuning images, whole, as they are and degraded."""
         damage = np.random.default_rng(self.seed)
+        if self.spec.scale is not None:
+            return self._tuning_views_at_scale(damage)
         found = []
         for rows in self.parts.tuning.split(BATCH):
             images, masks = self.labelled.batch(rows)
@@ -249,6 +291,19 @@ class Scoring:
                 known = np.isfinite(ious)
                 found.append((parts[known], ious[known]))
         return np.concatenate([parts for parts, _ in found]), np.concatenate([ious for _, ious in found])
+
+    def _tuning_views_at_scale(self, damage: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        networks = networks_in_training(self.spec, self.teachers.generator, self.judge)
+        parts, ious = [], []
+        for row in self.parts.tuning.tolist():
+            pixels, mask = self.labelled.pixels(row)
+            for copy in range(1 + DEGRADED_COPIES):
+                seen = degraded(pixels, damage) if copy else pixels
+                found, iou = judged_parts(networks, seen, mask, self.device)
+                if math.isfinite(iou):
+                    parts.append(found)
+                    ious.append(iou)
+        return np.array(parts).reshape(len(ious), -1), np.array(ious)
 
     @torch.no_grad()
     def judge_images(self, images: Tensor, masks: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,9 @@ def require_same_generator(checkpoint: Checkpoint, spec: ModelSpec, settings: Tr
 def resumable_settings(settings: TrainSettings) -> dict[str, Any]:
     """The settings that a resumed training must share with the stopped one."""
     without_default = {"allow"} if not settings.allow else set()  # older checkpoints know no such setting
-    kept = settings.model_dump(mode="json", exclude={"resume", "model", "device"} | without_default)
+    kept = settings.model_dump(
+        mode="json", exclude={"resume", "model", "device", "cache_bytes"} | without_default
+    )
     if settings.generator is not None:
         kept["generator"] = storage.normalise(settings.generator)
     return kept | {"data": storage.normalise(settings.data)}

@@ -27,7 +27,7 @@ from segpipe.training.corrections import (
     Correction,
     find_corrections,
     from_json,
-    read_correction,
+    open_correction,
     to_json,
     weights,
 )
@@ -74,7 +74,7 @@ def train(settings: TrainSettings) -> TrainResult:
     val_facts = look_through(dataset, settings.val_split)
     warnings = say(_checked(train_facts, val_facts, settings))
     corrections = _corrections(settings, model_url, dataset, checkpoint)
-    corrected: list[Read] = [partial(read_correction, correction, dataset) for correction in corrections]
+    corrected: list[Read] = [partial(open_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
     beginning = begin(settings, found, dataset, train_facts, sizes)
@@ -90,15 +90,17 @@ def train(settings: TrainSettings) -> TrainResult:
     adversary = discriminator.adversary
     assert adversary is not None  # there is a game to play
     with (
-        load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec.working_size) as labelled,
-        load_samples(dataset, val_facts.usable, spec.working_size) as validation,
+        load_pixels(reads, [1.0] * n_labelled + weights(corrections), spec, settings.cache_bytes) as labelled,
+        load_samples(
+            dataset, val_facts.usable, spec, settings.cache_bytes - labelled.cached_bytes
+        ) as validation,
     ):
         work = Work(settings, model_url, spec, labelled, parts, device, beginning.pretrained)
         progress = play(work, (generator, adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
-    keep_seen(model_url, {*train_facts.digests, *(pixel_digest(read()[0]) for read in corrected)})
+    keep_seen(model_url, {*train_facts.digests, *map(_digest, corrected)})
     card = _save(work, dataset, corrections, beginning, progress, judging)
     delete_checkpoint(model_url)
     return TrainResult(
@@ -111,6 +113,11 @@ def train(settings: TrainSettings) -> TrainResult:
         time.monotonic() - started,
         warnings,
     )
+
+
+def _digest(read: Read) -> str:
+    with read() as (image, _):
+        return pixel_digest(image)
 
 
 def _checked(train_facts: SplitFacts, val_facts: SplitFacts, settings: TrainSettings) -> list[str]:

@@ -17,6 +17,7 @@ from segpipe.models.bundle import ModelSpec
 from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec
 from segpipe.models.preprocess import normalise
 from segpipe.progress import track
+from segpipe.training.fixed_windows import fixed_windows
 from segpipe.training.labelled_pixels import LabelledPixels
 
 BATCH = 8
@@ -39,12 +40,12 @@ NORMALISATIONS: dict[str, dict[str, Any]] = {
 def require_sense(
     generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str
 ) -> SegmentationMetrics:
-    """How good its masks are at the working size.
+    """How good its masks are at the networks' scale.
 
     Raises ModelError when outputs are no numbers, or the mean IoU is below that of one class everywhere; with
     the likely cause.
     """
-    confusion = _confusion(generator, labelled, spec, device, len(labelled))
+    confusion = _confusion(generator, labelled, spec, device)
     quality, blank = segmentation_metrics(confusion), segmentation_metrics(_commonest_alone(confusion))
     if quality.mean_iou < blank.mean_iou:
         share = f"mean IoU {quality.mean_iou:.3f} on the split"
@@ -65,12 +66,12 @@ def _commonest_alone(confusion: np.ndarray) -> np.ndarray:
 
 def doubts(generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str) -> list[str]:
     """A line when another reading of the network suits some of the images far better."""
-    count = min(TRIED, len(labelled))
-    confusion = _confusion(generator, labelled, spec, device, count)
+    confusion = _confusion(generator, labelled, spec, device, TRIED)
     now = _mean_iou(confusion)
     best, found = _best_reading(generator, labelled, spec, device, confusion)
     if found < now + FAR_BETTER:
         return []
+    count = min(TRIED, len(labelled))
     return [f"mean IoU {now:.3f} on {count} images of the split would be {found:.3f} if {best}: is it so?"]
 
 
@@ -88,9 +89,8 @@ def _best_reading(
     generator: ForeignGenerator, labelled: LabelledPixels, spec: ModelSpec, device: str, confusion: np.ndarray
 ) -> tuple[str, float]:
     """The other reading, in words, that gives the highest mean IoU on some of the images, and that."""
-    count = min(TRIED, len(labelled))
     found = {
-        words: _mean_iou(_confusion(other, labelled, spec, device, count))
+        words: _mean_iou(_confusion(other, labelled, spec, device, TRIED))
         for words, other in _readings(generator, spec, device)
     }
     found["the class map has exchanged classes"] = _best_map(confusion)
@@ -132,13 +132,17 @@ def _reading(generator: ForeignGenerator, spec: ModelSpec, device: str, **change
 
 @torch.inference_mode()
 def _confusion(
-    generator: nn.Module, labelled: LabelledPixels, spec: ModelSpec, device: str, count: int
+    generator: nn.Module,
+    labelled: LabelledPixels,
+    spec: ModelSpec,
+    device: str,
+    most: int | None = None,
 ) -> np.ndarray:
-    """(K,K) pixel counts of the first images, at the working size."""
+    """(K,K) pixel counts of the images, or of the windows of them, that are measured; of the first ones."""
+    measured = fixed_windows(labelled, spec, seed=0).first(most)
     total = np.zeros((len(spec.classes),) * 2, dtype=np.int64)
-    with track(count, "measure the network", "images") as bar:
-        for rows in torch.arange(count).split(BATCH):
-            images, masks = labelled.batch(rows)
+    with track(len(measured), "measure the network", "images") as bar:
+        for images, masks in measured.batches(labelled, BATCH):
             logits = generator(normalise(images.to(device), spec.mean, spec.standard_deviation))
             _require_numbers(logits)
             raised = functional.interpolate(
@@ -146,7 +150,7 @@ def _confusion(
             )
             shown = raised.argmax(dim=1).cpu().numpy()
             total += confusion_matrix(masks.numpy(), shown, len(spec.classes), spec.ignore_index)
-            bar.advance(len(rows))
+            bar.advance(len(images))
     return total
 
 

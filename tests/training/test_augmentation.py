@@ -12,7 +12,11 @@ from segpipe.training.augmentation import (
     random_affine,
     warp_images,
     warp_masks,
+    window_affine,
+    window_size,
 )
+
+SIZES = torch.tensor([[64, 96]]).expand(8, 2)
 
 
 def draws(seed: int = 0) -> torch.Generator:
@@ -29,7 +33,7 @@ def quadrants() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_every_pixel_of_a_warped_mask_is_the_class_of_the_same_pixel_of_the_image() -> None:
     images, masks = quadrants()
-    affine = random_affine(8, (64, 96), (64, 96), draws())
+    affine = random_affine(SIZES, (64, 96), draws())
     seen = warp_images(images, affine, (64, 96)).round()
     labels = warp_masks(masks, affine, (64, 96), 255)
     pure = torch.isin(seen, torch.tensor([0.0, 200.0])).all(dim=1) & (labels != 255)
@@ -49,16 +53,22 @@ def test_outside_the_image_the_mask_is_ignored_and_the_image_black() -> None:
 
 def test_masks_come_on_the_grid_of_the_generators_logits() -> None:
     images, masks = quadrants()
-    seen, labels = augment(images, masks, (64, 96), 2, 255, draws())
+    affine = random_affine(SIZES, (64, 96), draws())
+    seen, labels = augment(images, masks, affine, (64, 96), 2, 255, draws())
     assert seen.shape == (8, 3, 64, 96)
     assert labels.shape == (8, 32, 48)
     assert seen.min() >= 0
     assert seen.max() <= 255
 
 
+def view(images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    affine = random_affine(SIZES, (64, 96), generator)
+    return augment(images, masks, affine, (64, 96), 2, 255, generator)[0]
+
+
 def test_one_seed_gives_one_view_and_another_seed_another() -> None:
     images, masks = quadrants()
-    first, again, other = (augment(images, masks, (64, 96), 2, 255, draws(seed))[0] for seed in (1, 1, 2))
+    first, again, other = (view(images, masks, draws(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -79,3 +89,46 @@ def test_crops_are_cheap_and_fit_the_networks(working: tuple[int, int], crop: tu
     assert height <= working[0]
     assert width <= working[1]
     assert (height, width) == crop
+
+
+def seen_at(affine: torch.Tensor) -> torch.Tensor:
+    """(B,4,2) where, x and y from -1 to 1 over the image, the corners of each crop lie."""
+    ends = torch.tensor([[x, y, 1.0] for x in (-1, 1) for y in (-1, 1)])
+    return torch.einsum("bij,nj->bni", affine, ends)
+
+
+def test_a_crop_placed_around_a_pixel_shows_it_off_its_middle_too() -> None:
+    pixels = torch.tensor([[0, 0], [199, 299], [100, 10], [30, 290]]).repeat(200, 1).double()
+    sizes = torch.tensor([[200, 300]]).expand(800, 2)
+    affine = random_affine(sizes, (64, 96), draws(), pixels)
+    place = (2 * pixels + 1) / sizes - 1
+    homogeneous = torch.cat([affine, torch.tensor([[[0.0, 0, 1]]]).expand(800, 1, 3)], dim=1)
+    target = torch.cat([place.flip(1), torch.ones(800, 1)], dim=1).float().unsqueeze(2)
+    found = torch.linalg.solve(homogeneous, target)[:, :2, 0].abs()
+    assert (found <= 0.96).all(), "also in the corners, of which a crop that leans shows less"
+    assert found[3::4].amax(dim=1).gt(0.5).float().mean() > 0.3, "not always in the middle"
+
+
+def test_a_crop_placed_around_a_pixel_stays_in_the_image_as_others_do() -> None:
+    corner, sizes = torch.zeros(100, 2).double(), torch.tensor([[200, 300]]).expand(100, 2)
+    ends = seen_at(random_affine(sizes, (64, 96), draws(), corner))
+    assert (ends.mean(dim=1) - (ends.amax(dim=1) - ends.amin(dim=1)) / 2).min() > -1.15
+
+
+def test_without_a_pixel_to_show_crops_lie_where_they_lay() -> None:
+    nowhere = torch.full((8, 2), torch.nan).double()
+    one, other = random_affine(SIZES, (32, 32), draws()), random_affine(SIZES, (32, 32), draws(), nowhere)
+    assert torch.equal(one, other)
+
+
+def test_a_window_holds_all_that_a_crop_shows_and_shows_the_same() -> None:
+    crop, sizes = (32, 64), torch.tensor([[500, 700], [40, 700], [20, 30], [90, 64]]).repeat(50, 1)
+    affine = random_affine(sizes, crop, draws())
+    window = window_size(crop)
+    corners, within = window_affine(affine, sizes, window)
+    ends = seen_at(within)
+    half_a_pixel = 1 / torch.tensor(window[::-1])
+    assert (ends.abs() <= 1 - half_a_pixel).all(), "bilinear samples need a pixel on either side"
+    pixels = (ends + 1) / 2 * torch.tensor(window[::-1]) + corners.flip(1).unsqueeze(1)
+    expected = (seen_at(affine) + 1) / 2 * sizes.flip(1).unsqueeze(1)
+    assert torch.allclose(pixels, expected, atol=1e-3)

@@ -65,8 +65,11 @@ def test_class_weights_follow_the_inverse_square_root_and_average_to_one_over_th
     assert weights.tolist() == pytest.approx([1.25 / 1.4, 1 / 0.6 / 1.4, 0.0])
 
 
-def test_a_class_that_is_nearly_absent_weighs_at_most_five() -> None:
-    assert class_weights(torch.tensor([10**9, 1]))[1].item() == 5.0
+@pytest.mark.parametrize(("n_pixels", "weight"), [(100, 9.1325), (10, 20.0), (0, 0.0)])
+def test_a_rare_class_weighs_much_and_none_more_than_twenty(n_pixels: int, weight: float) -> None:
+    # 1% of the pixels: 1/sqrt(.01) = 10, 1/sqrt(.99) = 1.00504; their mean over the pixels is 1.09499.
+    weights = class_weights(torch.tensor([10_000 - n_pixels, n_pixels]))
+    assert weights[1].item() == pytest.approx(weight, abs=1e-4)
 
 
 def test_dice_counts_the_classes_in_the_truth_and_leaves_ignored_pixels_out() -> None:

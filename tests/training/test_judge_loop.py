@@ -33,6 +33,7 @@ from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers, degrade_
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
 from segpipe.training.judge_masks import MIXTURE, Mixture, Source, make_wrong
 from segpipe.training.labelled_pixels import LabelledPixels
+from tests.support.labelled_arrays import in_memory
 
 IGNORED = 255
 SPEC = ModelSpec(
@@ -65,13 +66,17 @@ class BlindGenerator(nn.Module):
         return self.mix(functional.avg_pool2d(image, 2))
 
 
-def colour_blocks(n_images: int, seed: int) -> LabelledPixels:
+def drawn_blocks(n_images: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """32x32 images of 16x16 blocks in three colours, with noise; the mask names the colour."""
     rng = np.random.default_rng(seed)
     masks = rng.integers(3, size=(n_images, 2, 2)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
     colours = np.eye(3)[masks].transpose(0, 3, 1, 2) * 120 + 60
     images = np.clip(colours + rng.normal(0, 15, colours.shape), 0, 255).astype(np.uint8)
-    return LabelledPixels(images, masks, torch.ones(n_images))
+    return images, masks
+
+
+def colour_blocks(n_images: int, seed: int) -> LabelledPixels:
+    return in_memory(*drawn_blocks(n_images, seed), n_classes=3)
 
 
 def begin(labelled: LabelledPixels, views: int, mixture: Mixture = MIXTURE) -> Scoring:
@@ -117,12 +122,13 @@ def untaught() -> Scoring:
     return scoring
 
 
-UNSEEN = colour_blocks(60, seed=9)
-TRUTH = torch.from_numpy(UNSEEN.masks[:, ::2, ::2]).long()
+UNSEEN_IMAGES, UNSEEN_MASKS = drawn_blocks(60, seed=9)
+UNSEEN = in_memory(UNSEEN_IMAGES, UNSEEN_MASKS, n_classes=3)
+TRUTH = torch.from_numpy(UNSEEN_MASKS[:, ::2, ::2]).long()
 
 
 def unseen_images() -> torch.Tensor:
-    return normalise(torch.from_numpy(UNSEEN.images), SPEC.mean, SPEC.standard_deviation)
+    return normalise(torch.from_numpy(UNSEEN_IMAGES), SPEC.mean, SPEC.standard_deviation)
 
 
 def score(scoring: Scoring, labels: torch.Tensor) -> torch.Tensor:
@@ -216,8 +222,9 @@ def test_a_stage_stopped_and_restored_ends_as_the_unbroken_one(tmp_path: Path, r
 def test_without_a_labelled_tuning_image_the_score_stays_the_expected_iou(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    labelled = colour_blocks(60, seed=3)
-    labelled.masks[50:] = IGNORED
+    images, masks = drawn_blocks(60, seed=3)
+    masks[50:] = IGNORED
+    labelled = in_memory(images, masks, n_classes=3)
     scoring = begin(labelled, views=10)
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
@@ -328,7 +335,7 @@ def test_every_loss_reaches_what_it_is_about() -> None:
 
 
 def test_a_share_of_the_images_is_degraded_and_none_changes_its_kind() -> None:
-    images = torch.from_numpy(colour_blocks(40, seed=1).images).float()
+    images = torch.from_numpy(drawn_blocks(40, seed=1)[0]).float()
     untouched, half, every = (
         degrade_some(images, share, np.random.default_rng(0)) for share in (0.0, 0.5, 1.0)
     )
@@ -346,14 +353,12 @@ def test_a_judge_is_shown_what_the_mixture_says(unseen: float, rows: torch.Tenso
     labelled = colour_blocks(60, seed=3)
     asked: list[int] = []
 
-    @dataclass(frozen=True)
-    class Watched(LabelledPixels):
-        def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            asked.extend(indices.tolist())
-            return super().batch(indices)
+    def watch(row: int) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(row)
+        return labelled.pixels(row)
 
     halves = {Source.TRUTH: 0.5, Source.MADE_WRONG: 0.5}
-    watched = Watched(labelled.images, labelled.masks, labelled.weights)
+    watched = replace(labelled, pixels=watch)
     scoring = begin(watched, views=80, mixture=Mixture(halves, unseen, degraded=0.0))
     scoring.parts = replace(scoring.parts, tuning=scoring.parts.taught[:1])
     scoring.run(lambda: None)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,6 +64,10 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    return train_whole(streets, tmp_path_factory, {"epochs": EPOCHS})
+
+
+def train_whole(streets: str, tmp_path_factory: pytest.TempPathFactory, others: dict[str, Any]) -> Whole:
     model, checkpoints = tmp_path_factory.mktemp("models") / "whole", tmp_path_factory.mktemp("checkpoints")
     kept: list[str] = []
 
@@ -74,8 +79,8 @@ def whole(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stages, "save_checkpoint", keep)
-        result = train(settings(streets, model, epochs=EPOCHS))
-    assert kept == ["adversarial"] * EPOCHS + ["scoring"] * 2
+        result = train(settings(streets, model, **others))
+    assert kept == ["adversarial"] * others["epochs"] + ["scoring"] * 2
     return Whole(model, result, checkpoints)
 
 
@@ -116,6 +121,26 @@ def test_a_training_resumed_from_any_of_its_checkpoints_does_what_is_left_and_en
     shutil.copy(whole.checkpoints / checkpoint_name(stage, number), tmp_path / "checkpoint.safetensors")
     check_same_model(train(settings(streets, tmp_path, epochs=EPOCHS, resume=True)), whole)
     assert kept == left, "each epoch and round keeps one checkpoint"
+
+
+AT_SCALE = {"scale": "1", "tile": "64x64", "epochs": 3}
+
+
+@pytest.fixture(scope="module")
+def whole_at_scale(streets: str, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """As `whole`, of images at their own size, twice as high and wide as a tile."""
+    return train_whole(streets, tmp_path_factory, AT_SCALE)
+
+
+@pytest.mark.parametrize(("stage", "number"), [("adversarial", 2), ("scoring", 1)])
+def test_a_training_at_scale_that_is_resumed_ends_in_the_same_place(
+    streets: str, tmp_path: Path, whole_at_scale: Whole, stage: str, number: int
+) -> None:
+    checkpoint = whole_at_scale.checkpoints / checkpoint_name(stage, number)
+    shutil.copy(checkpoint, tmp_path / "checkpoint.safetensors")
+    # Read anew or from disk, the images are the same.
+    resumed = train(settings(streets, tmp_path, resume=True, cache_bytes=0, **AT_SCALE))
+    check_same_model(resumed, whole_at_scale)
 
 
 # `segpipe train` that is killed, as the kernel would, after the first round of stage 2.

@@ -1,0 +1,31 @@
+"""Labelled images that lie in memory, in the form in which training draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from segpipe.training.labelled_pixels import LabelledPixels
+from segpipe.training.rare_classes import rare_classes, sample_places
+
+IGNORED = 255
+
+
+def in_memory(
+    images: Sequence[np.ndarray], masks: Sequence[np.ndarray], n_classes: int, fitted: bool = True
+) -> LabelledPixels:
+    """images 3xHxW uint8 and masks HxW uint8, as `load_pixels` would give them at this size."""
+    counts = sum(np.bincount(mask.ravel(), minlength=256)[:n_classes] for mask in masks)
+    places = [sample_places(mask, n_classes, np.random.default_rng(row)) for row, mask in enumerate(masks)]
+    return LabelledPixels(
+        pixels=lambda row: (images[row], masks[row]),
+        sizes=torch.tensor([mask.shape for mask in masks]),
+        weights=torch.ones(len(masks), dtype=torch.float64),
+        counts=torch.from_numpy(np.asarray(counts)),
+        rare=rare_classes(np.asarray(counts), places),
+        ignore_index=IGNORED,
+        fitted=fitted,
+        cached_bytes=0,
+    )
