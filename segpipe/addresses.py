@@ -47,6 +47,15 @@ def folded(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", path).casefold())
 
 
+def is_utf8(text: str) -> bool:
+    """Whether it can be written as UTF-8: what a disk or a command line holds may be other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def bucket_and_key(url: str) -> tuple[str, str]:
     """The parts of scheme://bucket/key."""
     bucket, _, key = split(url)[1].partition("/")
@@ -70,6 +79,8 @@ def require_address(text: str) -> None:
         raise _refused(text, "names no folder; give a path or scheme://bucket/folder")
     if text != text.strip():
         raise _refused(text, "has spaces around it; leave them out")
+    if not is_utf8(text):
+        raise _refused(text, "is not UTF-8; rename the folder")
     if _CONTROL.search(text):
         raise _refused(text, "holds control characters; leave them out")
     if text.lower().startswith("arn:") or path.lower().startswith("arn:"):

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 
 HIDDEN = "hidden"
 MASKS = "masks of another OUTPUT"
+NOT_UTF8 = "names that are not UTF-8"
 CONFIDENCE_MAPS = "confidence maps of another OUTPUT"
 OWN_IMAGE = re.compile(
     r"(?:^|/)(?:(masks|confidence_maps)/[0-9a-f]{12}/.+|reviews/(masks)/[0-9a-f]{32}/[0-9a-f]{32})\.png$",

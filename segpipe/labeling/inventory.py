@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA, read_list
-from segpipe.listing import left_aside
+from segpipe.listing import NOT_UTF8, left_aside
 from segpipe.redaction import redact
 
 # Surely to be labelled, by RE2, unless a folder has a name that listing.py looks at.
@@ -43,8 +43,9 @@ def check_places(source: str, output: str) -> tuple[str, str]:
     source, output = storage.normalise(source), storage.normalise(output)
     if source == output:
         raise RunError(f"SOURCE and OUTPUT are both {redact(source)}: give OUTPUT a folder of its own")
-    if next(iter(storage.list_objects(source)), None) is None:
-        raise RunError(_nothing_to_label(source, Counter()))
+    skipped: Counter[str] = Counter()
+    if next(_listing(source, skipped), None) is None:
+        raise RunError(_nothing_to_label(source, skipped))
     return source, output
 
 
@@ -56,15 +57,19 @@ def take_inventory(source: str, output: str, listed_in: str | None = None) -> In
     """
     source, output = check_places(source, output)
     skipped: Counter[str] = Counter()
-    found = _listed(source) if listed_in is None else read_list(listed_in, source, skipped)
+    found = _listed(source, skipped) if listed_in is None else read_list(listed_in, source, skipped)
     objects = _labelable(_outside(output, source, found), skipped)
     place = source if listed_in is None else f"{source} in the list {listed_in}"
     return Inventory(_not_empty(objects, place, skipped), skipped, live=listed_in is None)
 
 
-def _listed(source: str) -> Iterator[pa.RecordBatch]:
+def _listing(source: str, skipped: Counter[str]) -> Iterator[storage.StoredObject]:
+    return storage.list_objects(source, lambda _: skipped.update([NOT_UTF8]))
+
+
+def _listed(source: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
     """Made in chunks: a listing of millions of objects is never held as Python objects."""
-    objects = storage.list_objects(source)
+    objects = _listing(source, skipped)
     while chunk := list(islice(objects, _CHUNK)):
         columns = [[getattr(found, name) for found in chunk] for name in _LISTED]
         yield pa.record_batch(columns, schema=OBJECT_SCHEMA)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import partial
@@ -13,19 +14,23 @@ from uuid import uuid4
 import fsspec
 from pydantic import ValidationError
 
-from segpipe.addresses import is_local, normalise, split
+from segpipe.addresses import is_local, is_utf8, normalise, split
 from segpipe.config import StorageSettings
 from segpipe.errors import AddressError, NotFoundError, StorageError
+from segpipe.printable import printable
+from segpipe.redaction import redact
+from segpipe.storage import s3_surroundings
 from segpipe.storage.deadline import Deadline
 from segpipe.storage.generic import Generic, path_on
 from segpipe.storage.local import Local, walk
-from segpipe.storage.objects import TEMPORARY_PREFIX, Blob, Bounds, Store, StoredObject
+from segpipe.storage.objects import TEMPORARY_PREFIX, Blob, Bounds, StoredObject
 from segpipe.storage.retry import explained, failure, guarded
 from segpipe.storage.s3 import S3
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
+logger = logging.getLogger(__name__)
 __all__ = ["TEMPORARY_PREFIX", "Blob", "StoredObject", "normalise"]
 CONNECT_SECONDS = 10
 _NO_PLACES = frozenset(
@@ -46,14 +51,15 @@ def join(root: str, key: str) -> str:
     return f"{root.rstrip('/')}/{key}"
 
 
-def list_objects(root: str) -> Iterator[StoredObject]:
+def list_objects(root: str, not_utf8: Callable[[str], None] = lambda _: None) -> Iterator[StoredObject]:
     """Objects below `root`, sorted by key, a page (S3) or folder (local) at a time, so big buckets stream.
 
-    Directory markers and unfinished files are left out; links are followed, loops cut.
+    Directory markers and unfinished files are left out; links are followed, loops cut. So are keys that are
+    not UTF-8, which fit no manifest: not_utf8 is told of each, and a warning at the end of all.
     Raises, at the first item, NotFoundError when the folder or bucket is missing, StorageError for a file.
     """
     root = normalise(root)
-    return (item for item in _backend(root).list(root) if _is_listed(item))
+    return _of_utf8(root, filter(_is_listed, _backend(root).list(root)), not_utf8)
 
 
 def list_folders(root: str) -> list[str]:
@@ -133,14 +139,18 @@ def arrow_filesystem(url: str) -> tuple[pyarrow.fs.FileSystem, str]:
 
     url = normalise(url)
     scheme, path = split(url)
-    if is_local(url):
+    store = _backend(url)
+    if isinstance(store, Local):
         return fs.LocalFileSystem(), path
-    # pyarrow's calls do not pass through our retries, so S3 keeps those of s3fs here.
-    filesystem = _s3_filesystem() if scheme == "s3" else _filesystem(url)
-    return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path if scheme == "s3" else path_on(filesystem, url)
+    from segpipe.storage.arrow import BoundedHandler
+
+    filesystem = store.filesystem() if isinstance(store, S3) else store.fs
+    root = path if scheme == "s3" else path_on(filesystem, url)
+    handler = BoundedHandler(filesystem, read, store, lambda below: f"{url}{below.removeprefix(root)}")
+    return fs.PyFileSystem(handler), root
 
 
-def _backend(url: str) -> Store:
+def _backend(url: str) -> Local | S3 | Generic:
     scheme, path = split(url)
     seconds = _settings().object_seconds
     if is_local(url):
@@ -148,7 +158,7 @@ def _backend(url: str) -> Store:
             normalise(url)  # a mistyped URL has no such file either, but wants another remedy
         return Local()
     if scheme == "s3":
-        return S3(_s3_filesystem_without_retries, seconds)
+        return S3(_s3_filesystem, seconds)
     return Generic(_filesystem(url), seconds)
 
 
@@ -163,36 +173,25 @@ def _settings() -> StorageSettings:
         raise failure(StorageError, f"{names[str(first['loc'][0])]}: {first['msg']}") from None
 
 
-def _s3_filesystem_without_retries() -> Any:
-    """One retry loop, ours: it knows which calls may be repeated."""
-    once = {
+def _s3_filesystem() -> Any:
+    # One retry loop, ours: it knows which calls may be repeated.
+    configured = {
         "retries": {"total_max_attempts": 1},
         "max_pool_connections": 64,
         "connect_timeout": CONNECT_SECONDS,
         "read_timeout": _settings().answer_seconds,
     }
-    filesystem = _s3_filesystem(once)
-    filesystem.retries = 1
-    return filesystem
-
-
-def _s3_filesystem(configured: dict[str, Any] | None = None) -> Any:
-    # The endpoint is passed so that fsspec's instance cache tells two endpoints of one process apart.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     options: dict[str, Any] = {"requester_pays": True} if _settings().requester_pays else {}
-    return _filesystem(
+    # The endpoint is passed so that fsspec's instance cache tells two endpoints of one process apart.
+    filesystem = _filesystem(
         "s3://",
-        endpoint_url=endpoint,
+        endpoint_url=s3_surroundings.endpoint(),
         use_listings_cache=False,
-        config_kwargs={**(configured or {}), **_region()},
+        config_kwargs={**configured, **s3_surroundings.region()},
         **options,
     )
-
-
-def _region() -> dict[str, str]:
-    """AWS_REGION, which botocore alone of all of Amazon's clients does not know."""
-    region = os.environ.get("AWS_REGION")
-    return {"region_name": region} if region and not os.environ.get("AWS_DEFAULT_REGION") else {}
+    filesystem.retries = 1
+    return filesystem
 
 
 def _filesystem(url: str, **options: Any) -> Any:
@@ -221,6 +220,25 @@ def _openable(scheme: str) -> Iterator[None]:
             raise
         reason = f"{type(error).__name__}: {error}"
         raise failure(AddressError, f"{scheme}:// cannot be opened here ({reason}); {_COPY_IT}") from None
+
+
+def _of_utf8(
+    root: str, listed: Iterable[StoredObject], not_utf8: Callable[[str], None]
+) -> Iterator[StoredObject]:
+    left_out, first = 0, ""
+    for item in listed:
+        if is_utf8(item.key):
+            yield item
+        else:
+            left_out, first = left_out + 1, first or item.key
+            not_utf8(item.key)
+    if left_out:
+        logger.warning(
+            "%d names below %s are not UTF-8, %s for example: they are left out, rename them",
+            left_out,
+            redact(root),
+            printable(first),
+        )
 
 
 def _is_listed(item: StoredObject) -> bool:

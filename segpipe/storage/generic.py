@@ -82,6 +82,16 @@ class Generic:
             return bytes(self.fs.cat_file(path))
         return bytes(within(bounds.deadline, self.fs.loop, lambda _: self.fs._cat_file(path), size or 0))
 
+    def length(self, uri: str) -> int:
+        return int(self._info(path_on(self.fs, uri), Deadline(uri, self.seconds))["size"])
+
+    def read_range(self, uri: str, start: int, end: int) -> bytes:
+        path = path_on(self.fs, uri)
+        if not self.fs.async_impl:
+            return bytes(self.fs.cat_file(path, start=start, end=end))
+        part = partial(self.fs._cat_file, path, start=start, end=end)
+        return bytes(within(Deadline(uri, self.seconds), self.fs.loop, lambda _: part(), end - start))
+
     def etag(self, uri: str) -> str:
         return _info_etag(self._info(path_on(self.fs, uri), Deadline(uri, self.seconds)))
 

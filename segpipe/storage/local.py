@@ -104,8 +104,6 @@ def _children(root: str, folder: str) -> list[tuple[str, os.stat_result]]:
     prefix = f"{folder}/" if folder else ""
     with suppress(FileNotFoundError), os.scandir(os.path.join(root, folder)) as entries:
         found = [(prefix + entry.name, status) for entry in entries if (status := _status(entry))]
-        for key, _ in found:
-            key.encode()  # a name that is not UTF-8 fits no manifest
         return sorted(found, key=lambda child: child[0] + "/" * stat.S_ISDIR(child[1].st_mode), reverse=True)
     return []
 

@@ -11,6 +11,7 @@ _CLOCK = "this machine's clock is off by minutes, set it (NTP)"
 _NEW_SESSION = "the credentials have expired, get new ones (AWS_SESSION_TOKEN, or log the profile in again)"
 _SESSION_VALUE = "the session token is not accepted, check AWS_SESSION_TOKEN; without a session unset it"
 _KMS_KEY = "its encryption key cannot be used, enable it or give these credentials kms:Decrypt on it"
+_NO_S3 = "what answers there is no S3 server, check AWS_ENDPOINT_URL"
 _EXPIRED_CODES = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 _BY_CODE = {
     "RequestTimeTooSkewed": _CLOCK,
@@ -22,6 +23,7 @@ _BY_CODE = {
     "PermanentRedirect": _REGION,
     "Redirect": _REGION,
     "301": _REGION,
+    "400": "expired credentials, or a bucket in another region: check AWS_SESSION_TOKEN and AWS_REGION",
     "IllegalLocationConstraintException": _REGION,
     "KeyTooLongError": "an S3 key has at most 1,024 bytes, give a shorter folder",
     "AccountProblem": "the account has a problem, ask its administrator",
@@ -35,7 +37,8 @@ _BY_TYPE = {
     "UnauthorizedSSOTokenError": "log in again: aws sso login",
     "SSOTokenLoadError": "log in again: aws sso login",
     "TokenRetrievalError": "log in again: aws sso login",
-    "SSLError": "its certificate is not trusted, name the file of your own authority in AWS_CA_BUNDLE",
+    "InvalidRegionError": "set AWS_REGION to the bucket's region, as eu-central-1",
+    "ResponseParserError": _NO_S3,
     "ParamValidationError": "give the bucket by its name, scheme://bucket/folder",
     "UnicodeEncodeError": "a file name below it is not UTF-8, rename it",
 }
@@ -74,7 +77,7 @@ def answer_of(error: BaseException) -> Answer:
     return Answer("", 0, {})
 
 
-def types_of(error: BaseException) -> set[str]:
+def types_of(error: BaseException | None) -> set[str]:
     """The names of its types, so that no client library is imported to look at an error."""
     return {kind.__name__ for kind in type(error).__mro__}
 
@@ -99,22 +102,54 @@ def is_denied(error: BaseException) -> bool:
 
 def remedy_of(error: BaseException, uri: str) -> str:
     """What to do, in words that go on after a semicolon."""
-    answer, types = answer_of(error), types_of(error)
-    for name in types & _BY_TYPE.keys():
+    for name in types_of(error) & _BY_TYPE.keys():
         return _BY_TYPE[name]
     if "://" not in uri:
         return "check the path, its permissions and the disk"
-    if answer.code in _COLD_CODES:
-        return "it is in cold storage, restore it or copy it to another storage class"
-    if _is_about_kms(answer):
-        return _KMS_KEY
-    if answer.code in _BY_CODE:
-        return _BY_CODE[answer.code]
+    answer = answer_of(error)
+    if remedy := _of_answer(answer):
+        return remedy
     if is_denied(error) or answer.status == 401:
         return f"access refused, {_of_denial(answer, uri)}"
-    if endpoint := getattr(error, "kwargs", {}).get("endpoint_url"):
-        return f"no answer from {urlsplit(endpoint).netloc}, check AWS_ENDPOINT_URL and the network"
-    return "check the URL and the storage server, then try again"
+    return _NO_S3 if is_no_s3(error) else _of_silence(error)
+
+
+def _of_answer(answer: Answer) -> str | None:
+    if answer.code in _COLD_CODES:
+        return "it is in cold storage, restore it or copy it to another storage class"
+    return _KMS_KEY if _is_about_kms(answer) else _BY_CODE.get(answer.code)
+
+
+def is_no_s3(error: BaseException) -> bool:
+    """Whether the server has refused without an error code of S3, which has one for all but a HEAD."""
+    operations = [getattr(candidate, "operation_name", "") for candidate in (error, error.__cause__)]
+    is_head = any(operation.startswith("Head") for operation in operations)
+    return any(operations) and not is_head and answer_of(error).code in ("404", "405", "501")
+
+
+def _of_encryption(said: str) -> str:
+    if "WRONG_VERSION_NUMBER" in said or "record layer failure" in said.lower():
+        return "the server speaks no TLS there, write http:// in AWS_ENDPOINT_URL or name its other port"
+    if "expired" in said or "not yet valid" in said:
+        return "its certificate does not hold today, renew it or set this machine's clock"
+    if "doesn't match" in said or "not valid for" in said or "mismatch" in said:
+        return "its certificate is for another name, use that name in AWS_ENDPOINT_URL"
+    return "its certificate is not trusted, name the file of your own authority in AWS_CA_BUNDLE"
+
+
+def _of_silence(error: BaseException) -> str:
+    details = getattr(error, "kwargs", {})
+    host, reason = urlsplit(details.get("endpoint_url") or "").netloc, details.get("error")
+    if not host:
+        return "check the URL and the storage server, then try again"
+    if "SSLError" in types_of(error):
+        return _of_encryption(str(error))
+    setting = "AWS_REGION" if host.endswith((".amazonaws.com", ".amazonaws.com.cn")) else "AWS_ENDPOINT_URL"
+    if types_of(reason) & {"ClientConnectorDNSError", "gaierror"}:
+        return f"there is no host {host}, check {setting} and the network's names (DNS)"
+    if isinstance(getattr(reason, "os_error", None), ConnectionRefusedError):
+        return f"nothing listens at {host}, start the storage server or check {setting}"
+    return f"no answer from {host}, check {setting} and the network"
 
 
 def _of_denial(answer: Answer, uri: str) -> str:

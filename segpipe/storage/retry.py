@@ -20,7 +20,7 @@ from tenacity import (
 
 from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
 from segpipe.redaction import redact
-from segpipe.storage.remedies import Answer, answer_of, is_archived, is_denied, remedy_of, types_of
+from segpipe.storage.remedies import Answer, answer_of, is_archived, is_denied, is_no_s3, remedy_of, types_of
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StorageError)
@@ -83,7 +83,7 @@ def _explain(error: Exception, uri: str) -> StorageError:
     if answer.code == "NoSuchBucket":
         bucket = uri.partition("://")[2].partition("/")[0]
         return failure(NotFoundError, f"{uri}: bucket {bucket} does not exist; create it or correct the name")
-    if isinstance(error, FileNotFoundError) or answer.status in (404, 410):
+    if (isinstance(error, FileNotFoundError) or answer.status in (404, 410)) and not is_no_s3(error):
         return failure(NotFoundError, f"{uri} does not exist; correct the name or create it")
     if is_conflict(error):
         return failure(AlreadyExistsError, f"{uri} already exists; delete it or choose another name")

@@ -84,6 +84,21 @@ class S3:
 
         return self._within(bounds.deadline, get)
 
+    def length(self, uri: str) -> int:
+        bucket, key = bucket_and_key(uri)
+        return int(self._call("head_object", uri, Bucket=bucket, Key=key)["ContentLength"])
+
+    def read_range(self, uri: str, start: int, end: int) -> bytes:
+        bucket, key = bucket_and_key(uri)
+
+        async def get(fs: Any, prolong: Prolong) -> bytes:
+            part = f"bytes={start}-{end - 1}"
+            answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=part)
+            async with answer["Body"] as body:
+                return await collected(body.read, None, prolong)
+
+        return self._within(Deadline(uri, self.seconds), get)
+
     def _call(self, method: str, uri: str, n_bytes: int = 0, **request: Any) -> Any:
         """What the server answers; n_bytes is what is sent."""
 

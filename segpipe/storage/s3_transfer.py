@@ -50,6 +50,11 @@ class _Bucket:
         except Exception:  # of any kind: s3fs is asked next, and says what is wrong
             self.failures += 1
             return None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # obstore's own, which is none of Python's errors
+                raise
+            self.failures += 1
+            return None
         self.failures = 0
         return answer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,3 +114,21 @@ def test_masks_and_maps_of_another_output_inside_source_are_left_aside_and_count
         "masks/scan.png",
     ]
     assert found.skipped == {"confidence maps of another OUTPUT": 1, "masks of another OUTPUT": 2}
+
+
+def test_names_that_are_not_utf8_are_counted_and_the_rest_is_planned(tmp_path: Path) -> None:
+    source, output = str(tmp_path / "in"), str(tmp_path / "out")
+    put_all(source, "a.png", "b/c.png")
+    for name in (b"/b/bild-\xfc.png", b"/d\xe9.jpg"):
+        Path(os.fsdecode(os.fsencode(source) + name)).write_bytes(b"x")
+    found = take_inventory(source, output)
+    assert found.objects["image_key"].to_pylist() == ["a.png", "b/c.png"]
+    assert found.skipped == {"names that are not UTF-8": 2}
+
+
+def test_a_folder_of_nothing_but_such_names_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    Path(os.fsdecode(os.fsencode(source) + b"/d\xe9.jpg")).write_bytes(b"x")
+    with pytest.raises(RunError, match=r"no images under .* \(only 1 names that are not UTF-8\)"):
+        take_inventory(str(source), str(tmp_path / "out"))

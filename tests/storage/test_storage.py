@@ -25,7 +25,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
+from segpipe.errors import (
+    AddressError,
+    AlreadyExistsError,
+    ArchivedError,
+    DeniedError,
+    NotFoundError,
+    StorageError,
+)
 from segpipe.redaction import redact
 from segpipe.storage import retry
 
@@ -420,11 +427,22 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(tmp_path, monkeypatc
     assert blob.etag == next(iter(storage.list_objects(str(tmp_path)))).etag
 
 
-def test_a_name_that_is_not_utf8_stops_with_its_reason(tmp_path):
-    with open(os.fsencode(tmp_path) + b"/bad\xff.jpg", "wb"):
-        pass
-    with pytest.raises(StorageError, match="not UTF-8, rename it"):
-        keys(str(tmp_path))
+def test_names_that_are_not_utf8_are_left_out_counted_and_named(tmp_path, caplog):
+    (tmp_path / "good.jpg").write_bytes(b"x")
+    os.mkdir(os.fsencode(tmp_path) + b"/folder\xe9")
+    for name in (b"bad\xff.jpg", b"folder\xe9/a.jpg", b"folder\xe9/b.jpg"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb"):
+            pass
+    left_out = []
+    found = [item.key for item in storage.list_objects(str(tmp_path), left_out.append)]
+    assert (found, len(left_out)) == (["good.jpg"], 3)
+    said = r"are not UTF-8, bad\udcff.jpg for example: they are left out, rename them"
+    assert caplog.messages == [f"3 names below {tmp_path} {said}"]
+
+
+def test_an_address_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(AddressError, match="is not UTF-8; rename the folder"):
+        storage.normalise(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff"))
 
 
 # --- S3 ---
@@ -661,9 +679,8 @@ def test_a_closed_port_is_named_after_some_tries(s3_server, monkeypatch, unused_
     caplog.set_level(logging.DEBUG, "segpipe")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{unused_port}")
     monkeypatch.setattr(retry, "FIRST_WAIT_SECONDS", 0.001)
-    with pytest.raises(
-        StorageError, match=rf"no answer from 127.0.0.1:{unused_port}, check AWS_ENDPOINT_URL"
-    ):
+    said = rf"nothing listens at 127.0.0.1:{unused_port}, start the storage server or check AWS_ENDPOINT_URL"
+    with pytest.raises(StorageError, match=said):
         storage.read("s3://bucket/a")
     assert "attempt 5 of 6" in caplog.text
 

@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
-from s3_proxy import Exchange, S3Proxy
+from s3_proxy import Exchange, Request, S3Proxy, pass_on
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, StorageError, TooLargeError
@@ -176,6 +180,61 @@ def test_an_s3_server_that_trickles_holds_nobody_else(
     with pytest.raises(StorageError, match=r"not done after 0\.5 s"):
         call()
     proxy.close()
+
+
+LARGE = pa.table({"a": pa.array(np.random.default_rng(0).random(2_000_000)), "b": pa.array(range(2_000_000))})
+
+
+@pytest.fixture
+def tables(s3_bucket: str) -> str:
+    """A bucket of one small Parquet file and one that is read in ranges."""
+    for name, table in (("small", LARGE.slice(0, 100)), ("large", LARGE)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        storage.put(f"s3://{s3_bucket}/{name}.parquet", sink.getvalue().to_pybytes())
+    return s3_bucket
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_parquet_is_read_by_arrow_as_it_was_written(tables: str, name: str) -> None:
+    filesystem, root = storage.arrow_filesystem(f"s3://{tables}")
+    read = pq.read_table(f"{root}/{name}.parquet", columns=["b"], filesystem=filesystem)
+    assert read["b"].equals(LARGE["b"].slice(0, read.num_rows))
+    rows = ds.dataset([f"{root}/{name}.parquet"], filesystem=filesystem).count_rows(ds.field("b") < 10)
+    assert rows == 10
+
+
+def test_parquet_in_memory_is_read_in_ranges_too() -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(LARGE, sink)
+    storage.put("memory://tables/large.parquet", sink.getvalue().to_pybytes())
+    filesystem, path = storage.arrow_filesystem("memory://tables/large.parquet")
+    assert pq.read_table(path, filesystem=filesystem).equals(LARGE)
+    storage.delete("memory://tables/large.parquet")
+
+
+@pytest.mark.parametrize("name", ["small", "large"])
+def test_an_s3_server_that_trickles_holds_no_reader_of_parquet(
+    s3_server: str, tables: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = S3Proxy(s3_server)
+    of_the_file = {"small": is_get, "large": is_of_a_range}[name]
+    proxy.decide = lambda request: trickle_body if of_the_file(request) else pass_on
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("SEGPIPE_STORAGE_OBJECT_SECONDS", "0.5")
+    filesystem, root = storage.arrow_filesystem(f"s3://{tables}")
+    with pytest.raises(StorageError, match=rf"{name}\.parquet: not done after 0\.5 s"):
+        pq.read_table(f"{root}/{name}.parquet", filesystem=filesystem)
+    assert any(map(is_of_a_range, proxy.seen)) == (name == "large")
+    proxy.close()
+
+
+def is_get(request: Request) -> bool:
+    return request.method == "GET"
+
+
+def is_of_a_range(request: Request) -> bool:
+    return "Range" in request.headers
 
 
 def test_a_web_server_that_trickles_holds_no_reader(web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
