@@ -61,7 +61,7 @@ from segpipe.errors import PolicyError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
 from segpipe.kinds import described
-from segpipe.options import build, options_of
+from segpipe.options import TEXT, build, options_of
 from segpipe.printable import printable
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
@@ -123,7 +123,7 @@ _debug = click.option(
     help="Show the traceback of a failure.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-_model = click.option("--model", required=True, help="Model bundle: a folder at any fsspec URL.")
+_model = click.option("--model", type=TEXT, required=True, help="Model bundle: a folder at any fsspec URL.")
 _limit = click.option(
     "--limit", type=click.IntRange(min=1, max=2**31 - 1), help="Label at most this many images."
 )
@@ -148,7 +148,7 @@ def cli(invocation: Invocation, log_format: LogFormat) -> None:
 
 
 @cli.command()
-@click.argument("data")
+@click.argument("data", type=TEXT)
 @options_of(InspectSettings)
 @_as_json
 @_debug
@@ -173,8 +173,8 @@ def inspect(data: str, as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("data")
-@click.argument("target")
+@click.argument("data", type=TEXT)
+@click.argument("target", type=TEXT)
 @options_of(SplitSettings)
 @_as_json
 @_debug
@@ -211,7 +211,7 @@ def train(as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("path")
+@click.argument("path", type=TEXT)
 @options_of(AdoptSettings, *(name for name in AdoptSettings.model_fields if name != "path"))
 @_as_json
 @_debug
@@ -309,8 +309,8 @@ def calibrate(as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("source")
-@click.argument("output")
+@click.argument("source", type=TEXT)
+@click.argument("output", type=TEXT)
 @_model
 @_limit
 @options_of(LabelSettings, "inventory", "price_per_hour", "retry")
@@ -343,11 +343,11 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
 
 
 @cli.command()
-@click.argument("source")
-@click.argument("output")
+@click.argument("source", type=TEXT)
+@click.argument("output", type=TEXT)
 @_model
 @_limit
-@click.option("--run-id", help="Name of the run; the name of a stopped run resumes it.")
+@click.option("--run-id", type=TEXT, help="Name of the run; the name of a stopped run resumes it.")
 @options_of(LabelSettings)
 @_as_json
 @_debug
@@ -385,8 +385,8 @@ def label(
 
 # SQL may begin with a comment, "-- like this", which is no option.
 @cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("output")
-@click.argument("sql")
+@click.argument("output", type=TEXT)
+@click.argument("sql", type=TEXT)
 @click.option(
     "--format",
     "layout",
@@ -415,7 +415,7 @@ def query(output: str, sql: str, layout: Literal["table", "json", "csv"]) -> Non
 
 
 @cli.command()
-@click.argument("output")
+@click.argument("output", type=TEXT)
 @options_of(CompactSettings)
 @_as_json
 @_debug
@@ -431,7 +431,7 @@ def compact(output: str, as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("output")
+@click.argument("output", type=TEXT)
 @options_of(VerifySettings)
 @_as_json
 @_debug
@@ -471,7 +471,7 @@ def promote(as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("line")
+@click.argument("line", type=TEXT)
 @_as_json
 @_debug
 def rollback(line: str, as_json: bool) -> None:
@@ -505,10 +505,14 @@ def doctor(as_json: bool, **values: object) -> None:
 
 
 @cli.command()
-@click.argument("output")
-@click.option("--run", "run_id", help="Id of the run; the newest if not given.")
-@click.option("--model", help="Model bundle, or line of models, whose promise and threshold are to be shown.")
-@click.option("--to", help="Where the page goes, at any fsspec URL.  [default: OUTPUT/runs/RUN/report.html]")
+@click.argument("output", type=TEXT)
+@click.option("--run", "run_id", type=TEXT, help="Id of the run; the newest if not given.")
+@click.option(
+    "--model", type=TEXT, help="Model bundle, or line of models, whose promise and threshold are to be shown."
+)
+@click.option(
+    "--to", type=TEXT, help="Where the page goes, at any fsspec URL.  [default: OUTPUT/runs/RUN/report.html]"
+)
 @_debug
 def report(output: str, run_id: str | None, model: str | None, to: str | None) -> None:
     """Write one self-contained page about a run under OUTPUT, to be looked at without a server.
@@ -524,8 +528,8 @@ def report(output: str, run_id: str | None, model: str | None, to: str | None) -
 
 
 @cli.command()
-@click.argument("output")
-@click.argument("target")
+@click.argument("output", type=TEXT)
+@click.argument("target", type=TEXT)
 @click.option(
     "--format",
     "layout",
@@ -548,8 +552,8 @@ def export(output: str, target: str, layout: str, as_json: bool, **values: objec
 
 
 @cli.command("import")
-@click.argument("source")
-@click.argument("target")
+@click.argument("source", type=TEXT)
+@click.argument("target", type=TEXT)
 @click.option(
     "--format",
     "layout",
@@ -572,8 +576,10 @@ def import_(source: str, target: str, layout: str, as_json: bool, **values: obje
 
 
 @cli.command()
-@click.argument("output")
-@click.option("--model", "model_id", help="Only this model id's policies; default: all under OUTPUT.")
+@click.argument("output", type=TEXT)
+@click.option(
+    "--model", "model_id", type=TEXT, help="Only this model id's policies; default: all under OUTPUT."
+)
 @_as_json
 @_debug
 def audit(output: str, model_id: str | None, as_json: bool) -> int:
@@ -603,6 +609,7 @@ def review() -> None:
 _label_studio = click.option(
     "--label-studio",
     "server",
+    type=TEXT,
     required=True,
     help="Address of Label Studio, for example http://127.0.0.1:8080.",
 )
@@ -613,7 +620,7 @@ def _label_studio_token() -> str:
 
 
 @review.command("push")
-@click.argument("output")
+@click.argument("output", type=TEXT)
 @_label_studio
 @options_of(PushSettings)
 @options_of(QueueSettings)
@@ -634,7 +641,7 @@ def review_push(output: str, server: str, as_json: bool, **values: object) -> No
 
 
 @review.command("pull")
-@click.argument("output")
+@click.argument("output", type=TEXT)
 @_label_studio
 @options_of(PullSettings)
 @_as_json
@@ -654,7 +661,7 @@ def review_pull(output: str, server: str, as_json: bool, **values: object) -> No
 
 
 @review.command("list")
-@click.argument("output")
+@click.argument("output", type=TEXT)
 @options_of(QueueSettings)
 @_as_json
 @_debug

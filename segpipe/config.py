@@ -33,6 +33,15 @@ def _address(text: str) -> str:
 Location = Annotated[str, AfterValidator(_address)]
 
 
+def _one_split(name: str) -> str:
+    if not name.strip() or name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name):
+        raise ValueError(f"{name!r} is no split: give the name of one folder of the data set, as in train")
+    return name
+
+
+SplitName = Annotated[str, AfterValidator(_one_split)]
+
+
 def _height_by_width(size: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", size):
         raise ValueError(f"{size!r} is not HEIGHTxWIDTH in pixels, for example 240x320")
@@ -186,8 +195,8 @@ class TrainSettings(_Settings):
 
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
     model: Location = Field(description="Where the model bundle goes: a folder at any fsspec URL.")
-    split: Location = Field("train", description="Split of the data set to learn from.")
-    val_split: Location = Field(
+    split: SplitName = Field("train", description="Split of the data set to learn from.")
+    val_split: SplitName = Field(
         "val", description="Split that picks the best weights; never learnt from, so its figures stay honest."
     )
     corrections: tuple[Location, ...] = Field(
@@ -290,7 +299,7 @@ class AdoptSettings(_Settings):
         description="The network: a transformers folder that segments, or an .onnx file, at any fsspec URL."
     )
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
-    split: Location = Field(
+    split: SplitName = Field(
         description="Split that teaches the judge; images that the network was not trained on, else every "
         "score is too high."
     )
@@ -352,7 +361,7 @@ class EvaluateSettings(_Settings):
 
     model: Location = Field(description="Model bundle: a folder at any fsspec URL.")
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
-    split: Location = Field(description="Split to measure on; one the model has not learnt from.")
+    split: SplitName = Field(description="Split to measure on; one the model has not learnt from.")
     device: Device = Field("auto", description=_DEVICE)
     report: Location | None = Field(
         None,
@@ -365,7 +374,7 @@ class EvaluateSettings(_Settings):
 class InspectSettings(_Settings):
     """What `segpipe inspect` looks at."""
 
-    split: Location | None = Field(None, description="Only this split. Unset: all of them.")
+    split: SplitName | None = Field(None, description="Only this split. Unset: all of them.")
     report: Location | None = Field(
         None,
         description="Also write one page with pictures, index.html, to this folder at any fsspec URL.",
@@ -383,7 +392,7 @@ class SplitSettings(_Settings):
         description="What belongs together and stays in one split: groups, as DATA/groups.csv says; or a "
         "regular expression as for calibrate --group-by, such as '^[^_]+'; '.+' takes each image by itself."
     )
-    split: tuple[Location, ...] = Field(
+    split: tuple[SplitName, ...] = Field(
         (), description="Take the images of this split; may be given more than once. Unset: of all splits."
     )
     train: Share = Field(0.6, description="Share of the images to learn from, beside the other shares.")
@@ -413,7 +422,7 @@ class CalibrateSettings(_Settings):
 
     model: Location = Field(description="Model bundle that gets policy.json: a folder at any fsspec URL.")
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
-    split: Location = Field(
+    split: SplitName = Field(
         description="Split to certify on: images like those to label, unseen in training and validation."
     )
     min_iou: float | None = Field(
@@ -474,7 +483,7 @@ class PromoteSettings(_Settings):
     )
     candidate: Location = Field(description="Model bundle that may replace the line's: a folder at any URL.")
     data: Location = Field(description="Labelled data set: a folder at any fsspec URL (dataset.json inside).")
-    split: Location = Field(
+    split: SplitName = Field(
         description="Split to compare on, always the same one; no model of the line may have learnt from it."
     )
     confidence: float = Field(

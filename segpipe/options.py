@@ -16,6 +16,20 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
+class _Text(click.ParamType):
+    """Text of at least one character: what is empty is a variable that was not set."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty: give a value, or leave it out", param, ctx)
+        return str(value)
+
+
+TEXT = _Text()
+
+
 def options_of(kind: type[BaseModel], *names: str) -> Callable[[Command], Command]:
     """A decorator that gives a command one option per field of the settings, or of those named."""
 
@@ -54,7 +68,7 @@ def _click_type(annotation: Any) -> click.ParamType:
         return _click_type(parts[0])
     if origin is Literal:
         return click.Choice(parts)
-    return click.types.convert_type(annotation)
+    return TEXT if annotation is str else click.types.convert_type(annotation)
 
 
 def build(kind: type[Settings], values: Mapping[str, object]) -> Settings:

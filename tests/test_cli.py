@@ -7,10 +7,11 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -547,3 +548,89 @@ def test_a_reader_that_stops_early_is_no_error(bucket: str, model: str, tmp_path
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("image_uri,")
     assert done.stderr == ""
+
+
+def every_text() -> list[tuple[list[str], str]]:
+    """Commands that are right but for one text that is empty, of an argument or an option; and its name."""
+    return [
+        ([*path, *(part for one in command.params for part in given(one, empty))], named(empty))
+        for path, command in commands(cli.cli, [])
+        for empty in command.params
+        if empty.type.name == "text"
+    ]
+
+
+def given(parameter: click.Parameter, empty: click.Parameter) -> list[str]:
+    """As on the command line; nothing for an option that may be left out."""
+    if parameter is not empty and not parameter.required:
+        return []
+    value = "" if parameter is empty else value_of(parameter)
+    return [parameter.opts[0], value] if isinstance(parameter, click.Option) else [value]
+
+
+def named(parameter: click.Parameter) -> str:
+    return parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+
+
+def commands(group: click.Group, path: list[str]) -> Iterator[tuple[list[str], click.Command]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, [*path, name])
+        else:
+            yield [*path, name], command
+
+
+def value_of(parameter: click.Parameter) -> str:
+    if isinstance(parameter.type, click.Choice):
+        return str(parameter.type.choices[0])
+    return "project" if parameter.name == "project" else "train"
+
+
+EMPTY = every_text()
+
+
+def test_every_command_takes_some_text() -> None:
+    assert len(EMPTY) > 60
+    assert {name for name, *_ in (arguments for arguments, _ in EMPTY)} >= {
+        "train",
+        "label",
+        "import",
+        "split",
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), EMPTY, ids=[f"{' '.join(one[:2])} {name}" for one, name in EMPTY]
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_text_is_wrong_usage_everywhere(
+    arguments: list[str], named: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([value if one == "" else one for one in arguments]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    last = said.err.splitlines()[-1]
+    assert last.endswith("it is empty: give a value, or leave it out")
+    assert f"'{named}'" in last
+
+
+@pytest.mark.parametrize("name", ["a/b", "train/", "..", ".", "a\\b", "tr\nain"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train", "--data", "d", "--model", "m", "--split"],
+        ["train", "--data", "d", "--model", "m", "--val-split"],
+        ["inspect", "d", "--split"],
+        ["split", "d", "t", "--by", "x", "--split"],
+        ["evaluate", "--model", "m", "--data", "d", "--split"],
+        [*CALIBRATE, *PROMISE, "--split"],
+        ["adopt", "net", "--data", "d", "--model", "m", "--split"],
+        ["promote", "--line", "l", "--candidate", "c", "--data", "d", "--split"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_split_is_the_name_of_one_folder(
+    command: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*command, name]) == 2
+    assert "is no split: give the name of one folder of the data set, as in train" in capsys.readouterr().err

@@ -48,7 +48,8 @@ def require_no_copies(
 ) -> list[str]:
     """Refuse images that are in the split more than once, unless allowed; warnings. Raises DatasetError.
 
-    `groups` (key -> group): copies within a group count as one image together, and may be there.
+    `groups` (key -> group): copies within a group count as one image together, and may be there. An image
+    without one is a group of its own.
     """
     return _refuse(copies(facts, groups), "duplicates", allow)
 
@@ -106,7 +107,7 @@ def copies(facts: SplitFacts, groups: Mapping[str, str] | None = None) -> str | 
     pairs = [
         (copy, first)
         for copy, first in facts.repeated
-        if groups is None or groups[copy.key] != groups[first.key]
+        if groups is None or groups.get(copy.key, copy.key) != groups.get(first.key, first.key)
     ]
     if not pairs:
         return None

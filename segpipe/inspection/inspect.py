@@ -164,14 +164,14 @@ def _inspected(
     dataset: Dataset, gathered: dict[str, _Gathered], refused: list[str], groups: dict[str, str] | None
 ) -> Inspected:
     facts = {name: found.facts for name, found in gathered.items()}
-    near = near_images([one for found in gathered.values() for one in found.fingerprints])
+    near = near_images([one for found in gathered.values() for one in found.fingerprints], groups)
     keys = {name: [one.sample.key for one in found.fingerprints] for name, found in gathered.items()}
     warnings = [line for found in gathered.values() for line in _split_warnings(found)]
     result = Inspection(
         data=redact(dataset.root),
         image_range=dataset.image_range,
         splits={name: _split_inspection(found, near) for name, found in gathered.items()},
-        refused=(*refused, *_refused(facts)),
+        refused=(*refused, *_refused(facts, groups)),
         warnings=(*warnings, *_near_warnings(near), *_group_warnings(dataset, keys, groups)),
         suggested_groups=suggested_groups(keys) if groups is None else (),
         promises=tuple(_promises(facts, groups)),
@@ -179,13 +179,13 @@ def _inspected(
     return Inspected(dataset, result, facts, near)
 
 
-def _refused(facts: Mapping[str, SplitFacts]) -> Iterator[str]:
+def _refused(facts: Mapping[str, SplitFacts], groups: Mapping[str, str] | None) -> Iterator[str]:
     for one in facts.values():
         if line := unreadable(one):
             yield line
         if line := unlabelled(one):
             yield line
-        if line := copies(one):
+        if line := copies(one, groups):
             yield f"as a calibration split: {line}"
     for one, other in combinations(facts.values(), 2):
         if line := shared(one, other):
@@ -204,7 +204,7 @@ def _near_warnings(near: NearImages) -> Iterator[str]:
             f"{near.n_across} images look nearly the same as one of another split: {one.sample.image_uri} "
             f"and {other.sample.image_uri}, for example: keep what belongs together in one split"
         )
-    for name, count in near.within.items():
+    for name, count in near.apart.items():
         yield (
             f"{count} images of split {name} look nearly the same as another of it: if they are frames of "
             "videos, name the videos in groups.csv or by --group-by, else a promise counts too much evidence"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import imagehash
@@ -34,10 +34,12 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class NearImages:
-    """Images that look like another and are not the same, pixel by pixel. within: how many, by split;
-    n_across: how many that look like one of another split; pairs and across: some of each."""
+    """Images that look like another and are not the same, pixel by pixel. within: how many, by split; apart:
+    those of them that look like one of another group; n_across: how many that look like one of another split;
+    pairs and across: some of each."""
 
     within: dict[str, int]
+    apart: dict[str, int]
     n_across: int
     pairs: tuple[tuple[Fingerprint, Fingerprint], ...]
     across: tuple[tuple[Fingerprint, Fingerprint], ...]
@@ -72,19 +74,31 @@ def near_sets(hashes: np.ndarray) -> np.ndarray:
     return np.asarray(connected_components(graph, directed=False)[1][place])
 
 
-def near_images(fingerprints: Sequence[Fingerprint]) -> NearImages:
-    """Which images look like others; copies of one image count as that image."""
+def near_images(fingerprints: Sequence[Fingerprint], groups: Mapping[str, str] | None = None) -> NearImages:
+    """Which images look like others; copies of one image count as that image.
+
+    `groups` (key -> group): an image without one is a group of its own.
+    """
     within: Counter[str] = Counter()
+    apart: Counter[str] = Counter()
     n_across, pairs, across = 0, [], []
     for members in _sets_of_different(fingerprints):
         splits = Counter(one.split for one in members)
-        within.update({split: count for split, count in splits.items() if count > 1})
+        several = {split: count for split, count in splits.items() if count > 1}
+        within.update(several)
+        apart.update({split: several[split] for split in several if _in_groups(members, split, groups) > 1})
         if len(splits) > 1:
             n_across += len(members)
             across.append((members[0], next(one for one in members if one.split != members[0].split)))
         else:
             pairs.append((members[0], members[1]))
-    return NearImages(dict(within), n_across, tuple(pairs[:SHOWN]), tuple(across[:SHOWN]))
+    return NearImages(dict(within), dict(apart), n_across, tuple(pairs[:SHOWN]), tuple(across[:SHOWN]))
+
+
+def _in_groups(members: Sequence[Fingerprint], split: str, groups: Mapping[str, str] | None) -> int:
+    """Of how many groups the members of a split are."""
+    keys = [one.sample.key for one in members if one.split == split]
+    return len({(groups or {}).get(key, key) for key in keys})
 
 
 def _sets_of_different(fingerprints: Sequence[Fingerprint]) -> Iterator[list[Fingerprint]]:

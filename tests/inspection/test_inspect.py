@@ -283,3 +283,28 @@ def test_the_range_of_values_is_told_or_suggested(
         255,
     )
     assert "of the stored values became 0 to 255" in (tmp_path / "page/index.html").read_text()
+
+
+def test_copies_and_near_copies_of_one_group_are_one_image_as_calibrate_counts_them(tmp_path: Path) -> None:
+    root = write_set(tmp_path, {"calibration": 3})
+    original = Image.open(root / "calibration/images/calibration_002.png")
+    mask = (root / "calibration/masks/calibration_002.png").read_bytes()
+    for key, content in {"same": saved(original, "BMP"), "near": saved(original, "JPEG", quality=70)}.items():
+        put(root / f"calibration/images/{key}.img", content)
+        put(root / f"calibration/masks/{key}.png", mask)
+
+    def found(groups: dict[str, str]) -> tuple[bool, bool]:
+        """Whether copies are refused, and whether near copies are warned of."""
+        put(
+            root / "groups.csv",
+            "".join(f"{key},{group}\n" for key, group in [("key", "group"), *groups.items()]).encode(),
+        )
+        result = inspect_data(str(root), None).result
+        split = result.splits["calibration"]
+        assert (split.copies, split.near_copies) == (1, 2)
+        near = [line for line in result.warnings if "look nearly the same as another of it" in line]
+        return bool(result.refused), bool(near)
+
+    assert found({"calibration_002": "a", "same": "a", "near": "a"}) == (False, False)
+    assert found({"calibration_002": "a", "same": "a", "near": "b"}) == (False, True)
+    assert found({}) == (True, True)
