@@ -6,7 +6,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from deep_images import png16, tiff
+from deep_images import png16, tiff, tiff_of_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_sets import png, saved
@@ -180,11 +180,20 @@ def test_a_jpeg_is_averaged_first_only_where_the_range_cuts_nothing_off() -> Non
     )  # half black, half white; averaged first it is all white
 
 
+def test_nothing_is_called_nearly_black_that_has_a_range() -> None:
+    for data in (DEEP_GREYS["PNG"], DEEP_GREYS["TIFF"]):
+        assert decode_scaled(data, 8, None).nearly_black
+        assert not decode_scaled(data, 8, None, (0.0, 65535.0)).nearly_black
+
+
 def test_an_open_pillow_image_is_read_as_its_file() -> None:
     for image_range in ((300.0, 40_300.0), (0.0, 65535.0)):
         with Image.open(BytesIO(DEEP_COLOURS["PNG"])) as image:
             found = decode_pillow(image, image_range)
         np.testing.assert_array_equal(found, decode_image(DEEP_COLOURS["PNG"], 1000, image_range))
+    with Image.open(BytesIO(tiff_of_pages([(COLOURS[::-1], 0), (COLOURS, 0)], photometric=2))) as image:
+        image.seek(1)
+        np.testing.assert_array_equal(decode_stored(image), COLOURS)
     in_memory = Image.fromarray(GREY16)
     assert decode_pillow(in_memory, TWELVE_BITS)[0, :, 0].tolist() == GREYS
 

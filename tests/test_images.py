@@ -15,6 +15,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from corpus import DECODED, Case, all_cases, formats
+from deep_images import tiff_of_pages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
@@ -654,60 +655,29 @@ def test_overlay_blends_and_leaves_ignored_pixels_bare():
 # --- TIFFs of several pages, and what a value means ---
 
 
-def tiff(pages: list[tuple[np.ndarray, int]], photometric: int) -> bytes:
-    """An uncompressed TIFF written by hand (TIFF 6.0), of pages (HxW or HxWxC, NewSubfileType)."""
-    content, links = bytearray(b"II*\0\0\0\0\0"), [4]
-    for values, kind in pages:
-        planes = values.shape[2] if values.ndim == 3 else 1
-        pixels_at = len(content)
-        content += values.astype(values.dtype.newbyteorder("<")).tobytes()
-        bits_at = len(content)
-        content += struct.pack(f"<{planes}H", *[8 * values.itemsize] * planes)
-        content += bytes(len(content) % 2)
-        content[links[-1] : links[-1] + 4] = struct.pack("<I", len(content))
-        short, long = 3, 4
-        bits = 8 * values.itemsize if planes == 1 else bits_at if planes > 2 else 0
-        entries = [
-            (254, long, 1, kind),
-            (256, long, 1, values.shape[1]),
-            (257, long, 1, values.shape[0]),
-            (258, short, planes, bits),
-            (259, short, 1, 1),
-            (262, short, 1, photometric),
-            (273, long, 1, pixels_at),
-            (277, short, 1, planes),
-            (278, long, 1, values.shape[0]),
-            (279, long, 1, values.nbytes),
-        ]
-        content += struct.pack("<H", len(entries)) + b"".join(
-            struct.pack("<HHII", *entry) for entry in entries
-        )
-        links.append(len(content))
-        content += bytes(4)
-    return bytes(content)
-
-
 COLOURS = np.random.default_rng(3).integers(0, 256, (16, 24, 3), np.uint8)
 
 
 @pytest.mark.parametrize("kind", [1, 4, 5])
 def test_a_tiff_with_overviews_or_transparency_masks_is_its_first_page(kind):
-    data = tiff([(COLOURS, 0), (COLOURS[::2, ::2], kind), (COLOURS[::4, ::4], kind)], photometric=2)
+    data = tiff_of_pages([(COLOURS, 0), (COLOURS[::2, ::2], kind), (COLOURS[::4, ::4], kind)], photometric=2)
     np.testing.assert_array_equal(decode_image(data), COLOURS)
 
 
 def test_a_tiff_of_several_pictures_is_unsupported():
     for kinds in ((0, 0), (1, 0), (0, 1, 0), (0, 2)):
-        assert failure(tiff([(COLOURS, kind) for kind in kinds], photometric=2)).reason == "unsupported"
+        assert (
+            failure(tiff_of_pages([(COLOURS, kind) for kind in kinds], photometric=2)).reason == "unsupported"
+        )
 
 
 def test_a_tiff_of_millions_of_overviews_is_refused_at_once():
     small = np.zeros((1, 1, 3), np.uint8)
-    assert failure(tiff([(COLOURS, 0), *[(small, 1)] * 100], photometric=2)).reason == "unsupported"
+    assert failure(tiff_of_pages([(COLOURS, 0), *[(small, 1)] * 100], photometric=2)).reason == "unsupported"
 
 
 def test_a_tiff_of_a_kind_that_is_not_read_is_unsupported_and_not_damaged():
-    error = failure(tiff([(COLOURS, 0)], photometric=1))  # three channels of which none is a colour
+    error = failure(tiff_of_pages([(COLOURS, 0)], photometric=1))  # three channels of which none is a colour
     assert error.reason == "unsupported"
     assert "save it as 8-bit RGB" in str(error)
 
@@ -723,7 +693,7 @@ def test_12_bits_in_16_are_called_nearly_black(encoded, values):
         encoded(grey, "PNG"),
         pgm,
         rgb_png,
-        tiff([(three, 0)], photometric=2),
+        tiff_of_pages([(three, 0)], photometric=2),
     ):
         assert decode_scaled(data, 1000, None).nearly_black
     whole = np.array([[0, 8192]], np.uint16)

@@ -1,4 +1,4 @@
-"""Images of more than 8 bits a channel that Pillow does not write, written by hand from their formats."""
+"""Images of more than 8 bits a channel, or of several pages, that Pillow does not write: made by hand."""
 
 from __future__ import annotations
 
@@ -68,3 +68,36 @@ def tiff(
     for entry in entries:
         content += struct.pack(f"{order}HHII", *entry)
     return bytes(content + bytes(4))
+
+
+def tiff_of_pages(pages: list[tuple[np.ndarray, int]], photometric: int) -> bytes:
+    """An uncompressed TIFF written by hand (TIFF 6.0), of pages (HxW or HxWxC, NewSubfileType)."""
+    content, links = bytearray(b"II*\0\0\0\0\0"), [4]
+    for values, kind in pages:
+        planes = values.shape[2] if values.ndim == 3 else 1
+        pixels_at = len(content)
+        content += values.astype(values.dtype.newbyteorder("<")).tobytes()
+        bits_at = len(content)
+        content += struct.pack(f"<{planes}H", *[8 * values.itemsize] * planes)
+        content += bytes(len(content) % 2)
+        content[links[-1] : links[-1] + 4] = struct.pack("<I", len(content))
+        short, long = 3, 4
+        bits = 8 * values.itemsize if planes == 1 else bits_at if planes > 2 else 0
+        entries = [
+            (254, long, 1, kind),
+            (256, long, 1, values.shape[1]),
+            (257, long, 1, values.shape[0]),
+            (258, short, planes, bits),
+            (259, short, 1, 1),
+            (262, short, 1, photometric),
+            (273, long, 1, pixels_at),
+            (277, short, 1, planes),
+            (278, long, 1, values.shape[0]),
+            (279, long, 1, values.nbytes),
+        ]
+        content += struct.pack("<H", len(entries)) + b"".join(
+            struct.pack("<HHII", *entry) for entry in entries
+        )
+        links.append(len(content))
+        content += bytes(4)
+    return bytes(content)

@@ -25,7 +25,7 @@ from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError, ModelError, RunError
 from segpipe.evaluation.calibration import calibrate
 from segpipe.evaluation.measure import evaluate
-from segpipe.models.bundle import load_bundle
+from segpipe.models.bundle import load_bundle, read_card
 from segpipe.training.adopt import AdoptResult, adopt
 
 
@@ -113,6 +113,15 @@ def test_one_seed_gives_the_same_model_and_another_network_another(
     assert adopt(settings(discs, path, tmp_path / "again")).model_id == adopted.model_id
     other = write_onnx(tmp_path / "other.onnx", gain=41.0)
     assert adopt(settings(discs, other, tmp_path / "other")).model_id != adopted.model_id
+
+
+def test_the_data_sets_range_of_values_is_the_models(discs: str, tmp_path: Path) -> None:
+    data = shutil.copytree(discs, tmp_path / "data")
+    description = json.loads((data / "dataset.json").read_text()) | {"image": {"range": [-10, 300]}}
+    (data / "dataset.json").write_text(json.dumps(description))
+    found = adopt(settings(str(data), write_onnx(tmp_path / "colours.onnx"), tmp_path / "model"))
+    assert read_card(found.model).spec.image_range == (-10.0, 300.0)
+    assert evaluate(found.model, str(data), "calibration", "cpu").mean_iou > 0.99
 
 
 def test_a_model_is_not_adopted_over_another(discs: str, adopted: AdoptResult, tmp_path: Path) -> None:
