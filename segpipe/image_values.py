@@ -41,14 +41,14 @@ def pixels_in_range(image: Image.Image, image_range: ImageRange) -> np.ndarray:
     Images of at most 8 bits a channel too, by their RGB values of 0 to 255. Raises ImageError, and whatever
     Pillow raises for a damaged file.
     """
-    white_is_zero = has_known_white_at_zero(image)
+    white_is_zero = _is_white_at_zero(image)
     scaled = to_8_bits(stored_values(image), image_range)
     return as_rgb(255 - scaled if white_is_zero else scaled)
 
 
 def stored_values(image: Image.Image) -> np.ndarray:
     """An opened image's own values: HxW or HxWx3, of uint8 to int32 or float32; loads it. ImageError."""
-    if is_deep_colour(image):
+    if _is_deep_colour(image):
         return _colour_of_16_bits(image)
     largest = _largest_value(image)
     if image.mode == "I" and isinstance(image, PpmImageFile):  # which Pillow stretches to 0..65535
@@ -84,21 +84,6 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
 def has_full_range(image: Image.Image) -> bool:
     """Whether an image's kind says what its brightest value is, as for 32 bits and floats none does."""
     return image.mode not in ("I", "F") or (isinstance(image, PpmImageFile) and image.mode == "I")
-
-
-def is_deep_colour(image: Image.Image) -> bool:
-    """Whether an image that is open and not decoded yet has more than 8 bits in each of several channels."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return False
-    if isinstance(image, TiffImageFile) and image.tile:
-        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
-    return _largest_value(image) > 255 or ";16" in raw_mode(image)
-
-
-def has_known_white_at_zero(image: Image.Image) -> bool:
-    """Whether 0 is white in a TIFF that Pillow leaves so: it turns those of 8 bits itself."""
-    is_deep = image.mode.startswith("I") or image.mode == "F"
-    return is_deep and isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _scaled(values: np.ndarray, image_range: ImageRange) -> np.ndarray:
@@ -140,13 +125,29 @@ def _opened_again(image: ImageFile.ImageFile, wanted: str) -> ImageFile.ImageFil
     return again
 
 
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether an image that is open and not decoded yet has more than 8 bits in each of several channels."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return False
+    if isinstance(image, TiffImageFile) and image.tile:
+        return max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
+    return _largest_value(image) > 255 or ";16" in raw_mode(image)
+
+
 def _largest_value(image: Image.Image) -> int:
     """Of a PPM or PGM, as its header says; 255 of others."""
-    for tile in getattr(image, "tile", [])[:1] if isinstance(image, PpmImageFile) else []:
-        if tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple):
-            return int(tile.args[-1])
-        return 65535 if "16" in str(tile.args) else 255
-    return 255
+    if not isinstance(image, PpmImageFile) or not image.tile:
+        return 255
+    codec, args = image.tile[0].codec_name, image.tile[0].args
+    if codec in ("ppm", "ppm_plain") and isinstance(args, tuple):
+        return int(args[-1])
+    return 65535 if "16" in raw_mode(image) else 255
+
+
+def _is_white_at_zero(image: Image.Image) -> bool:
+    """Whether 0 is white in a TIFF that Pillow leaves so: it turns those of 8 bits itself."""
+    is_deep = image.mode.startswith("I") or image.mode == "F"
+    return is_deep and isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _is_unsigned(image: Image.Image) -> bool:
