@@ -55,9 +55,9 @@ def check_test_vector(
     difference = _difference(found, expected)
     if not difference <= TOLERANCE:
         raise ModelError(
-            "the generator computes something else here than where it was adopted: the logits of its test "
-            f"images differ by {difference:.2g} of the largest, and {TOLERANCE} at most is rounding; install "
-            "the versions that model.json names, or adopt it here anew"
+            "the generator computes something else here than where the model was made: the logits of its "
+            f"test images differ by {difference:.2g} of the largest, and {TOLERANCE} at most is rounding; "
+            "install the versions that model.json names, or make the model here anew"
         )
 
 

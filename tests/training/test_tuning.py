@@ -222,7 +222,7 @@ def test_every_head_of_the_list_learns_and_comes_back(discs: str, tmp_path: Path
     network, stride, one_size = heads()[head]
     network.eval().save_pretrained(tmp_path / "network")
     image_processor(image_mean=[0.5] * 3, image_std=[0.4] * 3).save_pretrained(tmp_path / "network")
-    result = train(settings(discs, tmp_path / "network", tmp_path / "model", epochs=1, batch_size=5))
+    result = train(settings(discs, tmp_path / "network", tmp_path / "model", epochs=1, batch_size=8))
     bundle = load_bundle(result.model, "cpu")
     assert bundle.spec.foreign is not None
     assert (bundle.spec.foreign.output_stride, bundle.spec.foreign.one_size) == (stride, one_size)
