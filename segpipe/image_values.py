@@ -135,13 +135,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 
 def _largest_value(image: Image.Image) -> int:
-    """Of a PPM or PGM, as its header says; 255 of others."""
-    if not isinstance(image, PpmImageFile) or not image.tile:
-        return 255
-    codec, args = image.tile[0].codec_name, image.tile[0].args
-    if codec in ("ppm", "ppm_plain") and isinstance(args, tuple):
-        return int(args[-1])
-    return 65535 if "16" in raw_mode(image) else 255
+    """Of a PPM or PGM, as its header says if it is not decoded yet."""
+    for tile in image.tile[:1] if isinstance(image, PpmImageFile) else []:  # none of one that is decoded
+        if tile.codec_name in ("ppm", "ppm_plain") and isinstance(tile.args, tuple):
+            return int(tile.args[-1])
+    return 65535 if image.mode == "I" else 255
 
 
 def _is_white_at_zero(image: Image.Image) -> bool:

@@ -194,6 +194,9 @@ def test_an_open_pillow_image_is_read_as_its_file() -> None:
     with Image.open(BytesIO(tiff_of_pages([(COLOURS[::-1], 0), (COLOURS, 0)], photometric=2))) as image:
         image.seek(1)
         np.testing.assert_array_equal(decode_stored(image), COLOURS)
+    with Image.open(BytesIO(DEEP_GREYS["PGM"])) as image:
+        image.load()
+        assert decode_stored(image).tolist() == [VALUES]
     in_memory = Image.fromarray(GREY16)
     assert decode_pillow(in_memory, TWELVE_BITS)[0, :, 0].tolist() == GREYS
 

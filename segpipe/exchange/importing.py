@@ -149,6 +149,6 @@ def _say_nearly_black(uris: list[str]) -> None:
     values = "LOW HIGH" if suggested is None else " ".join(map(str, plain_range(suggested)))
     logger.warning(
         "%d images are nearly black, %s for example: they have more than 8 bits a channel and use less than "
-        "an eighth of the range; import again, elsewhere, with --image-range %s, what becomes black and white",
+        "an eighth of the range; import again, elsewhere, with --image-range %s, for black and white",
         len(uris), redact(uris[0]), values,
     )  # fmt: skip
