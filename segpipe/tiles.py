@@ -47,6 +47,25 @@ class Tiles:
         return math.prod(self.size) * len(self.tiles)
 
 
+@dataclass(frozen=True)
+class Tiling:
+    """How a model sees images: scale, image pixels per network pixel; the rest as `cut` takes it."""
+
+    scale: float
+    tile: tuple[int, int]
+    margin: int
+    multiples: tuple[int, int]
+    smallest: tuple[int, int]
+
+    def of_image(self, shape: tuple[int, int]) -> Tiles:
+        """The tiles of an image of this height and width, in its own pixels."""
+        return self.at_scale(size_at(self.scale, shape))
+
+    def at_scale(self, size: tuple[int, int]) -> Tiles:
+        """The tiles of an image that is so large at its scale."""
+        return cut(size, self.tile, self.margin, self.multiples, self.smallest)
+
+
 def size_at(scale: float, shape: tuple[int, int]) -> tuple[int, int]:
     """Height and width in network pixels of an image of this shape; scale: image pixels per network pixel."""
     return max(1, round(shape[0] / scale)), max(1, round(shape[1] / scale))

@@ -12,6 +12,7 @@ import numpy as np
 from segpipe.errors import SegpipeError
 from segpipe.image_range import ImageRange
 from segpipe.manifests.schema import Row
+from segpipe.tiles import Tiling
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ class ImageLabeler(Protocol):
     def digest(self) -> str | None: ...
     @property
     def policy(self) -> Policy | None: ...
+    @property
+    def tiling(self) -> Tiling | None: ...
     @property
     def image_range(self) -> ImageRange | None: ...
     @property

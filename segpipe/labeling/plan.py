@@ -26,6 +26,7 @@ from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
 from segpipe.labeling.stamps import first_stamp
 from segpipe.manifests import store
 from segpipe.manifests.duckdb_engine import scratch
+from segpipe.tiles import Tiling
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -60,9 +61,9 @@ class RunPlan:
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
     begins, None in a plan of a version that did not keep it. retry are the reasons for which the user wants
-    failed images planned again. image_range is the model's, None in a plan of an earlier version too. Rows
-    stamped from newer_from on were written after the plan was made; None, in a plan of an earlier version:
-    from created_at on.
+    failed images planned again. image_range and tiling are the model's, None in a plan of an earlier version
+    too. Rows stamped from newer_from on were written after the plan was made; None, in a plan of an earlier
+    version: from created_at on.
     """
 
     run_id: str
@@ -79,6 +80,7 @@ class RunPlan:
     retry: tuple[str, ...] = ()
     newer_from: datetime | None = None
     image_range: ImageRange | None = None
+    tiling: Tiling | None = None
 
     @property
     def run_date(self) -> date:

@@ -138,7 +138,7 @@ def _plan_or_resume(
         limit,
         model_digest=labeler.digest,
     )
-    plan = replace(plan, image_range=labeler.image_range)
+    plan = replace(plan, image_range=labeler.image_range, tiling=labeler.tiling)
     freeze_plan(plan, settings)
     logger.info(
         "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done

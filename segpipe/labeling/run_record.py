@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
@@ -21,6 +22,7 @@ from segpipe.manifests.chain import Tip
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
+from segpipe.tiles import Tiling
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -110,6 +112,8 @@ def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) 
     header |= times | {"retry": tuple(header.get("retry", ()))}
     if header.get("image_range") is not None:
         header["image_range"] = checked_range(header["image_range"])
+    if header.get("tiling") is not None:
+        header["tiling"] = TypeAdapter(Tiling).validate_python(header["tiling"])
     return RunPlan(**header, output=output, table=table)
 
 
@@ -117,6 +121,8 @@ def _header(plan: RunPlan) -> dict[str, Any]:
     """The plan in JSON's types, without its table and the place where it lies."""
     names = [field.name for field in fields(plan) if field.name not in ("output", "table")]
     header = {name: getattr(plan, name) for name in names}
+    if plan.tiling is not None:
+        header["tiling"] = asdict(plan.tiling)
     return header | {name: header[name].isoformat() for name in _TIMES if header[name]}
 
 

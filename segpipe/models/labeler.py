@@ -30,8 +30,8 @@ from segpipe.models.given_images import given_pixels
 from segpipe.models.inference import Prediction, fetched, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
-from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled, tiles_of
-from segpipe.tiles import size_at
+from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled, tiling_of
+from segpipe.tiles import Tiling
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8
@@ -145,15 +145,20 @@ class Labeler:
         """
         return self.computed_at_once if self.device == "cpu" else 2
 
+    @property
+    def tiling(self) -> Tiling | None:
+        """How the networks see images; None where each is fitted to the working size."""
+        return tiling_of(self.bundle)
+
     def passes(self, shapes: Sequence[tuple[int, int]]) -> Passes:
         """Of images of these (height, width)."""
-        scale = self.bundle.spec.scale
-        if scale is None or not shapes:
-            return Passes(scale, None, None)
-        cuts = [tiles_of(self.bundle, size_at(scale, shape)) for shape in shapes]
+        tiling = self.tiling
+        if tiling is None or not shapes:
+            return Passes(None if tiling is None else tiling.scale, None, None)
+        cuts = [tiling.of_image(shape) for shape in shapes]
         fitted = math.prod(self.bundle.spec.working_size) * len(shapes)
         tiles = sum(len(one.tiles) for one in cuts) / len(shapes)
-        return Passes(scale, tiles, sum(one.cost for one in cuts) / fitted)
+        return Passes(tiling.scale, tiles, sum(one.cost for one in cuts) / fitted)
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:

@@ -31,7 +31,7 @@ from segpipe.models.inference import generate, normalised, raw_adversarial_score
 from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
-from segpipe.tiles import Span, Tile, Tiles, cut, in_passes, pixels_of, size_at
+from segpipe.tiles import Span, Tile, Tiles, Tiling, in_passes, pixels_of, size_at
 
 # Pixels that go through the networks together: those of eight images at the largest default working size.
 PIXELS_AT_ONCE = 8 * 256 * 352
@@ -97,15 +97,22 @@ def prepare_scaled(bundle: Bundle, image: np.ndarray) -> ScaledImage:
     return ScaledImage(pixels, resize_image(image, spec.working_size), shape)
 
 
-def tiles_of(bundle: Bundle, shape: tuple[int, int]) -> Tiles:
-    """The tiles of an image that is so large at its scale."""
+def tiling_of(bundle: Bundle) -> Tiling | None:
+    """How the bundle's networks see images; None where each is fitted to the working size."""
     spec, generator = bundle.spec, bundle.generator
-    assert spec.tile is not None
-    assert spec.margin is not None
+    if spec.scale is None or spec.tile is None or spec.margin is None:
+        return None
     start = math.lcm(generator.size_multiple, generator.output_stride)
     border = math.lcm(generator.output_stride, generator.judged_stride)
     smallest = spec.tile if has_one_size(spec) else (1, 1)
-    return cut(shape, spec.tile, spec.margin, (start, border), smallest)
+    return Tiling(spec.scale, spec.tile, spec.margin, (start, border), smallest)
+
+
+def tiles_of(bundle: Bundle, shape: tuple[int, int]) -> Tiles:
+    """The tiles of an image that is so large at the bundle's scale, which it has."""
+    tiling = tiling_of(bundle)
+    assert tiling is not None
+    return tiling.at_scale(shape)
 
 
 def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[TiledMask]:

@@ -18,9 +18,11 @@ from segpipe.images import class_palette, decode_mask, decode_scaled, hex_colour
 from segpipe.redaction import redact
 from segpipe.reports.page import Picture
 from segpipe.review.drafts import read_mask
+from segpipe.tiles import Tiles, Tiling
 
 SIDE_PIXELS = 320
 DRAWN_PIXELS = 2 * SIDE_PIXELS  # the longer side masks are drawn on, so that their edges come out smooth
+LINE = 2  # pixels
 QUALITY = 80
 BYTES_PER_PIXEL = 28  # that decoding takes at most
 
@@ -46,11 +48,12 @@ class Gallery:
 @dataclass(frozen=True)
 class Shown:
     """How a run's images are shown. source: their folder, left out of their names; palette: Kx3 uint8;
-    image_range: the model's; memory: the bytes that all items which are made at once may take."""
+    image_range and tiling: the model's; memory: the bytes that all items which are made at once may take."""
 
     source: str
     palette: np.ndarray
     image_range: ImageRange | None
+    tiling: Tiling | None
     memory: Budget
 
 
@@ -79,10 +82,24 @@ def _panes(row: dict[str, Any], shown: Shown) -> tuple[Picture, ...]:
         return ()
     with shown.memory.held(row["image_bytes"] + BYTES_PER_PIXEL * _n_pixels(row)):
         image, mask, confidence = _drawn(row, shown.image_range)
+    if shown.tiling is not None:
+        image = _with_borders(image, shown.tiling.of_image((row["image_height"], row["image_width"])))
     panes = [small_picture("image", image), small_picture("mask", overlay(image, mask, shown.palette))]
     if confidence is not None:
         panes.append(small_picture("doubt", _heat(image, confidence)))
     return tuple(panes)
+
+
+def _with_borders(image: np.ndarray, tiles: Tiles) -> np.ndarray:
+    """The image HxWx3 with white lines where one tile's decisions end and the next one's begin."""
+    drawn = image.copy()
+    height, width = (max(getattr(tile, axis).end for tile in tiles.tiles) for axis in ("down", "across"))
+    for tile in tiles.tiles:
+        row = round(tile.down.first * len(image) / height)
+        column = round(tile.across.first * image.shape[1] / width)
+        drawn[row : row + LINE * (row > 0)] = 255
+        drawn[:, column : column + LINE * (column > 0)] = 255
+    return drawn
 
 
 def _n_pixels(row: dict[str, Any]) -> int:

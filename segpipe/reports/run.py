@@ -14,8 +14,8 @@ from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, RunError
-from segpipe.image_range import ImageRange
 from segpipe.images import class_palette
+from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run_record import load_plan
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.manifests.query import query
@@ -25,6 +25,7 @@ from segpipe.reports import plots
 from segpipe.reports import summary as words
 from segpipe.reports.gallery import Gallery, Shown, class_colours, gallery_item
 from segpipe.reports.page import Picture, render
+from segpipe.tiles import Tiling
 
 TEMPLATE = "run.html"
 SHOWN = 12
@@ -73,7 +74,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
     if plan is None:
         raise NotFoundError(f"{redact(output)} has no run {run_id}; segpipe query ... runs lists them")
     policy = policy if policy is not None and policy.policy_id == plan.policy_id else None
-    page = render(TEMPLATE, _page(output, summarise_run(plan), plan.image_range, policy)).encode()
+    page = render(TEMPLATE, _page(output, summarise_run(plan), plan, policy)).encode()
     uri = storage.normalise(to) if to else storage.join(output, f"runs/{run_id}/report.html")
     storage.put(uri, page)
     return uri
@@ -86,13 +87,13 @@ def _newest_run(output: str) -> str:
     return str(runs[0]["run_id"])
 
 
-def _page(output: str, summary: RunSummary, image_range: ImageRange | None, policy: Policy | None) -> RunPage:
+def _page(output: str, summary: RunSummary, plan: RunPlan, policy: Policy | None) -> RunPage:
     classes = classes_of(output)
     palette = class_palette(max(len(classes), 1))
-    shown = Shown(summary.source, palette, image_range, Budget(GALLERY_BYTES))
+    shown = Shown(summary.source, palette, plan.image_range, plan.tiling, Budget(GALLERY_BYTES))
     return RunPage(
         title=f"{summary.accepted} accepted, {summary.review} to review, {summary.failed} failed",
-        facts=tuple(_facts(summary, policy)),
+        facts=tuple(_facts(summary, plan.tiling, policy)),
         counts=tuple(words.decision_counts(summary)),
         pictures=tuple(_pictures(output, summary, policy)),
         galleries=tuple(_galleries(output, summary.run_id, shown)),
@@ -100,11 +101,13 @@ def _page(output: str, summary: RunSummary, image_range: ImageRange | None, poli
     )
 
 
-def _facts(summary: RunSummary, policy: Policy | None) -> Iterator[tuple[str, str]]:
+def _facts(summary: RunSummary, tiling: Tiling | None, policy: Policy | None) -> Iterator[tuple[str, str]]:
     yield "run", summary.run_id
     yield "source", redact(summary.source)
     yield "model", summary.model_id
     yield "planned", words.planned_line(summary)
+    if tiling is not None:
+        yield "scale", words.tiling_line(tiling)
     if policy is not None:
         yield "promise", words.promise_line(policy)
     for name, line in (("suspended", words.suspension_line(summary)), ("drift", words.drift_line(summary))):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from segpipe.labeling.estimate import Estimate
     from segpipe.labeling.totals import RunSummary
     from segpipe.models.labeler import Passes
+    from segpipe.tiles import Tiling
 
 _REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
 
@@ -130,6 +131,15 @@ def estimate_line(expected: Estimate) -> str:
     )
     rate = f"{expected.images_per_second:.1f} images/s, the rate of run {expected.rate_of_run}"
     return f"{took} at {rate}{of_other}{paid}"
+
+
+def tiling_line(tiling: Tiling) -> str:
+    """How the networks saw the images."""
+    height, width = tiling.tile
+    return (
+        f"{tiling.scale:.3g} pixels of an image to one of the networks, in tiles of at most {height}x{width} "
+        "with their borders drawn below"
+    )
 
 
 def passes_line(passes: Passes) -> str:

@@ -11,6 +11,7 @@ from segpipe.inspection.scale import (
     ChosenScale,
     Grid,
     at_scale,
+    choose_scale,
     fitted_scale,
     lost_lines,
     scale_line,
@@ -65,6 +66,8 @@ def _chosen(
     shapes: Sequence[tuple[int, int]],
     grid: Grid,
 ) -> ChosenScale:
-    if settings.scale in ("fit", "auto"):  # until training draws crops at scale
+    if settings.scale == "fit" or (settings.scale == "auto" and settings.image_size is not None):
         return fitted_scale(sizes, classes, grid)
+    if settings.scale == "auto":
+        return choose_scale(sizes, classes, shapes, grid, settings.most_cost)
     return at_scale(float(settings.scale), sizes, classes, shapes, grid)

@@ -46,6 +46,7 @@ class BrightnessLabeler:
     seen: list[str] = field(default_factory=list)
 
     image_range: tuple[float, float] | None = None
+    tiling: None = None
     smallest_decode: tuple[int, int] = (1_000_000, 1_000_000)
     pixels_at_once: int | None = None
     computed_at_once: int = 2

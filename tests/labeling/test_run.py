@@ -605,6 +605,7 @@ PROCESS = """
         model_id, digest, policy, classes = "aaaaaaaaaaaa", None, None, ("dark", "bright")
         batches = 0
 
+        tiling = None
         image_range, smallest_decode, computed_at_once, judged_at_once = None, (1000, 1000), 1, 1
         pixels_at_once = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from segpipe.concurrency import Budget
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.query import query
 from segpipe.reports import gallery
+from segpipe.tiles import Tiling
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_a_run_that_is_not_there_is_one_line(
 
 
 def shown_from(folder: Path) -> gallery.Shown:
-    return gallery.Shown(str(folder), class_palette(3), None, Budget(10**9))
+    return gallery.Shown(str(folder), class_palette(3), None, None, Budget(10**9))
 
 
 def test_pictures_are_made_within_a_budget_and_drawn_small(
@@ -184,6 +186,33 @@ def test_the_mask_is_drawn_where_it_is(tmp_path: Path, encoded: Callable[..., by
     assert abs(image - 40).max() <= 4
     assert abs(mask[:, :155] - [20, 20, 20]).max() <= 6  # half the image's 40, half of class 0's black
     assert abs(mask[:, 165:] - [84, 20, 20]).max() <= 6  # and of class 1's (128, 0, 0)
+
+
+def test_borders_between_tiles_are_drawn(tmp_path: Path, encoded: Callable[..., bytes]) -> None:
+    """900x1500 at 3 pixels to one is 300x500: tiles of 256 start at 0 and 48, and at 0, 128 and 256; borders
+    lie in the middle of what they share: row 152, columns 192 and 320. It is drawn at 192x320."""
+    shown = replace(shown_from(tmp_path), tiling=Tiling(3.0, (256, 256), 32, (16, 2), (1, 1)))
+    item = gallery.gallery_item(made_row(tmp_path, encoded, 1), shown)
+    lines = np.asarray(Image.open(BytesIO(item.panes[0].png))).mean(axis=2) > 150
+    for axis, borders in ((1, [152]), (0, [192, 320])):
+        drawn = np.flatnonzero(lines.mean(axis=axis) > 0.9)
+        assert len(borders) <= len(drawn) <= 2 * len(borders)
+        assert all(min(abs(at / 0.64 - border) for border in borders) < 3 for at in drawn)
+
+
+def test_a_run_in_tiles_is_reported_and_planned_as_such(
+    tmp_path: Path, places: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, output, _ = places
+    model = write_random_model(str(tmp_path / "tiled"), scale=1.0, tile=(32, 32), margin=8)
+    label((source, output, model), "night-1")
+    assert "1 pixels of an image to one of the networks, in tiles of at most 32x32" in report(capsys, output)
+    capsys.readouterr()
+    assert run(["plan", source, output, "--model", model, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    # 30x40: one tile of 32 high, two of 32 wide.
+    assert planned["passes"]["tiles_per_image"] == 2
+    assert planned["estimate"]["other_model"] is False
 
 
 def test_a_deep_image_is_shown_in_the_range_of_the_model(

@@ -29,10 +29,13 @@ SPEC = ModelSpec(
 )
 
 
-def write_random_model(folder: str, classes: tuple[str, ...] = SPEC.classes) -> str:
-    """Write the bundle of a model with random weights and no policy; gives the folder back."""
+def write_random_model(folder: str, classes: tuple[str, ...] = SPEC.classes, **changes: object) -> str:
+    """Write the bundle of a model with random weights and no policy; gives the folder back.
+
+    changes: of the spec.
+    """
     torch.manual_seed(0)
-    spec = SPEC.model_copy(update={"classes": classes})
+    spec = SPEC.model_copy(update={"classes": classes, **changes})
     generator, discriminator = (encode_weights(network) for network in build_networks(spec))
     digest = model_digest(spec, generator, discriminator)
     card = ModelCard(
