@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from segpipe.concurrency import Budget
 from segpipe.datasets import open_dataset
 from segpipe.errors import DatasetError, StorageError
 from segpipe.models.bundle import ModelSpec
@@ -150,24 +152,31 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> Non
         pass
 
 
-def test_at_most_so_many_pixels_are_decoded_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight images of 3,072 pixels, of which two may be open at once."""
-    in_work, most = [0], [0]
+def test_an_image_counts_as_in_work_until_it_is_small_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight images are read once to look through them and once more for a window each, in full."""
+    held, seen = threading.local(), []
     resize_image = labelled_pixels.resize_image
 
-    def watched(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        in_work[0] += 1
-        most[0] = max(most[0], in_work[0])
-        resized = resize_image(image, size)
-        in_work[0] -= 1
-        return resized
+    class Watched(Budget):
+        @contextmanager
+        def held(self, amount: int) -> Iterator[None]:
+            with super().held(amount):
+                held.pixels = amount
+                yield
+                held.pixels = 0
 
-    monkeypatch.setattr(labelled_pixels, "MAX_PIXELS", 2 * 48 * 64)
+    def watched(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        seen.append((held.pixels, image.shape[:2], size))
+        return resize_image(image, size)
+
+    monkeypatch.setattr(labelled_pixels, "Budget", Watched)
     monkeypatch.setattr(labelled_pixels, "resize_image", watched)
     dataset = open_dataset(str(write_set(tmp_path / "data", {"train": 8})))
-    with load_split(dataset, "train", SCALED, PLENTY) as labelled:
-        assert len(labelled) == 8
-    assert 1 <= most[0] <= 2
+    with load_split(dataset, "train", SCALED, 0) as labelled:
+        labelled.cut(torch.arange(8), torch.zeros(8, 2, dtype=torch.int64), (8, 8))
+    assert seen == [(48 * 64, (48, 64), (24, 32))] * 16
 
 
 def test_a_split_without_a_labelled_pixel_is_refused(tmp_path: Path) -> None:
