@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from segpipe.errors import DatasetError
 
+# Counting takes some thirty bytes a pixel; images of 100 million are counted in strips.
+PIXELS_AT_ONCE = 4_000_000
+
 
 @dataclass(frozen=True)
 class SegmentationMetrics:
@@ -36,6 +39,17 @@ def confusion_matrix(
         raise DatasetError(
             f"truth {truth.shape} and prediction {prediction.shape} differ in shape: bring them to one size"
         )
+    rows = max(1, PIXELS_AT_ONCE // max(truth[:1].size, 1))
+    confusion = np.zeros((n_classes, n_classes), np.int64)
+    for start in range(0, len(truth), rows):
+        part = slice(start, start + rows)
+        confusion += _counted(truth[part], prediction[part], n_classes, ignore_index)
+    return confusion
+
+
+def _counted(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], n_classes: int, ignore_index: int
+) -> NDArray[np.int64]:
     counted = truth != ignore_index
     true_class = _class_indices(truth[counted], n_classes, "truth")
     predicted_class = _class_indices(prediction[counted], n_classes, "prediction")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from segpipe import metrics
 from segpipe.errors import DatasetError
 from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
 
@@ -24,10 +25,10 @@ def test_confusion_matrix_counts_true_rows_against_predicted_columns():
 
 
 def test_metrics_of_a_hand_worked_image():
-    metrics = segmentation_metrics(confusion_matrix(TRUTH, PREDICTION, 4, IGNORE))
-    assert metrics.pixel_accuracy == pytest.approx(3 / 5)
-    assert metrics.per_class_iou == (pytest.approx(1 / 2), pytest.approx(2 / 4), 0.0, None)
-    assert metrics.mean_iou == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    quality = segmentation_metrics(confusion_matrix(TRUTH, PREDICTION, 4, IGNORE))
+    assert quality.pixel_accuracy == pytest.approx(3 / 5)
+    assert quality.per_class_iou == (pytest.approx(1 / 2), pytest.approx(2 / 4), 0.0, None)
+    assert quality.mean_iou == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
 
 
 def test_image_iou_leaves_out_absent_classes_and_ignored_pixels():
@@ -39,6 +40,16 @@ def test_an_image_with_every_pixel_ignored_has_no_iou():
     assert math.isnan(image_iou(np.full((2, 2), IGNORE), np.zeros((2, 2), dtype=int), 2, IGNORE))
     with pytest.raises(DatasetError, match="ignored"):
         segmentation_metrics(np.zeros((2, 2), dtype=np.int64))
+
+
+def test_a_large_image_is_counted_in_strips_and_none_is_lost(monkeypatch):
+    random = np.random.default_rng(0)
+    truth, prediction = random.integers(0, 3, (2, 11, 5))
+    whole = confusion_matrix(truth, prediction, 3, IGNORE)
+    assert whole.sum() == 55
+    for pixels in (1, 7, 10, 54, 55):
+        monkeypatch.setattr(metrics, "PIXELS_AT_ONCE", pixels)
+        assert np.array_equal(confusion_matrix(truth, prediction, 3, IGNORE), whole)
 
 
 def test_many_classes_do_not_overflow_eight_bits():

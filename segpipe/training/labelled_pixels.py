@@ -24,7 +24,13 @@ from segpipe.models.bundle import ModelSpec
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
 from segpipe.tiles import size_at
-from segpipe.training.rare_classes import Places, RareClasses, rare_classes, sample_places
+from segpipe.training.rare_classes import (
+    Places,
+    RareClasses,
+    rare_classes,
+    sample_places,
+    value_counts,
+)
 
 logger = logging.getLogger(__name__)
 READ_THREADS = 4
@@ -168,21 +174,28 @@ class _Cache:
         with self._writing:
             if self.size + image.size + mask.size > self._most_bytes:
                 return
-            try:
+            with _room_for_it():
                 self._file.write(np.ascontiguousarray(image).data)
                 self._file.write(np.ascontiguousarray(mask).data)
-            except OSError as error:
-                raise StorageError(
-                    f"the labelled images do not fit into {tempfile.gettempdir()} ({error.strerror}): set "
-                    "TMPDIR to a larger disk, or --cache-bytes to less"
-                ) from error
             self.offsets[row] = self.size
             self.size += image.size + mask.size
 
     def mapped(self) -> np.ndarray:
-        """All that was kept, as bytes."""
-        self._file.flush()
+        """All that was kept, as bytes. Raises StorageError."""
+        with _room_for_it():
+            self._file.flush()
         return np.memmap(self._file, np.uint8, "r") if self.size else np.zeros(0, np.uint8)
+
+
+@contextmanager
+def _room_for_it() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"the labelled images do not fit into {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to "
+            "a larger disk, or --cache-bytes to less"
+        ) from error
 
 
 def _look_through(reads: Sequence[Read], spec: ModelSpec, cache: _Cache) -> list[_Found]:
@@ -190,9 +203,9 @@ def _look_through(reads: Sequence[Read], spec: ModelSpec, cache: _Cache) -> list
         with reads[row]() as (image, mask):
             image, mask = _at_scale(image, mask, spec)
             cache.keep(row, image, mask)
-        counts = np.bincount(mask.ravel(), minlength=256)[: len(spec.classes)]
+        counts = value_counts(mask)[: len(spec.classes)]
         # By row, so that the threads' order changes nothing.
-        places = sample_places(mask, len(spec.classes), np.random.default_rng(row))
+        places = sample_places(mask, counts, np.random.default_rng(row))
         return _Found((mask.shape[0], mask.shape[1]), counts, places)
 
     found = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 # A class is rare when it has less than this share of the pixels that an equal part would be.
 RARE_SHARE = 0.2
@@ -52,11 +53,15 @@ class RareClasses:
         return self.places.at[found[int(where * len(found))]]
 
 
-def sample_places(mask: NDArray[np.uint8], n_classes: int, draws: np.random.Generator) -> Places:
-    """At most PLACES pixels, drawn uniformly, of each class of a mask HxW; other values have none."""
+def value_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """(256,) how many pixels of a mask HxW have each value."""
+    return np.array(Image.fromarray(mask).histogram(), np.int64)  # numpy's way takes eight bytes a pixel
+
+
+def sample_places(mask: NDArray[np.uint8], counts: NDArray[np.int64], draws: np.random.Generator) -> Places:
+    """At most PLACES pixels, drawn uniformly, of each class of a mask HxW, which has counts (K,) of each."""
     flat = mask.ravel()
     tried = draws.integers(flat.size, size=TRIED)
-    counts = np.bincount(flat, minlength=256)[:n_classes]
     # All pixels of a common class would be many; the pixels tried are enough to find some.
     common = counts * TRIED >= 2 * PLACES * flat.size
     found = [

@@ -15,7 +15,7 @@ from segpipe.training.rare_classes import RareClasses
 # Of all views; of those of an image that shows a rare class; how much more often it may be drawn for that.
 AROUND_RARE = 1 / 3
 MOST_AROUND_RARE = 2 / 3
-MOST_REPEATED = 4.0
+MOST_REPEATED = 8.0
 
 
 @dataclass(frozen=True)

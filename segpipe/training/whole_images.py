@@ -23,6 +23,7 @@ from segpipe.models.tiled import SMALLEST_PROBABILITY, ScaledImage, add_up, judg
 from segpipe.progress import track
 from segpipe.training.holdout import Parts
 from segpipe.training.labelled_pixels import LabelledPixels
+from segpipe.training.rare_classes import value_counts
 
 # Bounds on the masks that are made: network pixels of all images, bytes of memory that they take, and images.
 MOST_PIXELS = 100_000_000
@@ -143,7 +144,7 @@ def _masked(bundle: Bundle, pixels: np.ndarray, mask: np.ndarray, device: str) -
     iou = image_iou(mask, sums.mask, n_classes, spec.ignore_index)
     if math.isnan(iou):
         return []
-    present = np.bincount(mask.ravel(), minlength=256)[:n_classes] > 0
+    present = value_counts(mask)[:n_classes] > 0
     return [
         (
             torch.from_numpy(image.whole.transpose(2, 0, 1).copy()),

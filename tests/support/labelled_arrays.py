@@ -17,14 +17,17 @@ def in_memory(
     images: Sequence[np.ndarray], masks: Sequence[np.ndarray], n_classes: int, fitted: bool = True
 ) -> LabelledPixels:
     """images 3xHxW uint8 and masks HxW uint8, as `load_pixels` would give them at this size."""
-    counts = sum(np.bincount(mask.ravel(), minlength=256)[:n_classes] for mask in masks)
-    places = [sample_places(mask, n_classes, np.random.default_rng(row)) for row, mask in enumerate(masks)]
+    counts = [np.bincount(mask.ravel(), minlength=256)[:n_classes] for mask in masks]
+    places = [
+        sample_places(mask, count, np.random.default_rng(row))
+        for row, (mask, count) in enumerate(zip(masks, counts, strict=True))
+    ]
     return LabelledPixels(
         pixels=lambda row: (images[row], masks[row]),
         sizes=torch.tensor([mask.shape for mask in masks]),
         weights=torch.ones(len(masks), dtype=torch.float64),
-        counts=torch.from_numpy(np.asarray(counts)),
-        rare=rare_classes(np.asarray(counts), places),
+        counts=torch.from_numpy(np.sum(counts, axis=0)),
+        rare=rare_classes(np.sum(counts, axis=0), places),
         ignore_index=IGNORED,
         fitted=fitted,
         cached_bytes=0,

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segpipe.training.rare_classes import PLACES, Places, rare_classes, sample_places
+from segpipe.training.rare_classes import PLACES, Places, rare_classes, sample_places, value_counts
 
 
 def test_of_each_class_some_pixels_are_kept_that_the_mask_shows_there() -> None:
@@ -15,7 +15,9 @@ def test_of_each_class_some_pixels_are_kept_that_the_mask_shows_there() -> None:
     mask[100:200, 50:60] = 1  # 0.8% of the pixels
     mask[7, 9] = 2
     mask[250:] = 255
-    found = sample_places(mask, 3, np.random.default_rng(0))
+    counts = value_counts(mask)
+    assert counts.tolist() == [*[100_000 - 1001, 1000, 1], *[0] * 252, 20_000]
+    found = sample_places(mask, counts[:3], np.random.default_rng(0))
     assert Counter(found.values.tolist()) == {0: PLACES, 1: PLACES, 2: 1}
     assert np.array_equal(mask[tuple(found.at.T)], found.values)
     assert found.at[found.values == 2].tolist() == [[7, 9]]
@@ -25,7 +27,7 @@ def test_of_each_class_some_pixels_are_kept_that_the_mask_shows_there() -> None:
 
 
 def test_of_a_mask_without_a_class_there_is_no_place() -> None:
-    found = sample_places(np.full((4, 4), 255, np.uint8), 3, np.random.default_rng(0))
+    found = sample_places(np.full((4, 4), 255, np.uint8), np.zeros(3, np.int64), np.random.default_rng(0))
     assert found.values.shape == (0,)
     assert found.at.shape == (0, 2)
 

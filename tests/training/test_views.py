@@ -38,7 +38,7 @@ def surfaces(
         (9, 9, 1.0, 1 / 3),  # all show one: a third of their views are around it
         (8, 4, 1.0, 2 / 3),
         (9, 3, 2.0, 2 / 3),  # drawn twice as often they are half of all
-        (50, 1, 4.0, 2 / 3),  # no image is drawn more than four times as often for it
+        (50, 1, 8.0, 2 / 3),  # no image is drawn more than eight times as often for it
         (9, 0, 1.0, 0.0),
     ],
 )
