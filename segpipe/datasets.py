@@ -41,6 +41,7 @@ from segpipe.images import (
 )
 from segpipe.listing import left_aside
 from segpipe.printable import is_printable
+from segpipe.validation import each_once
 
 DESCRIPTION = "dataset.json"
 UNFINISHED_IMPORT = "import-unfinished.json"  # lies in a data set while segpipe import adds to it
@@ -110,7 +111,7 @@ def read_description(root: str) -> Dataset:
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
     try:
-        description = json.loads(storage.read_bytes(uri))
+        description = json.loads(storage.read_bytes(uri), object_pairs_hook=each_once)
     except NotFoundError:
         raise DatasetError(
             f"{uri} is missing: a data set's root needs it, with name, classes and ignore_index"
@@ -252,6 +253,11 @@ def write_sample(dataset: Dataset, split: str, key: str, image: np.ndarray, mask
     )
     storage.put(sample.mask_uri, encode_mask(mask, class_palette(len(dataset.classes))))
     storage.put(sample.image_uri, encode_image(image))
+
+
+def require_classes(classes: Iterable[str], place: str) -> None:
+    """DatasetError, which names the place, for classes that no data set can have."""
+    _checked_classes(list(classes), place)
 
 
 def _checked_classes(classes: Any, uri: str) -> tuple[str, ...]:

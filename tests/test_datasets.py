@@ -127,6 +127,7 @@ class TestDescription:
         ("text", "said"),
         [
             ("{", "not valid JSON"),
+            ('{"classes": ["a", "b"], "classes": ["b", "a"]}', "'classes' is there twice"),
             ("\xff\xfe", "not valid JSON"),
             ("[1]", "JSON object"),
             ("{}", '"classes" must be a list'),

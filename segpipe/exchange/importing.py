@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.config import ImportSettings
-from segpipe.datasets import IGNORED, described
+from segpipe.datasets import require_classes
 from segpipe.errors import DatasetError, NotFoundError
 from segpipe.exchange.files import LEFT_OUT, UNFINISHED
 from segpipe.exchange.imports.copying import Copied, Place, copy
@@ -65,7 +65,7 @@ def import_dataset(
     found = read(_opened(source))
     if not found.images:
         raise DatasetError(_nothing(source, layout, found.left_out))
-    _refuse_before_copying(found, root, name)
+    _refuse_before_copying(found, source)
     origin = {"source": redact(source), "layout": layout, **settings.model_dump(mode="json")}
     begin(root, found, image_range, origin)
     copied, odd = _copy_all(found, Place(root, found.classes, drawn_on, image_range))
@@ -93,8 +93,8 @@ def _nothing(source: str, layout: str, left_out: list[LeftOut]) -> str:
     return f"{redact(source)} has no images in the layout of {layout}{because}: is it its root?"
 
 
-def _refuse_before_copying(found: Found, root: str, name: str) -> None:
-    described(root, name, found.classes, IGNORED)
+def _refuse_before_copying(found: Found, source: str) -> None:
+    require_classes(found.classes, redact(source))
     seen: dict[tuple[str, str], str] = {}
     for image in found.images:
         other = seen.setdefault((image.split, image.key), image.described_in + image.uri)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
+
 from segpipe.config import Check
 from segpipe.datasets import DESCRIPTION
 from segpipe.errors import DatasetError
@@ -162,15 +164,24 @@ def ids_hint(facts: SplitFacts) -> str:
     return " (no mask holds a 0: do their numbers begin at 1?)" if from_one else ""
 
 
+def white_hint(facts: SplitFacts) -> str:
+    """A word where the masks look as if they were black and white, and white is what is ignored."""
+    white = facts.dataset.ignore_index
+    found = set(np.flatnonzero(facts.values).tolist())
+    if found != {0, white}:
+        return ""
+    return f" (its masks hold 0 and {white} alone, and {white} is ignored: save what is {white} as 1)"
+
+
 def _class_warnings(facts: SplitFacts) -> Iterator[str]:
     place = f"split {facts.split}"
     names = list(enumerate(facts.dataset.classes))
     absent = {
-        name: f"class {name!r} has no pixel in {place}{'' if index else ids_hint(facts)}"
+        name: f"class {name!r} has no pixel in {place}{white_hint(facts) if index else ids_hint(facts)}"
         for index, name in names
         if not facts.pixels[index]
     }
-    yield from _a_line_each(absent, f"{len(absent)} classes have no pixel in {place}")
+    yield from _a_line_each(absent, f"{len(absent)} classes have no pixel in {place}{white_hint(facts)}")
     whole = {
         name: f"class {name!r} only ever covers whole images of {place} ({_images(int(facts.whole[index]))})"
         for index, name in names

@@ -6,13 +6,12 @@ import json
 import re
 import tomllib
 from collections.abc import Sequence
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
-from segpipe.validation import first_problem
+from segpipe.validation import each_once, first_problem
 
 MAX_BYTES = 4_000_000
 GENERIC = re.compile(r"LABEL_\d+")
@@ -32,7 +31,7 @@ def read_class_map(url: str) -> ClassMapFile:
     try:
         text = storage.read(url, MAX_BYTES).data.decode()
         content = (
-            tomllib.loads(text) if url.endswith(".toml") else json.loads(text, object_pairs_hook=_each_once)
+            tomllib.loads(text) if url.endswith(".toml") else json.loads(text, object_pairs_hook=each_once)
         )
         return ClassMapFile.model_validate(content)
     except NotFoundError as error:
@@ -44,16 +43,6 @@ def read_class_map(url: str) -> ClassMapFile:
         ) from None
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{url} is no JSON or TOML that can be read ({error}): correct it") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two values of a name JSON would keep the later one; TOML refuses them itself."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} is there twice")
-    return content
 
 
 def by_file(

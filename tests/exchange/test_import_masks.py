@@ -107,8 +107,8 @@ def test_two_label_maps_must_say_the_same(tmp_path: Path) -> None:
     coloured_set(root, "name,r,g,b\nground,0,0,0\ncat,9,9,9\n")
     put(root / "label_colors.txt", "9 9 9 cat\n0 0 0 ground\n0 0 1 void\n")  # in another order
     assert imported(root, "colour-masks")[0] == ("cat", "ground")
-    for line, there in (("9 9 8", "9,9,8"), ("", "not there")):
-        put(root / "label_colors.txt", f"0 0 0 ground\n{line} cat\n")
+    for line, there in (("9 9 8 cat", "9,9,8"), ("", "not there")):
+        put(root / "label_colors.txt", f"0 0 0 ground\n{line}\n")
         said = refused(root, "colour-masks")
         assert (
             f"label_colors.txt and {root}/class_dict.csv disagree on the class 'cat' ({there}; 9,9,9)" in said
@@ -454,3 +454,46 @@ def test_grey_masks_of_a_grey_label_map_are_read_by_their_greys(tmp_path: Path) 
     assert np.array_equal(imported(root, "colour-masks")[1]["train/a"], 1 - INDICES)
     save(root / "masks" / "a.png", INDICES)  # 1 is no such grey: indices
     assert np.array_equal(imported(root, "colour-masks")[1]["train/a"], INDICES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("class_dict.csv", "name,r,g,b\ncat,9,9\ndog,1,1,1\n", "line 2, 'cat,9,9'"),
+        ("class_dict.csv", "name,r,g,b\nground,0.0,0,0\n", "line 2, 'ground,0.0,0,0'"),
+        ("class_dict.csv", "name;r;g;b\nground;0;0;0\n", "line 2, 'ground;0;0;0'"),
+        ("label_colors.txt", "0 0 0 ground\n9 9 cat\n", "line 2, '9 9 cat'"),
+        ("label_colors.txt", "0 0 0 ground\n9 9 9\n", "line 2, '9 9 9'"),
+        ("labelmap.txt", "ground:0,0,0::\ncat:9,9::\n", "line 2, 'cat:9,9::'"),
+    ],
+)
+def test_a_line_of_a_label_map_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, name: str, text: str, said: str
+) -> None:
+    coloured_set(tmp_path / "set", "")
+    (tmp_path / "set" / "class_dict.csv").unlink()
+    put(tmp_path / "set" / name, text)
+    found = refused(tmp_path / "set", "colour-masks")
+    assert f"set/{name}: {said} gives no class and three whole numbers: correct it" in found
+
+
+def test_label_maps_as_editors_leave_them(tmp_path: Path) -> None:
+    for number, (name, text) in enumerate(
+        (
+            ("class_dict.csv", '\ufeffname, r, g, b\r\n\r\n"ground, bare", 0, 0, 0\r\ncat,9,9,9'),
+            ("class_dict.csv", '"ground, bare",0,0,0\ncat,9,9,9\n,,,\n'),
+            ("label_colors.txt", "# of streets\n\n0\t0 0\t ground, bare\r\n9 9 9 cat"),
+            ("labelmap.txt", "# label:color_rgb:parts:actions\n\nground, bare:0,0,0::\ncat:9,9,9"),
+        )
+    ):
+        root = tmp_path / str(number)
+        coloured_set(root, "")
+        (root / "class_dict.csv").unlink()
+        put(root / name, text)
+        classes, masks = imported(root, "colour-masks")
+        assert (classes, counts(masks["train/a"])) == (("ground, bare", "cat"), {0: 12, 1: 12})
+
+
+def test_classes_that_no_data_set_can_have_are_told_of_the_source(tmp_path: Path) -> None:
+    coloured_set(tmp_path / "set", "name,r,g,b\ncat,9,9,9\n")
+    assert refused(tmp_path / "set", "colour-masks").startswith(f'{tmp_path}/set: "classes" has 1 names')

@@ -82,6 +82,14 @@ def test_numbers_from_1_are_suspected(tmp_path: Path) -> None:
     ]
 
 
+def test_white_that_is_ignored_is_suspected(tmp_path: Path) -> None:
+    root = write_set(tmp_path, mask=lambda mask: png(mask * 255))
+    assert warnings_of(facts(root))[0] == (
+        "class 'disc' has no pixel in split train (its masks hold 0 and 255 alone, and 255 is ignored: save "
+        "what is 255 as 1)"
+    )
+
+
 @pytest.mark.parametrize("allow", [(), ("unreadable", "shared", "duplicates")])
 def test_a_split_without_a_labelled_pixel_is_refused_whatever_is_allowed(
     tmp_path: Path, allow: tuple[str, ...]

@@ -276,6 +276,10 @@ def test_a_reading_that_suits_the_images_far_better_is_said(
         ('{"classes": {}, "ignore": ["0", "1"]}', "ignores every class"),
         ('{"0": "ground"}', "is no class map"),
         ("{", "is no JSON or TOML"),
+        (
+            '{"classes": {"0": "ground", "0": "disc", "1": "disc"}}',
+            "can be read ('0' is there twice): correct",
+        ),
     ],
 )
 def test_a_class_map_that_does_not_fit_is_refused(

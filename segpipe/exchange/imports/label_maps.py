@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -13,32 +14,49 @@ from segpipe.exchange.imports.source import Source
 from segpipe.images import class_palette
 
 Line = tuple[str, tuple[int, ...]]
+CHANNELS = 3
+SHOWN = 60  # characters of a line
 LabelMap = tuple[tuple[str, ...], Colours]
 _IGNORED = "what is ignored"
 _VOID = frozenset(("void", "ignore", "ignored", "unlabeled", "unlabelled"))
 
 
 def labelmap_lines(text: str) -> Iterator[Line]:
-    """PASCAL VOC's and CVAT's labelmap.txt: name:r,g,b:parts:actions, where all after the name may lack."""
-    for line in text.splitlines():
+    """PASCAL VOC's and CVAT's labelmap.txt: name:r,g,b:parts:actions, where all after the name may lack.
+
+    ValueError for a line that seems to have a colour, and none of three numbers.
+    """
+    for number, line in enumerate(text.splitlines(), 1):
         found = re.match(r"(.+?)(?::(\d+),(\d+),(\d+))?(?::[^:]*:[^:]*)?$", line.rstrip())
         # A class's name may begin with # too: what makes a line one of a class is its colour then.
         if found and (found[2] or not line.startswith("#")):
+            if not found[2] and re.search(r":[\d. ]*,[\d., ]*$", found[1]):
+                raise _unreadable(number, line)
             yield found[1], tuple(int(value) for value in found.groups()[1:] if value)
 
 
 def _spaced_lines(text: str) -> Iterator[Line]:
-    """CamVid's label_colors.txt: r g b, blanks, the name."""
-    for line in text.splitlines():
+    """CamVid's label_colors.txt: r g b, blanks, the name. ValueError for another line that is no comment."""
+    for number, line in enumerate(text.splitlines(), 1):
         if found := re.match(r"\s*(\d+)\s+(\d+)\s+(\d+)\s+(\S.*?)\s*$", line):
             yield found[4], tuple(int(value) for value in found.groups()[:3])
+        elif line.strip() and not line.lstrip().startswith("#"):
+            raise _unreadable(number, line)
 
 
 def _csv_lines(text: str) -> Iterator[Line]:
-    """class_dict.csv: name,r,g,b under a header."""
-    for line in text.splitlines():
-        if found := re.match(r"\s*\"?([^,\"]+?)\"?\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*$", line):
-            yield found[1], tuple(int(value) for value in found.groups()[1:])
+    """class_dict.csv: name,r,g,b, the first line a header or not. ValueError for another line."""
+    lines = text.splitlines()
+    for number, row in enumerate(csv.reader(lines, skipinitialspace=True), 1):
+        name, *colour = (cell.strip() for cell in row) if row else ("",)
+        if name and len(colour) == CHANNELS and all(re.fullmatch(r"\d+", value) for value in colour):
+            yield name, tuple(map(int, colour))
+        elif number > 1 and any(row):
+            raise _unreadable(number, ",".join(row))
+
+
+def _unreadable(number: int, line: str) -> ValueError:
+    return ValueError(f"line {number}, {line.strip()[:SHOWN]!r}")
 
 
 _READERS: tuple[tuple[str, Callable[[str], Iterator[Line]]], ...] = (
@@ -74,10 +92,13 @@ def checked_lines(
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """Classes and colours (Kx3 uint8) of a label map; what has no colour gets VOC's at its place.
 
-    DatasetError when there is no class, a colour is none, or two lines name one class or one colour.
+    DatasetError when there is no class, a line or a colour is none, or two lines name one class or colour.
     repeatable: names, in lower case, that may have several lines.
     """
-    found = list(lines)
+    try:
+        found = list(lines)
+    except (ValueError, csv.Error) as error:
+        raise DatasetError(f"{place}: {error} gives no class and three whole numbers: correct it") from None
     if not 1 <= len(found) <= 256:
         raise DatasetError(f"{place} names {len(found)} classes, 1 to 256 can be read: one line for each")
     colours = class_palette(len(found))
