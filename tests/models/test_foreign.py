@@ -8,8 +8,10 @@ from pydantic import ValidationError
 from random_model import SPEC
 from torch import nn
 
+from segpipe.errors import ModelError
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.class_map import by_name
+from segpipe.models.foreign_check import make_test_vector
 from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, in_classes, two_at_least
 from segpipe.models.judge import on_judged_grid
 
@@ -113,3 +115,12 @@ def test_only_adopted_models_have_a_foreign_generator() -> None:
         ModelSpec(**(values | {"foreign": FOREIGN.model_dump()}))
     with pytest.raises(ValidationError, match="goes with the architectures of adopted generators"):
         ModelSpec(**(values | {"architecture": "onnx"}))
+
+
+def test_a_network_whose_outputs_are_no_numbers_gets_no_test_vector() -> None:
+    class NoNumbers(nn.Module):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image.log()  # of what is black: below 0
+
+    with pytest.raises(ModelError, match="outputs for its test images are no numbers"):
+        make_test_vector(NoNumbers(), (32, 64), (0.5,) * 3, (0.25,) * 3, "cpu")  # type: ignore[arg-type]

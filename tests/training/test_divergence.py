@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,13 @@ def test_a_training_that_explodes_says_when_and_what_helps(
     assert line.startswith("segpipe: training diverged in epoch 1 of 2: pixel_loss is ")
     assert line.endswith("smaller --learning-rate (it was 1e+12) or --adversarial-weight (0.01)")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_training_whose_weights_are_numbers_and_far_too_large_has_come_to_nothing(
+    streets: str, tmp_path: Path
+) -> None:
+    said = failed(streets, tmp_path / "m", learning_rate=1e6, epochs=1)
+    assert re.match(r"training diverged in epoch 1 of 1: pixel_loss is [0-9.e+]+, that of guessing ", said)
 
 
 @pytest.mark.parametrize(
