@@ -460,6 +460,7 @@ def test_grey_masks_of_a_grey_label_map_are_read_by_their_greys(tmp_path: Path) 
     ("name", "text", "said"),
     [
         ("class_dict.csv", "name,r,g,b\ncat,9,9\ndog,1,1,1\n", "line 2, 'cat,9,9'"),
+        ("class_dict.csv", "cat,9,9\ndog,1,1,1\n", "line 1, 'cat,9,9'"),
         ("class_dict.csv", "name,r,g,b\nground,0.0,0,0\n", "line 2, 'ground,0.0,0,0'"),
         ("class_dict.csv", "name;r;g;b\nground;0;0;0\n", "line 2, 'ground;0;0;0'"),
         ("label_colors.txt", "0 0 0 ground\n9 9 cat\n", "line 2, '9 9 cat'"),

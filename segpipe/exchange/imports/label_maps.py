@@ -51,7 +51,7 @@ def _csv_lines(text: str) -> Iterator[Line]:
         name, *colour = (cell.strip() for cell in row) if row else ("",)
         if name and len(colour) == CHANNELS and all(re.fullmatch(r"\d+", value) for value in colour):
             yield name, tuple(map(int, colour))
-        elif number > 1 and any(row):
+        elif any(row) and (number > 1 or any(value.isdigit() for value in colour)):
             raise _unreadable(number, ",".join(row))
 
 

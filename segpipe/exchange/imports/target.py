@@ -100,7 +100,6 @@ def _require_same_meaning(root: str, found: Found, image_range: ImageRange | Non
             f"{redact(root)} ignores index {there.ignore_index}, imports ignore {IGNORED}: import into "
             "another folder"
         )
-
     if there.image_range != image_range:
         raise DatasetError(
             f"{redact(root)} has the image range {shown_range(there.image_range)}, not "
