@@ -16,6 +16,7 @@ from segpipe.labeling.inventory import Inventory
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA
 from segpipe.labeling.mask_keys import define_names
 from segpipe.manifests import store
+from segpipe.manifests.damage import naming_the_damaged
 from segpipe.manifests.parts import manifests_root
 from segpipe.storage.retry import explained
 
@@ -94,7 +95,7 @@ def find_backlog(
     """
     labelled = _of_model(model_id) & ~_is_open(retry)
     done = store.scan_manifest(output, ["image_uri", "image_etag"], labelled)
-    with explained(manifests_root(output)):
+    with explained(manifests_root(output)), naming_the_damaged(output):
         _run_on(connection, _DONE_IDENTITIES, done, _schema(["image_uri", "image_etag"]))
     n_objects = _run_on(connection, _BACKLOG, inventory.objects, OBJECT_SCHEMA)
     connection.execute("CREATE VIEW wanted AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog")
@@ -120,7 +121,7 @@ def load_rows(
     columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
     rows = store.scan_manifest(output, columns, _of_model(model_id))
     parameters = {"marker": f"/masks/{model_id}/", "open": [*_OPEN, *retry]}
-    with explained(manifests_root(output)):
+    with explained(manifests_root(output)), naming_the_damaged(output):
         _run_on(connection, _ADD_ROWS, rows, _schema(columns), parameters)
 
 

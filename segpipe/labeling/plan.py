@@ -23,9 +23,10 @@ from segpipe.image_range import ImageRange
 from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
 from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
-from segpipe.labeling.stamps import first_stamp
+from segpipe.labeling.stamps import first_stamp, rows_ahead
 from segpipe.manifests import store
 from segpipe.manifests.duckdb_engine import scratch
+from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.tiles import Tiling
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ _PENDING = """
     FROM planned
     WHERE NOT list_contains($finished::INTEGER[], shard) AND NOT EXISTS (
         FROM done WHERE done.image_uri = planned.image_uri
-            AND (done.image_etag = planned.image_etag OR done.labeled_at >= $newer_from))
+            AND (done.image_etag = planned.image_etag
+                 OR (done.labeled_at >= $newer_from AND done.labeled_at < $newer_until)))
     ORDER BY shard, image_uri"""
 
 
@@ -160,7 +162,7 @@ def make_plan(
             table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
             model_digest=model_digest,
             retry=settings.retry,
-            newer_from=first_stamp(output, now.astimezone(UTC)),
+            newer_from=first_stamp(rows_ahead(output, now), now.astimezone(UTC)),
         )
 
 
@@ -184,8 +186,12 @@ def pending_images(plan: RunPlan) -> pa.Table:
 
     A mask key that another run has used since the plan was made is replaced.
     """
-    newer_from = plan.newer_from or plan.created_at
-    parameters = {"finished": [shard for shard, _ in finished_parts(plan)], "newer_from": newer_from}
+    newer_from = min(plan.newer_from or plan.created_at, plan.created_at + FARTHEST_AHEAD)
+    parameters = {
+        "finished": [shard for shard, _ in finished_parts(plan)],
+        "newer_from": newer_from,
+        "newer_until": newer_from + FARTHEST_AHEAD,
+    }
     with scratch() as connection:
         connection.register("planned", plan.table)
         connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")

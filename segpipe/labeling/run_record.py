@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import platform
 from dataclasses import asdict, fields
 from datetime import datetime
@@ -17,8 +18,10 @@ from pydantic import TypeAdapter
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.image_range import checked_range
+from segpipe.labeling.items import one_line
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.chain import Tip
+from segpipe.manifests.parts import ERRORS_OF_CONTENT, is_of_system
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
@@ -26,6 +29,8 @@ from segpipe.tiles import Tiling
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
+
+logger = logging.getLogger(__name__)
 
 _HEADER = b"segpipe.plan"
 _PLAN = "plan.parquet"
@@ -57,8 +62,8 @@ def load_plan(output: str, run_id: str) -> RunPlan | None:
         return _parse_plan(output, storage.read_bytes(uri))
     except NotFoundError:
         return None
-    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
-        raise RunError(f"{uri} is damaged ({error}): start a run with another id") from error
+    except ERRORS_OF_CONTENT as error:
+        raise _damaged(uri, error) from error
 
 
 def list_runs(output: str) -> list[str]:
@@ -80,13 +85,17 @@ def load_header(output: str, run_id: str) -> RunPlan | None:
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem).metadata
         return _plan_of(output, PLAN_SCHEMA.empty_table(), metadata)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotFoundError):
         return None
-    except (pa.ArrowException, TypeError, KeyError, ValueError) as error:
-        raise RunError(f"{uri} is damaged ({error}): start a run with another id") from error
-    except OSError:
-        with explained(uri):
-            raise
+    except ERRORS_OF_CONTENT as error:
+        if is_of_system(error):
+            with explained(uri):
+                raise
+        raise _damaged(uri, error) from error
+
+
+def _damaged(uri: str, error: Exception) -> RunError:
+    return RunError(f"{uri} is damaged ({one_line(error)}): start a run with another id")
 
 
 def delete_run(output: str, run_id: str) -> None:
@@ -146,11 +155,19 @@ def _versions() -> dict[str, str]:
 
 
 def _read_record(plan: RunPlan) -> dict[str, Any]:
-    """run.json; only the plan's own facts where a kill came between the plan and run.json."""
+    """run.json; only the plan's own facts where a kill came before run.json, or it is damaged."""
+    plans_own = _header(plan) | {"output": plan.output, "planned": plan.table.num_rows}
     try:
-        return json.loads(storage.read_bytes(_record_uri(plan)))
+        return plans_own | json.loads(storage.read_bytes(_record_uri(plan)))
     except NotFoundError:
-        return _header(plan) | {"output": plan.output, "planned": plan.table.num_rows}
+        return plans_own
+    except (TypeError, ValueError, RecursionError) as error:
+        logger.warning(
+            "%s is damaged (%s): written anew, without the settings and versions that it held",
+            redact(_record_uri(plan)),
+            type(error).__name__,
+        )
+        return plans_own
 
 
 def _write_record(plan: RunPlan, record: dict[str, Any]) -> None:

@@ -6,13 +6,17 @@ The newest row of an image is the one that counts, and which is the newest is to
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from segpipe.manifests import store
+from segpipe.manifests.damage import naming_the_damaged
 from segpipe.manifests.parts import manifests_root
+from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
 
@@ -21,23 +25,49 @@ logger = logging.getLogger(__name__)
 _NEXT = timedelta(microseconds=1)
 
 
-def first_stamp(output: str, now: datetime) -> datetime:
-    """Now, or just after the newest row of OUTPUT where that is in the future. StorageError."""
+@dataclass(frozen=True)
+class RowsAhead:
+    """Rows stamped later than now: the newest stamp of less than a year ahead, None without one; and how many
+    are stamped beyond that, which no clock can have told."""
+
+    newest: datetime | None
+    far: int
+
+
+def rows_ahead(output: str, now: datetime) -> RowsAhead:
+    """What OUTPUT holds from `now` on. StorageError."""
     # Where the clock is right the parts' statistics rule every part out, and no row is read.
     ahead = store.scan_manifest(output, ["labeled_at"], ds.field("labeled_at") >= now)
-    with explained(manifests_root(output)):
-        return max(
-            (pc.max(batch["labeled_at"]).as_py() + _NEXT for batch in ahead if batch.num_rows), default=now
-        )
+    with explained(manifests_root(output)), naming_the_damaged(output):
+        found = [_of_batch(batch["labeled_at"], now + FARTHEST_AHEAD) for batch in ahead]
+    newest = max((one.newest for one in found if one.newest), default=None)
+    return RowsAhead(newest, sum(one.far for one in found))
 
 
-def say_if_ahead(stamp: datetime, now: datetime, output: str) -> None:
-    """Warn that the clock is behind the rows that are there."""
-    if stamp > now:
+def _of_batch(stamps: pa.Array, far_from: datetime) -> RowsAhead:
+    near = stamps.filter(pc.less(stamps, pa.scalar(far_from, stamps.type)))
+    return RowsAhead(pc.max(near).as_py(), len(stamps) - len(near))
+
+
+def first_stamp(ahead: RowsAhead, now: datetime) -> datetime:
+    """From when on rows are stamped: now, or just after the newest row where that is in the future."""
+    return now if ahead.newest is None else ahead.newest + _NEXT
+
+
+def say_if_ahead(ahead: RowsAhead, now: datetime, output: str) -> None:
+    """Warn that the clock is behind the rows that are there, and of rows that no clock can have stamped."""
+    if ahead.newest is not None:
         logger.warning(
             "the clock says %s, but the newest row under %s is of %s: rows are stamped just after that one, "
             "so that they count as newer; set this machine's clock, or wait",
             now.isoformat(timespec="seconds"),
             redact(output),
-            (stamp - _NEXT).isoformat(timespec="seconds"),
+            ahead.newest.isoformat(timespec="seconds"),
+        )
+    if ahead.far:
+        logger.warning(
+            "%d rows under %s are stamped more than a year from now, so they stay the newest of their images "
+            "whatever is labelled: segpipe verify names them; remove their parts and label again",
+            ahead.far,
+            redact(output),
         )

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.manifests.parts import telling_damage
+from segpipe.storage.retry import explained
 
 _KEY = "segpipe.chain"
 _READERS = 16
@@ -82,7 +83,7 @@ def find_tip(parts: Iterable[str]) -> Tip | None:
 
 def _read_link(uri: str) -> Link | None:
     filesystem, path = storage.arrow_filesystem(uri)
-    with telling_damage(uri):
+    with explained(uri), telling_damage(uri):
         return link_of_metadata(pq.read_schema(path, filesystem=filesystem).metadata)
 
 

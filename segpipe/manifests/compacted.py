@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.errors import StorageError
-from segpipe.manifests.parts import list_parquet, list_parts
+from segpipe.manifests.parts import ERRORS_OF_CONTENT, is_of_system, list_parquet, list_parts
+from segpipe.storage.retry import explained
 
 FOLDER = "manifests_compacted"
 _PARTS, _COPIED = "segpipe.parts", "segpipe.copied"
@@ -120,16 +121,19 @@ def read_files(output: str) -> list[CompactedFile]:
         return []
     filesystem, root = storage.arrow_filesystem(compacted_root(output))
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda item: _read_file(filesystem, root, item.key), found))
+        return list(pool.map(lambda item: _read_file(filesystem, f"{root}/{item.key}", item), found))
 
 
-def _read_file(filesystem: pa.fs.FileSystem, root: str, key: str) -> CompactedFile:
+def _read_file(filesystem: pa.fs.FileSystem, path: str, item: storage.StoredObject) -> CompactedFile:
     try:
-        metadata = pq.read_metadata(f"{root}/{key}", filesystem=filesystem).metadata or {}
-        return CompactedFile(key, _copied_parts(metadata))
-    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        metadata = pq.read_metadata(path, filesystem=filesystem).metadata or {}
+        return CompactedFile(item.key, _copied_parts(metadata))
+    except ERRORS_OF_CONTENT as error:
+        if is_of_system(error):
+            with explained(item.uri):
+                raise
         raise StorageError(
-            f"{root}/{key} is no compacted manifest ({type(error).__name__}): remove it, it holds copies only"
+            f"{item.uri} is no compacted manifest ({type(error).__name__}): remove it, it holds copies only"
         ) from error
 
 

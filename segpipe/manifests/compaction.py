@@ -112,7 +112,7 @@ def _rows(output: str, parts: list[str], copied: dict[str, CopiedPart]) -> Itera
     with ThreadPoolExecutor(_READERS) as pool:
         for key, blob in ordered_map(pool, read, parts, 2 * _READERS):
             copied[key] = CopiedPart(len(blob.data), blob.etag, part_digest(blob.data))
-            yield from part_rows(key, blob.data).to_batches()
+            yield from part_rows(key, blob.data, manifests_root(output)).to_batches()
 
 
 def _create_file(output: str, number: int, data: bytes) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["part", "chain", "run", "policy", "row", "double", "mask", "copy"]
+Kind = Literal["part", "chain", "run", "policy", "row", "double", "mask", "review", "copy"]
 EXAMPLES = 100  # of findings that are told in full; all are counted
 
 

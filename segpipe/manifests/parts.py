@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, StorageError
 from segpipe.redaction import redact
+
+# What pyarrow and JSON raise for content that is damaged, or of somebody else.
+ERRORS_OF_CONTENT = (
+    *(pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, OverflowError),
+    RecursionError,
+)
 
 
 def manifests_root(output: str) -> str:
@@ -64,12 +71,31 @@ def classes_in(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
     return tuple(classes)
 
 
+def rows_in(
+    content: bytes, schema: pa.Schema, never_null: Sequence[str], where: ds.Expression | None = None
+) -> pa.Table:
+    """The rows of a Parquet file as `schema`; columns it lacks are null, or what the expression `where` says.
+
+    Raises ValueError when a column of never_null has a null, and what pyarrow raises.
+    """
+    part = ds.ParquetFileFormat().make_fragment(pa.py_buffer(content), partition_expression=where)
+    rows = ds.FileSystemDataset([part], schema, ds.ParquetFileFormat()).to_table()
+    if missing := [name for name in never_null if rows[name].null_count]:
+        raise ValueError(f"no {missing[0]}")
+    return rows
+
+
 @contextmanager
-def telling_damage(part: str) -> Iterator[None]:
-    """Whatever reading a part's rows or metadata raises becomes a StorageError that names the part."""
+def telling_damage(part: str, remedy: str = "remove it and label again") -> Iterator[None]:
+    """Whatever a part's content makes pyarrow or JSON raise becomes a StorageError that names the part."""
     try:
         yield
-    except (pa.ArrowException, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise StorageError(
-            f"{part} is damaged ({type(error).__name__}): restore it, or remove it and label again"
-        ) from error
+    except ERRORS_OF_CONTENT as error:
+        if is_of_system(error):
+            raise
+        raise StorageError(f"{part} is damaged ({type(error).__name__}): restore it, or {remedy}") from error
+
+
+def is_of_system(error: Exception) -> bool:
+    """Whether it says that a file cannot be read at all; pyarrow has an OSError for damaged content, too."""
+    return isinstance(error, OSError) and error.errno is not None

@@ -26,13 +26,15 @@ def keep_policy(output: str, policy_id: str, text: str) -> None:
 
 
 def kept_policies(output: str) -> dict[str, str]:
-    """The text of each kept policy by policy id. StorageError."""
+    """The text of each kept policy by policy id; what is not UTF-8 in it stands as such. StorageError."""
     try:
         found = list(storage.list_objects(storage.join(output, FOLDER)))
     except NotFoundError:
         return {}
     kept = [item for item in found if item.key.endswith(".json") and not item.key.endswith(_SUSPENDED)]
-    return {item.key.removesuffix(".json"): storage.read_bytes(item.uri).decode() for item in kept}
+    return {
+        item.key.removesuffix(".json"): storage.read_bytes(item.uri).decode(errors="replace") for item in kept
+    }
 
 
 def suspension_uri(output: str, policy_id: str) -> str:

@@ -32,14 +32,15 @@ _READING = (
 def query(output: str, sql: str) -> pa.Table:
     """The result of one reading SQL statement over the views of OUTPUT.
 
-    Raises NotFoundError when OUTPUT does not exist, SegpipeError when the SQL is wrong or would write.
+    Raises NotFoundError when OUTPUT does not exist, StorageError when a file of it cannot be read,
+    SegpipeError when the SQL is wrong or would write.
     """
-    with open_views(output) as connection:
-        try:
+    try:
+        with open_views(output) as connection:
             _require_reading(connection.extract_statements(sql))
             return _uniquely_named(_kept_whole(connection.sql(sql)).to_arrow_table())
-        except duckdb.Error as error:
-            raise SegpipeError(f"query failed: {_one_line(error)} (views: {', '.join(VIEWS)})") from error
+    except duckdb.Error as error:
+        raise SegpipeError(f"query failed: {_one_line(error)} (views: {', '.join(VIEWS)})") from error
 
 
 def _kept_whole(result: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:

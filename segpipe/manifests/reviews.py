@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.dataset as ds
-from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError
-from segpipe.manifests.parts import list_parquet
+from segpipe.concurrency import ordered_map
+from segpipe.errors import AlreadyExistsError, StorageError
+from segpipe.manifests.parts import list_parquet, rows_in, telling_damage
 from segpipe.manifests.store import table_bytes
 
 Verdict = Literal["accepted", "corrected", "rejected", "skipped"]
 
 SCHEMA_VERSION = 2  # since 2 what was erased counts as wrong in draft_iou; before, it did not count
 FOLDER = "reviews"
+_READERS = 16
+_NEVER_NULL = ("review_id", "item_id", "image_uri", "model_id", "verdict", "reviewed_at")
 _NUMBERED = re.compile(rf"{FOLDER}/(\d{{8}})\.parquet")
 REVIEW_SCHEMA = pa.schema(
     [
@@ -103,22 +105,40 @@ def append_reviews(output: str, reviews: Iterable[Review]) -> list[Review]:
 
 
 def known_review_ids(output: str) -> set[str]:
-    """The names of all decisions that the log of OUTPUT has."""
+    """The names of all decisions that the log of OUTPUT has. StorageError, also for a damaged part."""
     return _known_ids(output, _parts(output))
 
 
-def open_reviews(output: str) -> ds.Dataset:
-    """All decisions of OUTPUT as a lazy Arrow dataset of REVIEW_SCHEMA, also when there are none yet."""
-    return _open(output, _parts(output))
+def read_reviews(output: str) -> pa.Table:
+    """All decisions of OUTPUT as a table of REVIEW_SCHEMA; people make few. StorageError, also for damage."""
+    return _read(output, _parts(output))
 
 
-def _open(output: str, parts: list[str]) -> ds.Dataset:
-    if not parts:
-        return ds.dataset(REVIEW_SCHEMA.empty_table())
-    filesystem, root = storage.arrow_filesystem(output)
-    return ds.dataset(
-        parts, schema=REVIEW_SCHEMA, format="parquet", filesystem=SubTreeFileSystem(root, filesystem)
-    )
+def review_parts(output: str) -> Iterator[tuple[str, pa.Table | StorageError]]:
+    """Each part's key below OUTPUT and its rows, or how it is damaged. StorageError."""
+    for key, content in _contents(output, _parts(output)):
+        try:
+            yield key, _rows(key, content)
+        except StorageError as error:
+            yield key, error
+
+
+def _read(output: str, parts: list[str]) -> pa.Table:
+    tables = [_rows(storage.join(output, key), content) for key, content in _contents(output, parts)]
+    return pa.concat_tables([REVIEW_SCHEMA.empty_table(), *tables])
+
+
+def _contents(output: str, parts: list[str]) -> Iterator[tuple[str, bytes]]:
+    def read(key: str) -> tuple[str, bytes]:
+        return key, storage.read_bytes(storage.join(output, key))
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from ordered_map(pool, read, parts, 2 * _READERS)
+
+
+def _rows(part: str, content: bytes) -> pa.Table:
+    with telling_damage(part, "remove it and pull again"):
+        return rows_in(content, REVIEW_SCHEMA, _NEVER_NULL)
 
 
 def _parts(output: str) -> list[str]:
@@ -132,7 +152,7 @@ def _next_number(parts: list[str]) -> int:
 
 
 def _known_ids(output: str, parts: list[str]) -> set[str]:
-    return set(_open(output, parts).to_table(columns=["review_id"])["review_id"].to_pylist())
+    return set(_read(output, parts)["review_id"].to_pylist())
 
 
 def _bytes(reviews: list[Review]) -> bytes:

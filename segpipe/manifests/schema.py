@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ Decision = Literal["accepted", "review", "failed"]
 RoutingReason = Literal["confident", "low_confidence", "audit", "no_policy", "drift", "suspended"]
 Reason = RoutingReason | FailureReason
 
+FARTHEST_AHEAD = timedelta(days=366)  # of a stamp; no clock is wrong by more, so that is damage
 SCHEMA_VERSION = 2  # 2 added confidence_map_uri
 
 ROW_SCHEMA = pa.schema(

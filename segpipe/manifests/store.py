@@ -19,12 +19,13 @@ from segpipe import storage
 from segpipe.errors import AlreadyExistsError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import part_digest
-from segpipe.manifests.parts import classes_in, list_parquet, manifests_root, telling_damage
+from segpipe.manifests.parts import classes_in, list_parquet, manifests_root, rows_in, telling_damage
 from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
 _RUN_DATE_FOLDER = re.compile(r"run_date=(\d{4}-\d\d-\d\d)/")
+_NEVER_NULL = ("image_uri", "model_id", "decision", "run_id")
 _SCANNED_AT_ONCE = 512
 _BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
@@ -103,16 +104,15 @@ def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> 
         )
 
 
-def part_rows(key: str, content: bytes) -> pa.Table:
+def part_rows(key: str, content: bytes, root: str = "manifests") -> pa.Table:
     """The rows of a part (key below manifests/, its bytes) as MANIFEST_SCHEMA; columns it lacks are null.
 
-    Raises StorageError for a damaged part.
+    Raises StorageError, which names it below root, for a damaged part.
     """
     day = _RUN_DATE_FOLDER.match(key)
-    with telling_damage(f"manifests/{key}"):
+    with telling_damage(f"{root}/{key}"):
         where = None if day is None else ds.field("run_date") == pa.scalar(date.fromisoformat(day[1]))
-        part = ds.ParquetFileFormat().make_fragment(pa.py_buffer(content), partition_expression=where)
-        return ds.FileSystemDataset([part], MANIFEST_SCHEMA, ds.ParquetFileFormat()).to_table()
+        return rows_in(content, MANIFEST_SCHEMA, _NEVER_NULL, where)
 
 
 def _current_keys(output: str) -> list[str]:

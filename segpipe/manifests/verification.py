@@ -8,15 +8,18 @@ with itself.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from segpipe import storage
@@ -30,14 +33,19 @@ from segpipe.manifests.duckdb_engine import scratch
 from segpipe.manifests.findings import Finding, Findings
 from segpipe.manifests.parts import list_parts, manifests_root, require_output, telling_damage
 from segpipe.manifests.policies import is_suspended, kept_policies
-from segpipe.manifests.reviews import open_reviews
+from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.run_checks import PART_NAME, check_runs
+from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.manifests.store import open_parquet, part_rows
+from segpipe.printable import printable
 from segpipe.progress import track
+from segpipe.redaction import redact
 
 if TYPE_CHECKING:
     from segpipe.config import VerifySettings
+
+logger = logging.getLogger(__name__)
 
 _READERS = 16
 _ROWS_AT_ONCE = 50_000
@@ -63,6 +71,7 @@ _EXPECTED = """
 _MISSING = """
     CREATE TABLE missing AS
     SELECT uri, place FROM masks ANTI JOIN present USING (uri) WHERE starts_with(uri, $masks)"""
+_ELSEWHERE = "SELECT count(DISTINCT uri), min(uri) FROM masks WHERE NOT starts_with(uri, $output)"
 _TO_READ = """
     CREATE TABLE to_read AS
     SELECT uri, digest, place FROM masks ANTI JOIN missing USING (uri) ORDER BY random() LIMIT $n"""
@@ -75,8 +84,8 @@ class Verification:
     """What was looked at, and what was found.
 
     unchained_parts are of versions without a chain, open_chains runs that have not ended, so that nothing
-    names their last part; masks_read of the masks were read and compared with their digests. findings counts
-    by kind, examples tells the first of them.
+    names their last part; masks_read of the masks were read and compared with their digests; masks_elsewhere
+    lie outside OUTPUT, as those of a copy do. findings counts by kind, examples tells the first of them.
     """
 
     output: str
@@ -87,6 +96,7 @@ class Verification:
     rows: int
     masks: int
     masks_read: int
+    masks_elsewhere: int
     copies: int
     findings: dict[str, int]
     examples: tuple[Finding, ...]
@@ -105,6 +115,7 @@ def verify(output: str, settings: VerifySettings) -> Verification:
         masks, masks_read = _check_masks(output, settings.masks, connection, found)
         copies = _check_copies(output, {part.key: part.digest for part in parts}, connection, found)
         rows = _count(connection, "SELECT count(*) FROM rows")
+        masks_elsewhere = _say_if_elsewhere(output, connection)
     runs, open_chains = check_runs(output, parts, policies, found)
     return Verification(
         output=output,
@@ -115,6 +126,7 @@ def verify(output: str, settings: VerifySettings) -> Verification:
         rows=rows,
         masks=masks,
         masks_read=masks_read,
+        masks_elsewhere=masks_elsewhere,
         copies=copies,
         findings=dict(sorted(found.counts.items())),
         examples=tuple(found.examples),
@@ -189,6 +201,9 @@ def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: Findings) ->
             found.add("row", place, f"is of run {row['run_id']}, shard {row['shard']}")
         for problem in row_problems(row, grounds):
             found.add("row", place, problem)
+    far_ahead = pc.greater_equal(table["labeled_at"], pa.scalar(datetime.now(UTC) + FARTHEST_AHEAD))
+    for uri in table["image_uri"].filter(far_ahead).to_pylist():
+        found.add("row", f"{key}: {uri}", "is stamped more than a year from now: no clock is so wrong")
 
 
 def _check_doubles(connection: duckdb.DuckDBPyConnection, found: Findings) -> None:
@@ -203,7 +218,7 @@ def _check_masks(
     output: str, most: int | None, connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> tuple[int, int]:
     """How many masks there are to be, and how many of them were read."""
-    connection.register("review_parts", open_reviews(output))
+    connection.register("review_parts", _check_reviews(output, found))
     connection.execute(_EXPECTED)
     _list_masks(storage.join(output, "masks"), connection)
     connection.execute(_MISSING, {"masks": storage.join(output, "masks") + "/"})
@@ -214,6 +229,30 @@ def _check_masks(
     connection.execute(_TO_READ, {"n": n_read})
     _read_masks(_rows_of(connection.sql("FROM to_read")), n_read, found)
     return _count(connection, "SELECT count(*) FROM masks"), n_read
+
+
+def _say_if_elsewhere(output: str, connection: duckdb.DuckDBPyConnection) -> int:
+    """How many masks lie outside OUTPUT; no finding, since a copy that was left as it is has them so."""
+    elsewhere, first = connection.execute(_ELSEWHERE, {"output": f"{output}/"}).fetchall()[0]
+    if elsewhere:
+        logger.warning(
+            "%d masks that rows name lie outside %s, %s for example: this is a copy, whose readers get the "
+            "original's masks; keep the original, or put the copy back in its place",
+            elsewhere,
+            redact(output),
+            printable(redact(first)),
+        )
+    return int(elsewhere)
+
+
+def _check_reviews(output: str, found: Findings) -> pa.Table:
+    tables = [REVIEW_SCHEMA.empty_table()]
+    for key, read in review_parts(output):
+        if isinstance(read, pa.Table):
+            tables.append(read)
+        else:
+            found.add("review", key, str(read))
+    return pa.concat_tables(tables)
 
 
 def _rows_of(result: duckdb.DuckDBPyRelation) -> Iterator[dict[str, Any]]:
@@ -256,7 +295,11 @@ def _compare_mask(mask: dict[str, Any]) -> tuple[str, str | None]:
 def _check_copies(
     output: str, digests: dict[str, str], connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> int:
-    files = compacted.read_files(output)
+    try:
+        files = compacted.read_files(output)
+    except StorageError as error:
+        found.add("copy", compacted.FOLDER, str(error))
+        return 0
     for file in files:
         for key, copied in file.parts.items():
             if key not in digests:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import duckdb
 
 from segpipe import storage
+from segpipe.manifests.damage import naming_the_damaged
 from segpipe.manifests.duckdb_engine import connect
 from segpipe.manifests.parts import require_output
-from segpipe.manifests.reviews import open_reviews
+from segpipe.manifests.reviews import read_reviews
 from segpipe.manifests.store import open_manifest
 
 VIEWS = {
@@ -61,12 +62,15 @@ VIEWS = {
 
 @contextmanager
 def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB connection that sees the views of OUTPUT and nothing else of this machine."""
+    """A DuckDB connection that sees the views of OUTPUT and nothing else of this machine.
+
+    Raises NotFoundError, StorageError; also, from within, when a part turns out to be damaged.
+    """
     output = storage.normalise(output)
     require_output(output)
-    with connect() as connection:
+    with naming_the_damaged(output), connect() as connection:
         connection.register("parts", open_manifest(output))
-        connection.register("review_parts", open_reviews(output))
+        connection.register("review_parts", read_reviews(output))
         for name, sql in VIEWS.items():
             connection.execute(f"CREATE VIEW {name} AS {sql}")
         connection.execute("SET enable_external_access = false")

@@ -6,14 +6,19 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 
 from segpipe import storage
+from segpipe.config import VerifySettings
+from segpipe.errors import StorageError
 from segpipe.labeling.run import finish_run, label_run, label_source, start_run
-from segpipe.labeling.stamps import first_stamp
+from segpipe.labeling.stamps import first_stamp, rows_ahead
 from segpipe.manifests.query import query
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part, read_manifest
+from segpipe.manifests.verification import verify
+from segpipe.manifests.views import open_views
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 AHEAD = timedelta(days=1)
@@ -32,13 +37,13 @@ def commit(output: str, make_row) -> Callable[..., None]:
 
 
 def test_the_first_stamp_is_now_unless_a_row_is_newer(output: str, commit) -> None:
-    assert first_stamp(output, NOW) == NOW
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW
     commit("r1", {"labeled_at": NOW - JUST_AFTER}, {"labeled_at": NOW - AHEAD})
-    assert first_stamp(output, NOW) == NOW
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW
     commit("r2", {"labeled_at": NOW})
-    assert first_stamp(output, NOW) == NOW + JUST_AFTER
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW + JUST_AFTER
     commit("r3", {"labeled_at": NOW + AHEAD, "model_id": "another"}, {"labeled_at": NOW})
-    assert first_stamp(output, NOW) == NOW + AHEAD + JUST_AFTER
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW + AHEAD + JUST_AFTER
 
 
 def test_a_run_after_the_clock_was_set_back_is_the_latest_and_says_so_once(
@@ -82,3 +87,51 @@ def test_an_image_that_changed_since_a_row_from_the_future_is_labelled(
         label_run(plan, labeler, settings)
         assert finish_run(plan).review == 2
     assert set(query(output, "SELECT run_id FROM latest")["run_id"].to_pylist()) == {"r2"}
+
+
+FAR = datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("far", [FAR, datetime(2300, 1, 1, tzinfo=UTC)])
+def test_a_row_of_a_year_that_no_clock_can_have_told_stops_no_run_and_is_said(
+    source, output, settings, make_labeler, fill, commit, picture, caplog, far: datetime
+) -> None:
+    uris, labeler = fill(source, 3), make_labeler()
+    old = {"model_id": labeler.model_id, "image_etag": "old", "labeled_at": far, "mask_uri": None}
+    commit("r1", *({"image_uri": uri} | old for uri in uris))
+    before = datetime.now(UTC)
+    with caplog.at_level(logging.WARNING):
+        assert label_source(source, output, labeler, settings, "r2").review == 3
+        storage.put(uris[0], picture(7, 9, 9))
+        assert label_source(source, output, labeler, settings, "r3").review == 1
+    rows = read_manifest(output).filter(read_manifest(output)["run_id"].to_numpy() != "r1")
+    stamps = rows["labeled_at"].to_pylist()
+    assert before <= min(stamps) <= max(stamps) <= datetime.now(UTC)
+    (line,) = set(caplog.messages)
+    assert line.startswith(f"3 rows under {output} are stamped more than a year from now")
+    assert "segpipe verify names them; remove their parts and label again" in line
+
+
+def test_a_stamp_is_followed_for_a_year_at_most(output: str, commit) -> None:
+    commit("r1", {"labeled_at": NOW + timedelta(days=365)})
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW + timedelta(days=365) + JUST_AFTER
+    commit("r2", {"labeled_at": NOW + timedelta(days=366)})
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW + timedelta(days=365) + JUST_AFTER
+
+
+def test_a_time_that_python_cannot_tell_is_damage_that_is_named(output: str, make_row, commit) -> None:
+    commit("r1", {})
+    table = rows_table([make_row(run_id="r2")], ["dark", "bright"])
+    place = table.schema.get_field_index("labeled_at")
+    beyond = pa.array([40_000 * 366 * 86_400 * 10**6], pa.timestamp("us", "UTC"))  # the year 42,000 or so
+    commit_part(output, NOW.date(), "r2", 0, table.set_column(place, table.schema.field(place), beyond))
+    with (
+        pytest.raises(StorageError, match=r"r2-00000\.parquet is damaged \(ValueError\)"),
+        open_views(output) as views,
+    ):
+        views.sql("FROM latest").to_arrow_table().to_pylist()
+    assert first_stamp(rows_ahead(output, NOW), NOW) == NOW + JUST_AFTER
+    result = verify(output, VerifySettings())
+    assert [one.what for one in result.examples if "stamped" in one.what] == [
+        "is stamped more than a year from now: no clock is so wrong"
+    ]

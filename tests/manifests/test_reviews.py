@@ -12,7 +12,7 @@ import pytest
 
 from segpipe import storage
 from segpipe.manifests.query import query
-from segpipe.manifests.reviews import Review, append_reviews, item_id, open_reviews
+from segpipe.manifests.reviews import Review, append_reviews, item_id, read_reviews
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
 
@@ -79,7 +79,7 @@ def test_a_decision_is_written_once_however_often_it_is_given(
     assert append_reviews(storage_root, [one]) == [one]
     assert append_reviews(storage_root, [one, two, two]) == [two]
     assert append_reviews(storage_root, [one, two]) == []
-    assert open_reviews(storage_root).to_table().to_pylist() == [vars(one), vars(two)]
+    assert read_reviews(storage_root).to_pylist() == [vars(one), vars(two)]
 
 
 def test_two_writers_at_once_write_each_decision_once(storage_root: str, label: Callable[..., Row]) -> None:
@@ -92,7 +92,7 @@ def test_two_writers_at_once_write_each_decision_once(storage_root: str, label: 
 
     with ThreadPoolExecutor(3) as threads:
         added = [one for result in threads.map(write, [rows[:4], rows[2:], rows[::-1]]) for one in result]
-    ids = open_reviews(storage_root).to_table()["review_id"].to_pylist()
+    ids = read_reviews(storage_root)["review_id"].to_pylist()
     assert sorted(ids) == sorted({review(row, "accepted").review_id for row in rows})
     assert sorted(one.review_id for one in added) == sorted(ids)
 

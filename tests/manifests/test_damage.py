@@ -1,0 +1,242 @@
+"""A damaged file under OUTPUT is one line that names it and the remedy, whoever meets it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from audited_output import AuditedOutput, audited_output
+from PIL import Image
+
+from segpipe.cli import run
+from segpipe.config import CompactSettings, LabelSettings, VerifySettings
+from segpipe.errors import RunError, StorageError
+from segpipe.labeling.run import finish_run, label_source, start_run
+from segpipe.labeling.run_record import load_plan
+from segpipe.manifests.compaction import compact
+from segpipe.manifests.query import query
+from segpipe.manifests.reviews import append_reviews, known_review_ids
+from segpipe.manifests.verification import verify
+from segpipe.models.labeler import load_model
+from tests.support.random_model import write_random_model
+
+SETTINGS = LabelSettings(shard_images=4, batch_images=4, fetch_threads=2)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def spoil_the_middle(path: Path) -> None:
+    """The footer stays whole, the pages do not."""
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + bytes(len(content) // 2) + content[4 + len(content) // 2 :])
+
+
+def make_text(path: Path) -> None:
+    path.write_text("<html>Sign in to continue</html>")
+
+
+def make_foreign(path: Path) -> None:
+    pq.write_table(pa.table({"a": [1, 2]}), path)
+
+
+def change_a_type(path: Path) -> None:
+    pq.write_table(pa.table({"image_uri": [[1]], "review_id": [[2]]}), path)
+
+
+DAMAGES = [truncate, make_text, make_foreign, change_a_type]
+IN_ANY_PLACE = [*DAMAGES, spoil_the_middle]
+
+
+@pytest.fixture
+def audited(tmp_path: Path) -> AuditedOutput:
+    """Four audited masks in two parts, and an answer about two of them."""
+    made = audited_output(str(tmp_path / "out"))
+    made.answer(made.label(2), "accepted")
+    made.label(2)
+    return made
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> tuple[Path, Path, str]:
+    """Source, OUTPUT and model of a run of eight images in two parts."""
+    source, output = tmp_path / "in", tmp_path / "labels"
+    source.mkdir()
+    random = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(source / f"{number}.png")
+    model = write_random_model(str(tmp_path / "model"))
+    label_source(str(source), str(output), load_model(model, "cpu"), SETTINGS, "r1")
+    return source, output, model
+
+
+def said_by(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that fails."""
+    assert run(command) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segpipe: ")]
+    return line
+
+
+# --- reviews ---
+
+
+@pytest.mark.parametrize("damage", IN_ANY_PLACE)
+@pytest.mark.parametrize(
+    "command",
+    [["query", "FROM accepted"], ["audit"], ["export", "TARGET", "--format", "voc"]],
+    ids=lambda command: command[0],
+)
+def test_a_damaged_review_part_is_named_by_whoever_reads_decisions(
+    audited: AuditedOutput,
+    damage: Callable[[Path], None],
+    command: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    damage(tmp_path / "out" / "reviews" / "00000001.parquet")
+    verb, *rest = [str(tmp_path / "target") if word == "TARGET" else word for word in command]
+    line = said_by([verb, audited.output, *rest], capsys)
+    assert line.startswith(f"segpipe: {audited.output}/reviews/00000001.parquet is damaged (")
+    assert line.endswith("restore it, or remove it and pull again")
+
+
+def test_a_pull_beside_a_damaged_review_part_adds_nothing(audited: AuditedOutput, tmp_path: Path) -> None:
+    make_foreign(tmp_path / "out" / "reviews" / "00000001.parquet")
+    with pytest.raises(StorageError, match=r"reviews/00000001\.parquet is damaged"):
+        known_review_ids(audited.output)
+    with pytest.raises(StorageError, match=r"reviews/00000001\.parquet is damaged"):
+        append_reviews(audited.output, [])
+    assert len(list((tmp_path / "out" / "reviews").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", IN_ANY_PLACE)
+def test_verify_finds_a_damaged_review_part_and_goes_on(
+    audited: AuditedOutput, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    damage(tmp_path / "out" / "reviews" / "00000001.parquet")
+    result = verify(audited.output, VerifySettings())
+    assert result.findings["review"] == 1
+    assert (result.parts, result.rows) == (2, 4)
+
+
+# --- parts and copies ---
+
+
+@pytest.mark.parametrize("damage", [truncate, make_text, spoil_the_middle, change_a_type])
+@pytest.mark.parametrize("verb", ["query", "plan", "label", "audit"])
+def test_a_damaged_part_is_named_by_whoever_reads_rows(
+    labelled: tuple[Path, Path, str],
+    damage: Callable[[Path], None],
+    verb: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, output, model = labelled
+    (part,) = (output / "manifests").rglob("r1-00001.parquet")
+    damage(part)
+    labelling = [str(source), str(output), "--model", model]
+    commands = {
+        "query": ["query", str(output), "FROM latest"],
+        "audit": ["audit", str(output)],
+        "plan": ["plan", *labelling],
+        "label": ["label", *labelling, "--device", "cpu"],
+    }
+    line = said_by(commands[verb], capsys)
+    assert line.startswith(f"segpipe: {part} is damaged (")
+    assert line.endswith("restore it, or remove it and label again")
+
+
+@pytest.mark.parametrize("damage", IN_ANY_PLACE)
+def test_verify_finds_a_damaged_part(
+    labelled: tuple[Path, Path, str], damage: Callable[[Path], None]
+) -> None:
+    _, output, _ = labelled
+    (part,) = (output / "manifests").rglob("r1-00001.parquet")
+    damage(part)
+    assert verify(str(output), VerifySettings()).findings["part"] == 1
+
+
+@pytest.mark.parametrize("damage", IN_ANY_PLACE)
+def test_a_damaged_copy_is_named_and_need_only_be_removed(
+    labelled: tuple[Path, Path, str], damage: Callable[[Path], None]
+) -> None:
+    _, output, _ = labelled
+    compact(str(output), CompactSettings(min_parts=2))
+    copy = output / "manifests_compacted" / "00000000.parquet"
+    damage(copy)
+    with pytest.raises(StorageError, match=rf"{copy} is .*: remove it, it holds copies only"):
+        query(str(output), "SELECT image_uri, error, labeled_at FROM latest")
+    assert verify(str(output), VerifySettings()).findings["copy"] >= 1
+    copy.unlink()
+    assert query(str(output), "FROM latest").num_rows == 8
+
+
+def test_wrong_sql_over_whole_files_is_no_damage(labelled: tuple[Path, Path, str]) -> None:
+    from segpipe.errors import SegpipeError
+
+    with pytest.raises(SegpipeError, match="query failed") as refused:
+        query(str(labelled[1]), "SELECT CAST(image_uri AS INTEGER) FROM labels")
+    assert not isinstance(refused.value, StorageError)
+
+
+# --- what a run keeps ---
+
+
+@pytest.mark.parametrize("damage", [truncate, make_text, make_foreign, spoil_the_middle])
+def test_a_damaged_plan_asks_for_another_run_id(
+    labelled: tuple[Path, Path, str], damage: Callable[[Path], None]
+) -> None:
+    _, output, _ = labelled
+    plan = output / "runs" / "r1" / "plan.parquet"
+    damage(plan)
+    with pytest.raises(RunError, match=rf"{plan} is damaged .*: start a run with another id"):
+        load_plan(str(output), "r1")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "no json", "[" * 100_000, '"text"'])
+def test_a_damaged_run_record_is_written_anew_and_said(
+    labelled: tuple[Path, Path, str], text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, output, model = labelled
+    record = output / "runs" / "r1" / "run.json"
+    record.write_text(text)
+    with caplog.at_level(logging.WARNING):
+        finish_run(start_run(str(source), str(output), load_model(model, "cpu"), SETTINGS, "r1"))
+    assert [line for line in caplog.messages if line.startswith(f"{record} is damaged")]
+    written = json.loads(record.read_text())
+    assert (written["run_id"], written["planned"], written["totals"]["review"]) == ("r1", 8, 8)
+    assert verify(str(output), VerifySettings()).findings == {}
+
+
+def test_a_policy_that_is_no_text_is_named(
+    audited: AuditedOutput, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = Path(audited.output) / "policies" / f"{audited.policy.policy_id}.json"
+    kept.write_bytes(b"\xff\xfe\x00")
+    assert "policy" in said_by(["audit", audited.output], capsys)
+    assert verify(audited.output, VerifySettings()).findings["policy"] >= 1
+
+
+# --- a copy ---
+
+
+def test_verify_says_that_a_copy_names_the_masks_of_the_original(
+    labelled: tuple[Path, Path, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    _, output, _ = labelled
+    copy = output.with_name("copy")
+    shutil.copytree(output, copy)
+    with caplog.at_level(logging.WARNING):
+        result = verify(str(copy), VerifySettings())
+    assert (result.findings, result.masks, result.masks_elsewhere) == ({}, 8, 8)
+    (line,) = caplog.messages
+    assert line.startswith(f"8 masks that rows name lie outside {copy}, {output}/masks/")
+    assert "this is a copy" in line
+    assert verify(str(output), VerifySettings()).masks_elsewhere == 0
