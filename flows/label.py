@@ -22,7 +22,7 @@ from flows.run_log import library_log, progress_artifact, without_secrets
 from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
-from segpipe.errors import AddressError, DeviceError, NotFoundError, SegpipeError, StorageError
+from segpipe.errors import AddressError, DeviceError, NotFoundError, RunError, SegpipeError, StorageError
 from segpipe.labeling.giving_up import require_few_failures
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
@@ -123,7 +123,19 @@ def label(
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings)
         summary = publish(plan, labeler, model, settings)
-        require_few_failures(summary, settings.max_failure_rate)
-        return asdict(summary)
     except SegpipeError as error:
         return Failed(message=redact(str(error)))
+    return judged(summary, settings)
+
+
+def judged(summary: RunSummary, settings: LabelSettings) -> dict[str, Any] | State:
+    """The finished run's summary, or Failed where too large a share of its images has."""
+    try:
+        require_few_failures(summary, settings.max_failure_rate)
+    except RunError as error:
+        # The labelling run is over, and a retry would take up that very run.
+        return Failed(
+            message=f"{redact(str(error))}; Retry on this page only says so again: start a new run, with "
+            "retry in its settings for other reasons than storage"
+        )
+    return asdict(summary)

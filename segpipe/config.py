@@ -699,7 +699,7 @@ class LabelSettings(_Settings):
         "or a wrong bucket does not fill the manifest with failures: of the last 64 images those that failed "
         "in storage or in the model, of the last 1,000 all but denied and archived ones. At its end a run of "
         "any size counts as failed when more than this share of all its images has. With 0.5 a bucket may be "
-        "half junk, 1 never stops and never fails.",
+        "half junk, 1 never stops and never fails. Where the whole source is gone the run stops in any case.",
     )
     retry: tuple[FailureReason, ...] = Field(
         (),

@@ -111,9 +111,15 @@ class Claim:
         self._lease_seconds = lease_seconds
         self._renewed = renewed
         self._trouble = "the process or the clock stood still"
+        self._lost_to: str | None = None
 
     def require_alive(self) -> None:
-        """Raise RunError when the lease has run out; asks no storage, so that it can be called per mask."""
+        """Raise RunError when the claim was found lost or the lease has run out.
+
+        Asks no storage, so that it can be called per mask.
+        """
+        if self._lost_to is not None:
+            raise RunError(self._lost_to)
         if self._renewed.age() >= self._lease_seconds:
             raise RunError(self._lost(f"its lease could not be renewed in time ({self._trouble})"))
 
@@ -121,16 +127,23 @@ class Claim:
         """Raise RunError unless the claim is alive, has half a lease left, and nobody has taken over."""
         if self._renewed.age() > self._lease_seconds / 2:
             self.renew()
-        newest = max(_generations(self._folder), default=0)
-        if newest != self._generation:
-            raise RunError(self._lost("another run has taken over"))
+        self._require_there()
+
+    def _require_there(self) -> None:
+        newest = self._newest()
+        if newest == self._generation:
+            return
+        is_taken = newest > self._generation
+        self._lost_to = self._lost("another run has taken over") if is_taken else self._gone()
+        raise RunError(self._lost_to)
 
     def renew(self) -> None:
-        """Push the expiry out by a lease; raises StorageError, and RunError when the lease has run out."""
+        """Push the expiry out by a lease; raises StorageError, and RunError when the claim is lost."""
         self.require_alive()
         now = _Moment.now()  # the lease counts from before the request
         record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
         try:
+            self._require_there()  # else an OUTPUT that was emptied would get the claim back, and it alone
             storage.put(_claim_uri(self._folder, self._generation), _to_json(record))
         except StorageError as error:
             self._trouble = str(error)
@@ -138,15 +151,27 @@ class Claim:
         self._record, self._renewed = record, now
 
     def release(self) -> None:
-        """Let the next run in at once and tidy up older claims; raises StorageError."""
+        """Let the next run in at once and tidy up older claims; raises StorageError. A lost one stays so."""
+        if self._lost_to is not None or self._newest() != self._generation:
+            return
         released = self._record.model_copy(update={"released": True})
         storage.put(_claim_uri(self._folder, self._generation), _to_json(released))
         _delete_below(self._folder, self._generation)
+
+    def _newest(self) -> int:
+        return max(_generations(self._folder), default=0)
 
     def _lost(self, why: str) -> str:
         return (
             f"run {self._record.run_id} lost its claim {_claim_uri(self._folder, self._generation)}: {why}; "
             f"what it committed is safe, resume it with run id {self._record.run_id}"
+        )
+
+    def _gone(self) -> str:
+        return (
+            f"the claim of run {self._record.run_id}, {_claim_uri(self._folder, self._generation)}, is not "
+            "there any more: OUTPUT was emptied, moved or replaced while the run went on; put it back and "
+            "resume with the same run id, or label again, which labels what has no row then"
         )
 
 
@@ -246,7 +271,7 @@ def _keep_alive(claim: Claim, stop: threading.Event, lease_seconds: float) -> No
             claim.renew()
         except StorageError as error:  # the next beat may succeed
             logger.warning("could not renew the claim: %s", error)
-        except RunError:  # the lease has run out: require_alive says so where the work is done
+        except RunError:  # the claim is lost: require_alive says so where the work is done
             return
 
 

@@ -64,7 +64,7 @@ class Target:
     """Where masks go and whose name their rows carry; require_claim raises when the run must not write.
 
     confidence_maps_root: where confidence maps go; None: they are not wanted. No row is stamped before
-    stamps_from, whatever the clock says.
+    stamps_from, whatever the clock says. require_source raises when all images are gone.
     """
 
     masks_root: str
@@ -74,6 +74,7 @@ class Target:
     palette: np.ndarray
     require_claim: Callable[[], None]
     stamps_from: datetime = LONG_AGO
+    require_source: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)

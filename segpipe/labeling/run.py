@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from segpipe import storage
-from segpipe.errors import RunError
+from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import class_palette
 from segpipe.labeling.claim import Claim, hold_claim
 from segpipe.labeling.engines.local import finished_shards
@@ -32,7 +33,7 @@ from segpipe.labeling.plan import (
     pending_images,
 )
 from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
-from segpipe.labeling.stamps import first_stamp, say_if_ahead
+from segpipe.labeling.stamps import first_stamp, rows_ahead, say_if_ahead
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
 from segpipe.manifests.chain import find_tip
@@ -139,11 +140,21 @@ def _plan_or_resume(
         model_digest=labeler.digest,
     )
     plan = replace(plan, image_range=labeler.image_range, tiling=labeler.tiling)
+    _require_unused(plan)
     freeze_plan(plan, settings)
     logger.info(
         "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done
     )
     return plan
+
+
+def _require_unused(plan: RunPlan) -> None:
+    """Parts of a run whose plan is gone would count as parts of this one."""
+    if finished_parts(plan):
+        raise RunError(
+            f"run id {plan.run_id} has parts under {plan.output} but its plan is gone: choose another run "
+            "id, it labels what is left"
+        )
 
 
 def _require_source(plan: RunPlan, source: str) -> None:
@@ -195,9 +206,9 @@ def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
 
 def _first_stamp(plan: RunPlan) -> datetime:
     now = datetime.now(UTC)
-    stamp = first_stamp(plan.output, now)
-    say_if_ahead(stamp, now, plan.output)
-    return stamp
+    ahead = rows_ahead(plan.output, now)
+    say_if_ahead(ahead, now, plan.output)
+    return first_stamp(ahead, now)
 
 
 def _target(
@@ -211,4 +222,21 @@ def _target(
         palette=class_palette(len(labeler.classes)),
         require_claim=claim.require_alive,
         stamps_from=stamps_from,
+        require_source=partial(_require_images, plan),
+    )
+
+
+def _require_images(plan: RunPlan) -> None:
+    """Raise RunError when SOURCE has no object any more: that an image is gone says nothing about it then."""
+    try:
+        if any(not found.uri.startswith(f"{plan.output}/") for found in storage.list_objects(plan.source)):
+            return
+        why = "is empty now"
+    except NotFoundError:
+        why = "is gone"
+    except StorageError:  # one may not list it, say: nothing is known, and what fails has its own limit
+        return
+    raise RunError(
+        f"{plan.source} {why}, so run {plan.run_id} stops before it fails all its images; bring it back and "
+        "resume with the same run id"
     )

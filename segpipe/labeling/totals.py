@@ -45,8 +45,8 @@ class RunSummary:
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
     per leg, summed over threads, bottleneck is the longest leg of the busier threads, None without work.
     reasons counts rows per reason, skipped the objects left aside. drift is what the drift gate found, None
-    when nothing could be accepted anyway or nothing was labelled. worst are up to ten failed images and the
-    ten of the lowest confidence.
+    when nothing could be accepted anyway or nothing was labelled. worst are up to ten failed images, one for
+    each reason among them, and the ten of the lowest confidence.
     """
 
     run_id: str
@@ -145,7 +145,17 @@ def _worst(images: Iterable[WorstImage]) -> tuple[WorstImage, ...]:
     failed = [image for image in images if image.decision == "failed"]
     labelled = [image for image in images if image.decision != "failed"]
     lowest = heapq.nsmallest(WORST_SHOWN, labelled, key=lambda image: image.confidence or 0.0)
-    return (*failed[:WORST_SHOWN], *lowest)
+    return (*_of_each_reason(failed)[:WORST_SHOWN], *lowest)
+
+
+def _of_each_reason(failed: list[WorstImage]) -> list[WorstImage]:
+    """The first of each reason, then the second of each, and so on."""
+    seen: Counter[str] = Counter()
+    turns = []
+    for image in failed:
+        turns.append(seen[image.reason])
+        seen[image.reason] += 1
+    return [image for _, image in sorted(zip(turns, failed, strict=True), key=lambda turn: turn[0])]
 
 
 def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:

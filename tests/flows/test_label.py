@@ -116,6 +116,19 @@ def test_without_a_policy_nothing_is_accepted_and_the_page_says_how_to_get_one(
     assert f"segpipe calibrate --model {tiny_model}" in artifacts(state)["label-summary"].data
 
 
+def test_the_verdict_on_too_many_failures_says_that_a_retry_only_repeats_it(
+    bucket: str, tiny_model: str, tmp_path: Path
+) -> None:
+    strict = SETTINGS.model_copy(update={"max_failure_rate": 0.1})
+    state = label(bucket, str(tmp_path / "out"), tiny_model, settings=strict, return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("1 of the 6 images of run flow-")
+    assert f"unreadable, for example {bucket}/broken.jpg: " in state.message
+    assert state.message.endswith(
+        "start a new run, with retry in its settings for other reasons than storage"
+    )
+
+
 def test_a_second_run_plans_nothing(bucket: str, tiny_model: str, tmp_path: Path) -> None:
     output = str(tmp_path / "out")
     label(bucket, output, tiny_model, settings=SETTINGS)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from random_model import write_random_model
 
 from segpipe.cli import run
@@ -77,3 +79,18 @@ def test_plan_and_label_try_again_what_the_user_names(
     assert label(raw, model, "--retry", "unreadable", "--json") == 1
     assert json.loads(capsys.readouterr().out)["retried"] == 3
     assert run([*ask, "--retry", "boredom"]) == 2
+
+
+def test_the_verdict_names_an_image_for_each_of_the_commonest_reasons(
+    raw: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):  # of the ten failed images that a summary holds each reason has one
+        (raw / f"a{number:02d}.jpg").write_text("no image")
+    (raw / "z.heic").write_bytes(b"\x00\x00\x00\x18ftypheic")
+    Image.fromarray(np.zeros((2000, 10, 3), np.uint8)).save(raw / "tall.png")
+    assert label(raw, model, "--run-id", "night", "--max-image-pixels", "10000") == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("segpipe: ")]
+    assert f"unreadable, for example {raw}/0.jpg: " in line
+    assert (
+        f"too_large, for example {raw}/tall.png: " in line or f"unsupported, for example {raw}/z.heic" in line
+    )

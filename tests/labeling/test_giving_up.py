@@ -14,11 +14,12 @@ from segpipe.labeling.items import Legs, Outcome
 from segpipe.manifests.schema import Reason, Row
 
 
-def outcome(reason: Reason, error: Exception | None = None) -> Outcome:
+def outcome(reason: Reason, error: Exception | None = None, height: int | None = 1) -> Outcome:
     decision = "review" if reason == "no_policy" else "failed"
     row = Row(
-        image_uri="s3://b/a.png", image_etag="e", image_bytes=1, image_width=1, image_height=1, mask_uri=None,
-        mask_sha256=None, decision=decision, reason=reason, confidence=None, discriminator_score=None,
+        image_uri="s3://b/a.png", image_etag="e", image_bytes=1, image_width=1, image_height=height,
+        mask_uri=None, mask_sha256=None, decision=decision, reason=reason, confidence=None,
+        discriminator_score=None,
         class_fractions=None, class_confidences=None, audit=False, inclusion_probability=0.0, model_id="m",
         policy_id=None, run_id="r1", shard=0, labeled_at=datetime.now(UTC), error="no answer",
     )  # fmt: skip
@@ -27,7 +28,8 @@ def outcome(reason: Reason, error: Exception | None = None) -> Outcome:
 
 GOOD, BROKEN, DOWN = outcome("no_policy"), outcome("unreadable"), outcome("storage", StorageError("down"))
 DENIED, COLD = outcome("denied", DeniedError("no")), outcome("archived", ArchivedError("cold"))
-GONE, FAILING = outcome("storage", NotFoundError("gone")), outcome("inference", ValueError("nan"))
+GONE = outcome("storage", NotFoundError("gone"), height=None)
+NO_PLACE, FAILING = outcome("storage", NotFoundError("no OUTPUT")), outcome("inference", ValueError("nan"))
 
 
 def finished(outcomes: Iterable[Outcome], max_failure_rate: float = 0.5) -> int:
@@ -49,6 +51,7 @@ def finished(outcomes: Iterable[Outcome], max_failure_rate: float = 0.5) -> int:
         ([DOWN] * 32 + [GOOD] * 64 + [DOWN] * 32, 128),
         ([BROKEN] * 1000, 500),  # half of 1,000: bad images lie together
         ([GONE] * 1000, 500),
+        ([NO_PLACE] * 1000, 32),  # decoded, and then there was no place for its mask
         ([BROKEN] * 400 + [GOOD] * 1000 + [BROKEN] * 400, 1800),
         ([BROKEN] * 490 + [DOWN] * 30, 500),
         ([DENIED] * 5000 + [GOOD], 5001),  # a denied folder, however large, is passed by

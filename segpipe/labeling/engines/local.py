@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.labeling.batch import BATCH_BYTES, BatchWork, Machine, label_batch, planned_batches
-from segpipe.labeling.giving_up import stop_when_too_many_fail
+from segpipe.labeling.giving_up import stop_when_source_is_gone, stop_when_too_many_fail
 from segpipe.labeling.items import FinishedShard, ImageLabeler, Legs, Outcome, PlannedImage, Target, Threads
 from segpipe.labeling.steps import BatchLimit, DecodingLimits, NearlyBlack
 from segpipe.logs import log_ids
@@ -67,7 +67,7 @@ def label_images(
     """Label the images in order; each outcome's mask, and its confidence map, is stored before it is yielded.
 
     An image that cannot be read, decoded, labelled or written becomes a failed row. Raises RunError when too
-    many fail, or when the claim is lost.
+    many fail, or when SOURCE or the claim is gone.
     """
     budget, at_own_size = (Budget(times * settings.max_image_pixels) for times in (1, OWN_SIZE_IMAGES))
     decoding = DecodingLimits(settings.max_image_pixels, settings.decode_seconds, budget, at_own_size)
@@ -82,7 +82,8 @@ def label_images(
         planned = planned_batches(images, limit)
         labelled = chain.from_iterable(ordered_map(batches, label, planned, 2 * threads))
         try:
-            yield from stop_when_too_many_fail(_timed(labelled), settings.max_failure_rate)
+            there = stop_when_source_is_gone(_timed(labelled), target.require_source)
+            yield from stop_when_too_many_fail(there, settings.max_failure_rate)
         finally:  # also of a run that ends early
             stopping.set()
             batches.shutdown(wait=False, cancel_futures=True)
