@@ -175,8 +175,8 @@ def trained(dataset: Dataset, size: tuple[int, int], wanted: dict[str, Any], wei
     assert adversary is not None
     known = begin(generator, weights) if wanted["beginning"] == "pretrained" else frozenset()
     with (
-        load_samples(dataset, chosen, size) as labelled,
-        load_samples(dataset, list_samples(dataset, "val"), size) as validation,
+        load_samples(dataset, chosen, spec, settings.cache_bytes) as labelled,
+        load_samples(dataset, list_samples(dataset, "val"), spec, settings.cache_bytes) as validation,
     ):
         started = time.process_time()
         training = Training.begin(
