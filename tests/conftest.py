@@ -73,7 +73,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("moto") / "server.log"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    program = Path(__file__).parent / "support/atomic_moto.py"
+    command = [sys.executable, str(program), "127.0.0.1", str(port)]
     with log.open("wb") as output, pytest.MonkeyPatch.context() as environment:
         few_keys_a_page = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": "10"}  # so that every listing has to page
         server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=few_keys_a_page)

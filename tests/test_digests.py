@@ -91,7 +91,7 @@ def test_a_model_json_of_the_first_version_is_read() -> None:
 
 @given(st.one_of(ABSENT, st.integers(), st.text(min_size=1)))
 def test_a_spec_of_a_later_version_has_its_old_digest_until_its_new_field_is_used(value: object) -> None:
-    later = create_model("LaterSpec", __base__=ModelSpec, scale=(Any, None))
+    later = create_model("LaterSpec", __base__=ModelSpec, dropout=(Any, None))
     old = SPECS[0][0]
-    new = later(**old.model_dump(), scale=value)
+    new = later(**old.model_dump(), dropout=value)
     assert (spec_json(new) == spec_json(old)) == (not value and value != 0)

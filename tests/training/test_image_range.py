@@ -96,8 +96,8 @@ def test_training_and_labelling_see_the_same_pixels(
     monkeypatch.setattr(Labeler, "judge", recorded)
     label_source(str(data / "test/images"), str(tmp_path / "out"), labeler, LabelSettings(), "r1")
     labeler.label([np.asarray(Image.open(sample.image_uri)) for sample in list_samples(dataset, "test")])
-    with load_split(dataset, "test", labeler.bundle.spec.working_size) as taught:
-        learnt = [taught.images[row].transpose(1, 2, 0) for row in range(4)]
+    with load_split(dataset, "test", labeler.bundle.spec, 10**9) as taught:
+        learnt = [taught.pixels(row)[0].transpose(1, 2, 0).copy() for row in range(4)]
     assert learnt[0].max() - learnt[0].min() > 150
     by_file, by_array = ([image.tobytes() for image in labelled[part]] for part in (slice(4), slice(4, 8)))
     assert by_array == [image.tobytes() for image in learnt]
