@@ -32,7 +32,7 @@ Extra = tuple[int, dict[int, np.ndarray] | None]
 @dataclass(frozen=True)
 class ClassFacts:
     """A class in a split. share: of the labelled pixels; whole_images: in which no other class is labelled;
-    objects: in the sample; smallest_object: 5th percentile of their diameters in pixels, and what the working
+    objects: in the sample; smallest_object: diameter in pixels (ObjectSizes.smallest), and what the working
     size leaves of it."""
 
     pixels: int

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 SMALLEST_OBJECT = 20  # pixels; what is smaller is taken for a slip of the brush
-PERCENTILE = 5
+SMALL_SHARE = 0.05  # of a class's pixels
 
 
 def object_diameters(mask: np.ndarray, n_classes: int) -> dict[int, np.ndarray]:
@@ -24,27 +24,45 @@ def object_diameters(mask: np.ndarray, n_classes: int) -> dict[int, np.ndarray]:
 
 
 class ObjectSizes:
-    """Diameters of all objects of a sample of images, by class."""
+    """How small the objects of each class are, image by image of a sample."""
 
     def __init__(self) -> None:
         self.images = 0
-        self._found: dict[int, list[tuple[np.ndarray, float]]] = {}
+        self._found: dict[int, list[tuple[int, float, float]]] = {}
 
     def add(self, diameters: dict[int, np.ndarray], shape: tuple[int, int]) -> None:
         """Those of one more image of the given (height, width)."""
         self.images += 1
+        side = float(np.sqrt(shape[0] * shape[1]))
         for number, of_class in diameters.items():
-            self._found.setdefault(number, []).append((of_class, float(np.sqrt(shape[0] * shape[1]))))
+            if len(of_class):
+                self._found.setdefault(number, []).append((len(of_class), _small(of_class), side))
 
     def count(self, number: int) -> int:
         """Objects of a class."""
-        return sum(len(diameters) for diameters, _ in self._found.get(number, []))
+        return sum(count for count, _, _ in self._found.get(number, []))
 
     def smallest(self, number: int, working_size: tuple[int, int]) -> tuple[float | None, float | None]:
-        """Fifth percentile of a class's diameters: in the images' pixels and in the working size's."""
-        if not self.count(number):
+        """How wide the small objects of a class are, in the images' pixels and in the working size's.
+
+        In an image those that hold a twentieth of the class's pixels: by count, crumbs of large ones would
+        decide. Of the images that show the class, the median.
+        """
+        if number not in self._found:
             return None, None
         side = float(np.sqrt(working_size[0] * working_size[1]))
-        own = np.concatenate([diameters for diameters, _ in self._found[number]])
-        seen = np.concatenate([diameters * side / root for diameters, root in self._found[number]])
-        return float(np.percentile(own, PERCENTILE)), float(np.percentile(seen, PERCENTILE))
+        own = [small for _, small, _ in self._found[number]]
+        seen = [small * side / whole for _, small, whole in self._found[number]]
+        return _median(own), _median(seen)
+
+
+def _small(diameters: np.ndarray) -> float:
+    """The diameter up to which objects hold a twentieth of their pixels."""
+    ordered = np.sort(diameters)
+    held = np.cumsum(ordered**2)
+    return float(ordered[np.searchsorted(held, SMALL_SHARE * held[-1])])
+
+
+def _median(values: list[float]) -> float:
+    """The lower one of an even number."""
+    return float(np.percentile(values, 50, method="lower"))

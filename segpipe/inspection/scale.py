@@ -11,8 +11,8 @@ from segpipe.tiles import MARGIN, TILE, cut, size_at
 
 # An object must be so many cells of the networks' grid wide to be found.
 CELLS = 3.0
-# A scale that makes so little difference is not worth tiles.
-WORTH = 1.1
+# A scale that shows less than half as many pixels more is not worth its price.
+WORTH = 1.5
 HALVINGS = 30
 
 
@@ -50,9 +50,8 @@ def choose_scale(
 ) -> ChosenScale:
     """The least scale that keeps the small objects of every class, at most the images' own size.
 
-    Small are the 5th percentile of the diameters of a class's objects of over 20 pixels; kept, if they are 3
-    cells wide. shapes: (height, width) of some images. What costs more than most_cost times fit is not
-    chosen, but the least scale that does not.
+    Small are objects as ObjectSizes.smallest says; kept, if they are 3 cells wide. shapes: (height, width) of
+    some images. What costs more than most_cost times fit is not chosen, but the least scale that does not.
     """
     fitted = fitted_scale(sizes, classes, grid)
     if not fitted.lost:

@@ -81,10 +81,22 @@ def test_the_smallest_objects_are_measured_and_what_the_working_size_leaves_of_t
     sizes = ObjectSizes()
     sizes.add(found, (400, 400))
     own, seen = sizes.smallest(1, (100, 100))
-    # The fifth percentile lies a twentieth of the way from the smaller to the larger.
-    assert own == pytest.approx(0.95 * 11.2838 + 0.05 * 45.1352, rel=1e-4)
+    # The smaller holds 100 of 1700 pixels, a twentieth and more.
+    assert own == pytest.approx(11.2838, rel=1e-4)
     assert seen == pytest.approx(own / 4)
     assert sizes.smallest(3, (100, 100)) == (None, None)
+
+
+def test_crumbs_of_large_objects_do_not_count_as_small_ones() -> None:
+    """Twenty of 25 pixels beside one of 22,500: 500 of 23,000 pixels are less than a twentieth."""
+    mask = np.zeros((400, 400), np.uint8)
+    for number in range(20):
+        mask[10 * number : 10 * number + 5, :5] = 1
+    mask[200:350, 200:350] = 1
+    sizes = ObjectSizes()
+    sizes.add(object_diameters(mask, 2), (400, 400))
+    assert sizes.count(1) == 21
+    assert sizes.smallest(1, (400, 400))[0] == pytest.approx(150 * 2 / math.sqrt(math.pi))
 
 
 def test_objects_that_the_working_size_loses_are_said(tmp_path: Path) -> None:

@@ -51,15 +51,15 @@ def test_no_more_is_paid_than_was_said_and_what_is_lost_is_told() -> None:
 
 
 def test_never_above_the_own_size() -> None:
-    chosen = choose_scale(sizes(cell=5.2), CLASSES, [(300, 300)], Grid((256, 256)), 8)
+    chosen = choose_scale(sizes(cell=5.2), CLASSES, [(400, 400)], Grid((256, 256)), 8)
     assert chosen.scale == 1
     assert chosen.lost == {"cell": pytest.approx(2.6)}
     assert "in the images themselves" in lost_lines(chosen, "split train")[0]
 
 
 def test_a_scale_that_makes_no_difference_is_not_worth_tiles() -> None:
-    chosen = choose_scale(sizes(cell=5.2), CLASSES, [(256, 352)], GRID, 8)
-    assert chosen.scale is None
+    chosen = choose_scale(sizes(cell=5.2), CLASSES, [(300, 420)], GRID, 8)
+    assert chosen.scale is None  # 1.4 times the pixels
     assert chosen.lost == {"cell": pytest.approx(5.2 / 8 / 2)}
 
 
