@@ -25,6 +25,14 @@ class Span:
     first: int
     end: int
 
+    def within(self, stride: int) -> slice:
+        """What it decides, on its own grid of this stride."""
+        return slice((self.first - self.start) // stride, -((self.start - self.end) // stride))
+
+    def cells(self, stride: int) -> slice:
+        """The same, on the whole image's grid."""
+        return slice(self.first // stride, -(-self.end // stride))
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -32,6 +40,14 @@ class Tile:
 
     down: Span
     across: Span
+
+    def within(self, stride: int) -> tuple[slice, slice]:
+        """What it decides, on its own grid of this stride."""
+        return self.down.within(stride), self.across.within(stride)
+
+    def cells(self, stride: int) -> tuple[slice, slice]:
+        """The same, on the whole image's grid."""
+        return self.down.cells(stride), self.across.cells(stride)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from segpipe.confidence.score import SCORE_PARTS
 from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
 from segpipe.models.labeler import JudgedMask, Labeler, split_masks
 from segpipe.models.masks import class_logits
-from segpipe.models.tiled import ScaledImage, TiledMask, raw_score_in_tiles, whole_logits
+from segpipe.models.tiled import ScaledImage, TiledMask
+from segpipe.models.tiled_logits import raw_score_in_tiles, whole_logits
 
 ADVERSARIAL = "adversarial"
 

@@ -27,7 +27,7 @@ from segpipe.errors import DeviceMemoryError
 from segpipe.models.bundle import Bundle, has_one_size
 from segpipe.models.device import autocast, on_device, to_device
 from segpipe.models.full_size import Part, part_of_mask
-from segpipe.models.inference import generate, normalised, raw_adversarial_score
+from segpipe.models.inference import generate, normalised
 from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
@@ -47,6 +47,11 @@ class ScaledImage:
     pixels: np.ndarray
     whole: np.ndarray
     shape: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width at its scale."""
+        return self.pixels.shape[0], self.pixels.shape[1]
 
 
 @dataclass(frozen=True)
@@ -131,38 +136,6 @@ def add_up(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[I
     return sums
 
 
-def whole_logits(bundle: Bundle, image: ScaledImage, device: str) -> Tensor:
-    """Class logits (K,h,w) of a whole image on the generator's own grid, in main memory."""
-    stride, whole = bundle.generator.output_stride, None
-    for tile, batch in _batches_of_one(bundle, image, device):
-        logits = class_logits(generate(bundle, batch, device))[0].cpu()
-        if whole is None:
-            whole = torch.empty(len(logits), *(-(-side // stride) for side in _size(image)))
-        down, across = _slices(tile, stride)
-        whole[(slice(None), *_cells(tile, stride))] = logits[:, down, across]
-    assert whole is not None  # an image has one tile at least
-    return whole
-
-
-def raw_score_in_tiles(bundle: Bundle, image: ScaledImage, device: str) -> Tensor | None:
-    """(1,) what raw_adversarial_score says of the tiles, by what each decides; None: there was no game."""
-    total, area = torch.zeros(1), 0
-    for tile, batch in _batches_of_one(bundle, image, device):
-        raw = raw_adversarial_score(bundle, batch, generate(bundle, batch, device), device)
-        if raw is None:
-            return None
-        decided = (tile.down.end - tile.down.first) * (tile.across.end - tile.across.first)
-        total, area = total + raw.cpu() * decided, area + decided
-    return total / area
-
-
-def _batches_of_one(bundle: Bundle, image: ScaledImage, device: str) -> Iterator[tuple[Tile, Tensor]]:
-    tiles = tiles_of(bundle, _size(image))
-    for tile in tiles.tiles:
-        pixels = pixels_of(image.pixels, tile, tiles.size)
-        yield tile, normalised(bundle, to_device(np.ascontiguousarray(pixels[None]), device))
-
-
 def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
     stride, n_classes = bundle.generator.judged_stride, len(bundle.spec.classes)
     grid = [-(-side // stride) for side in image.pixels.shape[:2]]
@@ -184,7 +157,7 @@ def _views(
     bundle: Bundle, images: Sequence[ScaledImage], device: str
 ) -> Iterator[tuple[int, Tile, TileView]]:
     """Each tile of each image after both networks; a pass that is too much for the device is halved."""
-    cuts = [tiles_of(bundle, _size(image)) for image in images]
+    cuts = [tiles_of(bundle, image.size) for image in images]
     tiles = [(number, tile) for number, tiles in enumerate(cuts) for tile in tiles.tiles]
     sizes = [cuts[number].size for number, _ in tiles]
     for together in in_passes(PIXELS_AT_ONCE, sizes):
@@ -192,10 +165,6 @@ def _views(
         pixels = [pixels_of(images[number].pixels, tile, cuts[number].size) for number, tile in chosen]
         for (number, tile), view in zip(chosen, _look(bundle, pixels, chosen, device), strict=True):
             yield number, tile, view
-
-
-def _size(image: ScaledImage) -> tuple[int, int]:
-    return image.pixels.shape[0], image.pixels.shape[1]
 
 
 def _look(
@@ -232,7 +201,7 @@ def _decided(
     """One tile of a batch, cut to what it decides."""
     stride = bundle.generator.judged_stride
     one = slice(row, row + 1)
-    at = one, slice(None), *_slices(tile, stride)
+    at = one, slice(None), *tile.within(stride)
     return TileView(
         logits[row],
         ShownMask(shown.one_hot[at], shown.probabilities[at]),
@@ -255,21 +224,6 @@ def _same_part(coarse: Tensor, fine: Tensor, at: tuple[slice, ...]) -> Tensor:
     return coarse[:, :, ends[0], ends[1]]
 
 
-def _slices(tile: Tile, stride: int) -> tuple[slice, slice]:
-    """What a tile decides, on its own grid of this stride."""
-    return _slice(tile.down, stride), _slice(tile.across, stride)
-
-
-def _slice(span: Span, stride: int) -> slice:
-    return slice((span.first - span.start) // stride, -((span.start - span.end) // stride))
-
-
-def _cells(tile: Tile, stride: int) -> tuple[slice, slice]:
-    """The same, on the whole image's grid."""
-    down, across = (slice(span.first // stride, -(-span.end // stride)) for span in (tile.down, tile.across))
-    return down, across
-
-
 def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: TileView) -> None:
     """What one more tile says, on top of the others."""
     correctness = view.judgement.correctness.float().sigmoid()
@@ -279,8 +233,8 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     sums.correctness_logits += float(view.judgement.correctness.float().sum())
     sums.realness += float(adversarial_score(view.judgement.realness)) * cells
     sums.cells += cells
-    _place_mask(bundle, sums.mask, _size(image), tile, view.logits)
-    down, across = _cells(tile, bundle.generator.judged_stride)
+    _place_mask(bundle, sums.mask, image.size, tile, view.logits)
+    down, across = tile.cells(bundle.generator.judged_stride)
     sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
     _shrink_into(sums, down, across, view.shown)
 

@@ -15,6 +15,7 @@ from segpipe.models import tiled
 from segpipe.models.bundle import Bundle, ModelSpec
 from segpipe.models.full_size import Part, _part_on_device, full_size_mask, part_of_mask
 from segpipe.models.labeler import Labeled, Labeler
+from segpipe.models.tiled_logits import whole_logits
 from segpipe.tiles import pixels_of
 
 TILE = {"tile": (64, 96), "margin": 16}
@@ -175,5 +176,5 @@ def test_whole_logits_hold_each_cell_once(fitted: Labeler) -> None:
         torch.tensor(values).view(3, 1, 1) for values in (bundle.spec.mean, bundle.spec.standard_deviation)
     )
     expected = torch.from_numpy(image.pixels.transpose(2, 0, 1) / np.float32(255)).sub(mean).div(deviation)
-    logits = tiled.whole_logits(bundle, image, "cpu")
+    logits = whole_logits(bundle, image, "cpu")
     assert torch.allclose(logits, Local()(expected[None])[0], atol=0.2)  # bfloat16 where the CPU has it
