@@ -32,6 +32,7 @@ _FIRST_POLL_SECONDS = 0.1
 _LONGEST_POLL_SECONDS = 5.0
 _RENEWALS_PER_LEASE = 4
 _MAX_BYTES = 2**16
+_MOST_REFUSALS = 10
 _NAME = re.compile(r"[0-9]{8,1000}")
 _Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
@@ -130,8 +131,9 @@ class Claim:
         self._require_there()
 
     def _require_there(self) -> None:
-        newest = self._newest()
-        if newest == self._generation:
+        newest = max(_generations(self._folder), default=0)
+        # A listing can miss what is replaced while it goes on, and the heartbeat does that.
+        if newest == self._generation or (newest < self._generation and storage.exists(self._uri)):
             return
         is_taken = newest > self._generation
         self._lost_to = self._lost("another run has taken over") if is_taken else self._gone()
@@ -144,7 +146,7 @@ class Claim:
         record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
         try:
             self._require_there()  # else an OUTPUT that was emptied would get the claim back, and it alone
-            storage.put(_claim_uri(self._folder, self._generation), _to_json(record))
+            storage.put(self._uri, _to_json(record))
         except StorageError as error:
             self._trouble = str(error)
             raise
@@ -152,26 +154,27 @@ class Claim:
 
     def release(self) -> None:
         """Let the next run in at once and tidy up older claims; raises StorageError. A lost one stays so."""
-        if self._lost_to is not None or self._newest() != self._generation:
+        if self._lost_to is not None or not storage.exists(self._uri):
             return
         released = self._record.model_copy(update={"released": True})
-        storage.put(_claim_uri(self._folder, self._generation), _to_json(released))
+        storage.put(self._uri, _to_json(released))
         _delete_below(self._folder, self._generation)
 
-    def _newest(self) -> int:
-        return max(_generations(self._folder), default=0)
+    @property
+    def _uri(self) -> str:
+        return _claim_uri(self._folder, self._generation)
 
     def _lost(self, why: str) -> str:
         return (
-            f"run {self._record.run_id} lost its claim {_claim_uri(self._folder, self._generation)}: {why}; "
+            f"run {self._record.run_id} lost its claim {self._uri}: {why}; "
             f"what it committed is safe, resume it with run id {self._record.run_id}"
         )
 
     def _gone(self) -> str:
         return (
-            f"the claim of run {self._record.run_id}, {_claim_uri(self._folder, self._generation)}, is not "
-            "there any more: OUTPUT was emptied, moved or replaced while the run went on; put it back and "
-            "resume with the same run id, or label again, which labels what has no row then"
+            f"the claim of run {self._record.run_id}, {self._uri}, is not there any more: OUTPUT was "
+            "emptied, moved or replaced while the run went on; put it back and resume with the same run id, "
+            "or label again, which labels what has no row then"
         )
 
 
@@ -216,7 +219,7 @@ def _delete_below(folder: str, newest: int) -> int:
 
 def _acquire(folder: str, run_id: str, lease_seconds: float) -> Claim:
     watched, poll_seconds = _Found(0, b""), _FIRST_POLL_SECONDS
-    since = time.monotonic()
+    since, refusals = time.monotonic(), 0
     while True:
         asked = time.monotonic()
         live = _live_claim(folder)
@@ -224,18 +227,29 @@ def _acquire(folder: str, run_id: str, lease_seconds: float) -> Claim:
             if live.generation != watched.generation and not live.is_free(datetime.now(UTC)):
                 _say_waiting(folder, live, lease_seconds)
                 poll_seconds = _FIRST_POLL_SECONDS
-            watched, since, asked = live, time.monotonic(), since
+            watched, since, asked, refusals = live, time.monotonic(), since, 0
         left = live.silence(lease_seconds) - (asked - since)
         if live.is_free(datetime.now(UTC)) or left <= 0:
             if claim := _try_create(folder, live.generation + 1, run_id, lease_seconds):
                 _say_if_silent(live)
                 return claim
-            continue
-        time.sleep(min(poll_seconds, left))
+            refusals += 1
+            _require_listed(folder, live.generation + 1, refusals)
+        time.sleep(min(poll_seconds, max(left, _FIRST_POLL_SECONDS)))
         poll_seconds = min(poll_seconds * 1.5, _LONGEST_POLL_SECONDS)
 
 
+def _require_listed(folder: str, generation: int, refusals: int) -> None:
+    """Who is refused because another was quicker sees that one's claim at the next look."""
+    if refusals > _MOST_REFUSALS:
+        raise StorageError(
+            f"{_claim_uri(folder, generation)} cannot be created, and is no claim either: remove what lies "
+            "in its place, a folder perhaps"
+        )
+
+
 def _live_claim(folder: str) -> _Found:
+    gone: list[int] = []
     while True:
         generation = max(_generations(folder), default=0)
         if generation == 0:
@@ -244,8 +258,10 @@ def _live_claim(folder: str) -> _Found:
             return _Found(generation, storage.read(_claim_uri(folder, generation), _MAX_BYTES).data)
         except TooLargeError:
             return _Found(generation, b"")  # as good as damaged
-        except NotFoundError:
-            continue  # a newer claim came and its owner tidied this one up
+        except NotFoundError:  # a newer claim came and its owner tidied this one up
+            gone.append(generation)
+            if gone.count(generation) > _MOST_REFUSALS:  # or it is listed only, as a link that leads nowhere
+                return _Found(generation, b"")
 
 
 def _try_create(folder: str, generation: int, run_id: str, lease_seconds: float) -> Claim | None:

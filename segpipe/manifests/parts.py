@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -20,14 +21,20 @@ ERRORS_OF_CONTENT = (
 )
 
 
+_PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/[^/]+\.parquet")
+
+
 def manifests_root(output: str) -> str:
     """The folder that holds the parts of OUTPUT and nothing else."""
     return storage.join(output, "manifests")
 
 
 def list_parts(output: str) -> list[storage.StoredObject]:
-    """Every committed part of OUTPUT; empty when nothing has been labelled."""
-    return list_parquet(manifests_root(output))
+    """Every committed part of OUTPUT; empty when nothing has been labelled.
+
+    Parquet that lies elsewhere below manifests/ is none: a link that leads back would show each part twice.
+    """
+    return [found for found in list_parquet(manifests_root(output)) if _PART.fullmatch(found.key)]
 
 
 def list_parquet(root: str) -> list[storage.StoredObject]:

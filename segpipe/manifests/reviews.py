@@ -142,7 +142,8 @@ def _rows(part: str, content: bytes) -> pa.Table:
 
 
 def _parts(output: str) -> list[str]:
-    return [f"{FOLDER}/{part.key}" for part in list_parquet(storage.join(output, FOLDER))]
+    listed = list_parquet(storage.join(output, FOLDER))
+    return [f"{FOLDER}/{part.key}" for part in listed if "/" not in part.key]
 
 
 def _next_number(parts: list[str]) -> int:

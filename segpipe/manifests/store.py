@@ -19,7 +19,14 @@ from segpipe import storage
 from segpipe.errors import AlreadyExistsError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import part_digest
-from segpipe.manifests.parts import classes_in, list_parquet, manifests_root, rows_in, telling_damage
+from segpipe.manifests.parts import (
+    classes_in,
+    list_parquet,
+    list_parts,
+    manifests_root,
+    rows_in,
+    telling_damage,
+)
 from segpipe.manifests.schema import ROW_SCHEMA
 
 RUN_DATE = pa.field("run_date", pa.date32())
@@ -123,7 +130,7 @@ def _current_keys(output: str) -> list[str]:
 
 def classes_of(output: str) -> tuple[str, ...]:
     """The classes of the newest part of OUTPUT, in the order of the masks' indices; none without a part."""
-    parts = list_parquet(manifests_root(output))
+    parts = list_parts(output)
     return part_classes(parts[-1].uri) if parts else ()
 
 

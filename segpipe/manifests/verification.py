@@ -31,7 +31,7 @@ from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
 from segpipe.manifests.duckdb_engine import scratch
 from segpipe.manifests.findings import Finding, Findings
-from segpipe.manifests.parts import list_parts, manifests_root, require_output, telling_damage
+from segpipe.manifests.parts import list_parquet, manifests_root, require_output, telling_damage
 from segpipe.manifests.policies import is_suspended, kept_policies
 from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
@@ -157,7 +157,7 @@ def _check_parts(
 ) -> list[ChainedPart]:
     """Each part by itself and its rows, which go to the table `rows`; damaged parts are left out."""
     suspended = frozenset(name for name in policies if is_suspended(output, name))
-    listed = [part.key for part in list_parts(output)]
+    listed = [part.key for part in list_parquet(manifests_root(output))]  # strangers, too
     unknown: set[str] = set()
     checked = []
 

@@ -284,3 +284,49 @@ def test_a_look_tells_who_may_be_labelling(tmp_path) -> None:
         assert is_claimed(output, MODEL, now) is expected
     storage.put(f"{output}/claims/{MODEL}/00000001.json", b"{")
     assert is_claimed(output, MODEL, now)
+
+
+# --- what is no claim, in a claim's place ---
+
+
+def test_a_folder_in_the_place_of_a_claim_is_named_and_not_waited_for(tmp_path, clock: Clock) -> None:
+    (tmp_path / "claims" / MODEL / "00000001.json").mkdir(parents=True)
+    with (
+        pytest.raises(StorageError, match=r"00000001\.json cannot be created, and is no claim either"),
+        hold_claim(str(tmp_path), MODEL, "r1", 20),
+    ):
+        pass
+    assert clock.slept < 60
+
+
+def test_a_claim_that_is_listed_and_not_there_is_as_good_as_damaged(tmp_path, clock: Clock) -> None:
+    folder = tmp_path / "claims" / MODEL
+    folder.mkdir(parents=True)
+    (folder / "00000003.json").symlink_to("nowhere")
+    with hold_claim(str(tmp_path), MODEL, "r1", 20):
+        assert content(str(tmp_path), 4)["run_id"] == "r1"
+    assert 19 <= clock.slept < 21
+
+
+def test_a_listing_that_misses_the_claim_while_it_is_renewed_takes_nothing_away(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with hold_claim(str(tmp_path), MODEL, "r1", 20) as claim:
+        monkeypatch.setattr(claim_module.storage, "list_objects", lambda _: iter(()))
+        claim.require_newest()
+        claim.renew()
+        monkeypatch.undo()
+    assert content(str(tmp_path), 1)["released"]
+
+
+def test_a_claim_that_is_gone_is_not_put_back(tmp_path) -> None:
+    with hold_claim(str(tmp_path), MODEL, "r1", 20) as claim:
+        storage.delete(f"{tmp_path}/claims/{MODEL}/00000001.json")
+        with pytest.raises(RunError, match="is not there any more: OUTPUT was emptied"):
+            claim.renew()
+        with pytest.raises(RunError, match="is not there any more"):
+            claim.require_alive()
+    assert claims(str(tmp_path)) == []
+    with hold_claim(str(tmp_path), MODEL, "r2", 20):
+        storage.delete(f"{tmp_path}/claims/{MODEL}/00000001.json")  # and none that was never missed either
+    assert claims(str(tmp_path)) == []

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 
 from segpipe import storage
@@ -92,3 +94,16 @@ def test_an_unwritable_output_is_an_error_that_names_it(tmp_path, make_row: Make
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="file"):
         commit_part(str(tmp_path / "file"), DAY, "r1", 0, rows_table([make_row()], ["sky"]))
+
+
+def test_a_link_that_leads_back_shows_no_part_twice_and_a_stranger_is_no_part(
+    tmp_path, make_row: MakeRow
+) -> None:
+    output = str(tmp_path / "out")
+    commit_part(output, date(2026, 11, 23), "r1", 0, rows_table([make_row()], ["a", "b"]))
+    root = tmp_path / "out" / "manifests"
+    (root / "loop").symlink_to("..")
+    (root / "run_date=2026-11-23" / "loop").symlink_to("../..")
+    pq.write_table(pa.table({"a": [1]}), root / "stranger.parquet")
+    assert [part.key for part in list_parts(output)] == ["run_date=2026-11-23/r1-00000.parquet"]
+    assert read_manifest(output).num_rows == 1
