@@ -142,10 +142,11 @@ class Claim:
     def renew(self) -> None:
         """Push the expiry out by a lease; raises StorageError, and RunError when the claim is lost."""
         self.require_alive()
-        now = _Moment.now()  # the lease counts from before the request
-        record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
         try:
-            self._require_there()  # else an OUTPUT that was emptied would get the claim back, and it alone
+            if not storage.exists(self._uri):  # an OUTPUT that was emptied would get the claim back alone
+                self._require_there()
+            now = _Moment.now()  # the lease counts from before the request
+            record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
             storage.put(self._uri, _to_json(record))
         except StorageError as error:
             self._trouble = str(error)
