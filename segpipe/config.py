@@ -68,7 +68,7 @@ def _scale(text: str) -> str:
         factor = math.nan
     if not 1 <= factor <= MAX_SCALE:
         raise ValueError(
-            f"{text!r} is not auto, fit or a number of image pixels per network pixel, 1 or more"
+            f"{text!r} is not auto, fit or image pixels per network pixel, from 1 to {MAX_SCALE:g}"
         )
     return text
 

@@ -151,7 +151,7 @@ def passes_line(passes: Passes) -> str:
         return f"{how}; how many tiles an image is shows once some have been labelled here"
     return (
         f"{passes.tiles_per_image:.1f} tiles an image {how}, {passes.cost:.1f} times what one fitted to the "
-        "working size costs, as images here are"
+        "working size costs, for images as they were labelled here before"
     )
 
 
