@@ -32,7 +32,7 @@ from segpipe.models import device, tiled
 from segpipe.models.bundle import Bundle, ModelSpec, encode_weights, model_digest, save_bundle
 from segpipe.models.labeler import load_without_policy
 from segpipe.models.preprocess import resize_image
-from segpipe.models.tiled_logits import whole_logits
+from segpipe.models.tiled_logits import whole_image
 from segpipe.tables import columns
 
 ROWS, WIDTH = 4, 2048
@@ -115,7 +115,7 @@ def mask_of(bundle: Bundle, picture: np.ndarray, tile: tuple[int, int], margin: 
     """The generator's mask on its own grid."""
     model = in_tiles(bundle, tile, margin)
     with torch.inference_mode():
-        logits = whole_logits(model, tiled.prepare_scaled(model, picture), "cpu")
+        logits = whole_image(model, tiled.prepare_scaled(model, picture), "cpu").logits
     return logits.argmax(0).numpy()
 
 

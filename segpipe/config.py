@@ -229,7 +229,9 @@ class TrainSettings(_Settings):
         "every image; unset: chosen from the data.",
     )
     scale: ScaleChoice = Field("auto", description=_SCALE)
-    tile: ImageSize | None = Field(None, description=_TILE + "1024x1024.")
+    tile: ImageSize | None = Field(
+        None, description=_TILE + "1024x1024, and the working size for a network of --generator."
+    )
     most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
     device: Device = Field("auto", description=_DEVICE)
     seed: int = Field(
@@ -316,7 +318,7 @@ class AdoptSettings(_Settings):
     )
     scale: ScaleChoice = Field("auto", description=_SCALE)
     tile: ImageSize | None = Field(
-        None, description=_TILE + "the size that the network was made for, else the working size."
+        None, description=_TILE + "the network's own size where it takes no other, else the working size."
     )
     most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
     epochs: int | None = Field(

@@ -82,6 +82,11 @@ class Tiling:
         return cut(size, self.tile, self.margin, self.multiples, self.smallest)
 
 
+def cost_of(cuts: Sequence[Tiles], fitted: tuple[int, int]) -> float:
+    """Pixels that the networks see of images, against those of as many fitted to a size (height, width)."""
+    return sum(one.cost for one in cuts) / (math.prod(fitted) * len(cuts))
+
+
 def size_at(scale: float, shape: tuple[int, int]) -> tuple[int, int]:
     """Height and width in network pixels of an image of this shape; scale: image pixels per network pixel."""
     return max(1, round(shape[0] / scale)), max(1, round(shape[1] / scale))

@@ -16,7 +16,7 @@ from segpipe.models.inference import Prediction, generate, judge_masks, prepare,
 from segpipe.models.labeler import JudgedMask, Labeler, split_masks
 from segpipe.models.masks import class_logits
 from segpipe.models.tiled import ScaledImage, TiledMask
-from segpipe.models.tiled_logits import raw_score_in_tiles, whole_logits
+from segpipe.models.tiled_logits import whole_image
 
 ADVERSARIAL = "adversarial"
 
@@ -30,7 +30,7 @@ class Scored:
 
 
 def score_images(labeler: Labeler, images: Sequence[np.ndarray]) -> Scored:
-    """Two passes of the generator over images HxWx3 uint8, one of them mirrored."""
+    """Of images HxWx3 uint8: a pass of the generator, one of the mirrored images, and in tiles one more."""
     if labeler.bundle.spec.scale is None:
         return _fitted(labeler, images)
     scored = [_in_tiles(labeler, image) for image in images]
@@ -58,9 +58,9 @@ def _in_tiles(labeler: Labeler, image: np.ndarray) -> Scored:
         cast(ScaledImage, labeler.prepare(np.ascontiguousarray(one))) for one in (image, image[:, ::-1])
     )
     (judged,) = cast(Sequence[TiledMask], labeler.judge([seen]))
-    logits = [whole_logits(bundle, one, device)[None] for one in (seen, mirrored)]
-    raw = raw_score_in_tiles(bundle, seen, device)
-    return Scored([judged], _scores(judged.score[None], judged.parts[None], raw) | _rivals(*logits))
+    whole, turned = (whole_image(bundle, one, device) for one in (seen, mirrored))
+    own = _scores(judged.score[None], judged.parts[None], whole.raw_score)
+    return Scored([judged], own | _rivals(whole.logits[None], turned.logits[None]))
 
 
 def _scores(score: Tensor, parts: Tensor, raw: Tensor | None) -> dict[str, Tensor]:

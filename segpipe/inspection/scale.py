@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from segpipe.inspection.objects import ObjectSizes
-from segpipe.tiles import MARGIN, TILE, cut, size_at
+from segpipe.tiles import MARGIN, TILE, cost_of, cut, size_at
 
 # An object must be so many cells of the networks' grid wide to be found.
 CELLS = 3.0
@@ -97,10 +97,9 @@ def _own(sizes: ObjectSizes, classes: Sequence[str], name: str) -> float:
 
 
 def _cost(scale: float, shapes: Sequence[tuple[int, int]], grid: Grid) -> float:
-    fitted = math.prod(grid.working_size) * len(shapes)
     multiples = grid.multiple, grid.stride
-    seen = (cut(size_at(scale, shape), grid.tile, grid.margin, multiples).cost for shape in shapes)
-    return sum(seen) / fitted
+    cuts = [cut(size_at(scale, shape), grid.tile, grid.margin, multiples) for shape in shapes]
+    return cost_of(cuts, grid.working_size)
 
 
 def _affordable(shapes: Sequence[tuple[int, int]], grid: Grid, most_cost: float, wanted: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from segpipe import storage
-from segpipe.labeling.totals import read_totals
+from segpipe.labeling.totals import totals_of
 from segpipe.manifests.parts import list_parts, telling_damage
 
 SHAPES = 64
@@ -68,17 +68,19 @@ def last_rate(output: str) -> Rate | None:
     if not runs:
         return None
     run_id, uris = max(runs.items(), key=lambda run: len(run[1]))
-    totals = [read_totals(uri) for uri in uris[-_PARTS_READ:]]
+    totals, content = [], b""
+    for uri in uris[-_PARTS_READ:]:
+        content = storage.read_bytes(uri)
+        totals.append(totals_of(uri, content))
     images, seconds = sum(one.decisions.total() for one in totals), sum(one.seconds for one in totals)
     if not images or not seconds:
         return None
-    model_id, shapes = _of_part(uris[-1])
+    model_id, shapes = _of_part(uris[-1], content)
     return Rate(run_id, images / seconds, model_id, shapes)
 
 
-def _of_part(uri: str) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _of_part(uri: str, content: bytes) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The model of a part that has rows, and the sizes of some of its images."""
-    content = storage.read_bytes(uri)
     with telling_damage(uri):
         rows = pq.read_table(io.BytesIO(content), columns=["model_id", "image_height", "image_width"])
         model_id, heights, widths = (column.to_pylist() for column in rows.columns)

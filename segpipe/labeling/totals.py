@@ -110,7 +110,11 @@ def _sum_parts(plan: RunPlan) -> PartTotals:
 
 def read_totals(uri: str) -> PartTotals:
     """The figures of one committed part; raises StorageError, also for a damaged one."""
-    content = storage.read_bytes(uri)
+    return totals_of(uri, storage.read_bytes(uri))
+
+
+def totals_of(uri: str, content: bytes) -> PartTotals:
+    """As `read_totals`, of a part that was read."""
     with telling_damage(uri):
         return _part_totals(pq.read_table(io.BytesIO(content), columns=_COLUMNS))
 

@@ -20,7 +20,6 @@ ERRORS_OF_CONTENT = (
     RecursionError,
 )
 
-
 _PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/[^/]+\.parquet")
 
 

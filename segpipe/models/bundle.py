@@ -163,12 +163,12 @@ def encode_weights(network: nn.Module) -> bytes:
     Raises ModelError for weights that are no numbers: `load_bundle` would refuse them.
     """
     state = network.state_dict()
-    if (name := _without_numbers(state)) is not None:
+    if (name := without_numbers(state)) is not None:
         raise ModelError(f"weights that are no numbers (in {name}) are not saved: train again")
     return save_tensors({name: tensor.cpu().contiguous() for name, tensor in state.items()})
 
 
-def _without_numbers(state: Mapping[str, Tensor]) -> str | None:
+def without_numbers(state: Mapping[str, Tensor]) -> str | None:
     """The name of a tensor with values that are no numbers."""
     return next((name for name, tensor in state.items() if not tensor.isfinite().all()), None)
 
@@ -334,5 +334,5 @@ def _fill(network: nn.Module, content: bytes, url: str) -> None:
         network.load_state_dict(tensors)
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise ModelError(f"model at {url} has weights that do not fit its model.json: retrain it") from error
-    if (name := _without_numbers(network.state_dict())) is not None:
+    if (name := without_numbers(network.state_dict())) is not None:
         raise ModelError(f"model at {url} has weights that are no numbers (in {name}): retrain it")

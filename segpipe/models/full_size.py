@@ -28,18 +28,9 @@ class Part:
 @torch.inference_mode()
 def part_of_mask(logits: Tensor, labels: Tensor, part: Part) -> NDArray[np.uint8]:
     """As full_size_mask, of a part of an image, from logits (K,h,w) of that part and of what is around it."""
-    size = part.vertical[3], part.horizontal[3]
     if logits.device.type != "cpu":
         return _part_on_device(logits, part).cpu().numpy()
-    mask = np.empty(size, np.uint8)
-    raise_mask(
-        logits.permute(1, 2, 0).contiguous().numpy(),
-        labels.contiguous().numpy(),
-        mask,
-        part.vertical[:3],
-        part.horizontal[:3],
-    )
-    return mask
+    return _on_cpu(logits, labels, part)
 
 
 @torch.inference_mode()
@@ -51,15 +42,21 @@ def full_size_mask(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDA
     if tuple(labels.shape) == size:
         return labels.cpu().numpy()
     if logits.device.type == "cpu":
-        return _on_cpu(logits, labels, size)
+        whole = Part(
+            *((grid / length, 0, 0, length) for grid, length in zip(labels.shape, size, strict=True))
+        )
+        return _on_cpu(logits, labels, whole)
     return _on_device(logits, size).cpu().numpy()
 
 
-def _on_cpu(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDArray[np.uint8]:
-    mask = np.empty(size, np.uint8)
-    vertical, horizontal = ((grid / length, 0, 0) for grid, length in zip(labels.shape, size, strict=True))
+def _on_cpu(logits: Tensor, labels: Tensor, part: Part) -> NDArray[np.uint8]:
+    mask = np.empty((part.vertical[3], part.horizontal[3]), np.uint8)
     raise_mask(
-        logits.permute(1, 2, 0).contiguous().numpy(), labels.contiguous().numpy(), mask, vertical, horizontal
+        logits.permute(1, 2, 0).contiguous().numpy(),
+        labels.contiguous().numpy(),
+        mask,
+        part.vertical[:3],
+        part.horizontal[:3],
     )
     return mask
 

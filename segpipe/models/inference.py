@@ -12,7 +12,7 @@ from torch import Tensor
 from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
 from segpipe.models.device import autocast, to_device
-from segpipe.models.judge import on_judged_grid, shown_as
+from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, shown_as
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
 from segpipe.models.verdict import Verdict, give_verdict
@@ -54,14 +54,26 @@ def generate(bundle: Bundle, batch: Tensor, device: str) -> Tensor:
 @torch.inference_mode()
 def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -> Prediction:
     """The generator's logits of a batch as class logits, with the verdict on the mask they make."""
-    judge, logits = bundle.discriminator.judge, class_logits(generated)
+    logits = class_logits(generated)
+    labels = logits.argmax(dim=1)
+    shown, judgement = look(bundle, batch, logits, labels, device)
+    verdict = give_verdict(bundle.discriminator.judge, judgement, shown)
+    return Prediction(logits, labels.to(torch.uint8), verdict)
+
+
+@torch.inference_mode()
+def look(
+    bundle: Bundle, batch: Tensor, logits: Tensor, labels: Tensor, device: str
+) -> tuple[ShownMask, Judgement]:
+    """The judge's one look at a batch: what it was shown, of class logits (B,K,h,w) and their argmax (B,h,w),
+    and what it says."""
     size, stride = (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride
     with autocast(device):
-        labels = logits.argmax(dim=1)
         judged = on_judged_grid(logits, size, stride)
         shown = shown_as(labels if judged is logits else judged.argmax(dim=1), judged)
-        judgement = judge(shown_image(batch, (judged.shape[2], judged.shape[3])), shown)
-    return Prediction(logits, labels.to(torch.uint8), give_verdict(judge, judgement, shown))
+        return shown, bundle.discriminator.judge(
+            shown_image(batch, (judged.shape[2], judged.shape[3])), shown
+        )
 
 
 @torch.inference_mode()

@@ -31,7 +31,7 @@ from segpipe.models.inference import Prediction, fetched, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
 from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled, tiling_of
-from segpipe.tiles import Tiling
+from segpipe.tiles import Tiling, cost_of
 
 logger = logging.getLogger(__name__)
 BATCH_IMAGES = 8
@@ -156,9 +156,8 @@ class Labeler:
         if tiling is None or not shapes:
             return Passes(None if tiling is None else tiling.scale, None, None)
         cuts = [tiling.of_image(shape) for shape in shapes]
-        fitted = math.prod(self.bundle.spec.working_size) * len(shapes)
-        tiles = sum(len(one.tiles) for one in cuts) / len(shapes)
-        return Passes(tiling.scale, tiles, sum(one.cost for one in cuts) / fitted)
+        tiles = sum(len(one.tiles) for one in cuts) / len(cuts)
+        return Passes(tiling.scale, tiles, cost_of(cuts, self.bundle.spec.working_size))
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:

@@ -27,8 +27,8 @@ from segpipe.errors import DeviceMemoryError
 from segpipe.models.bundle import Bundle, has_one_size
 from segpipe.models.device import autocast, on_device, to_device
 from segpipe.models.full_size import Part, part_of_mask
-from segpipe.models.inference import generate, normalised
-from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, show, shown_as
+from segpipe.models.inference import generate, look, normalised
+from segpipe.models.judge import Judgement, ShownMask, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
 from segpipe.tiles import Span, Tile, Tiles, Tiling, in_passes, pixels_of, size_at
@@ -70,12 +70,15 @@ class TiledMask:
 class TileView:
     """A tile that went through both networks, with batch size 1, cut to what it decides on the judged grid.
 
-    logits (K,h,w) are of the whole tile, on the generator's own grid.
+    logits (K,h,w), and labels (h,w) uint8, their argmax, are of the whole tile, on the generator's own grid;
+    correctness (1,1,h,w) and realness (1,1,a,b) as in Judgement.
     """
 
     logits: Tensor
+    labels: Tensor
     shown: ShownMask
-    judgement: Judgement
+    correctness: Tensor
+    realness: Tensor
 
 
 @dataclass
@@ -188,29 +191,30 @@ def _look_at(
 ) -> list[TileView]:
     batch = normalised(bundle, to_device(np.stack(pixels), device))
     logits = class_logits(generate(bundle, batch, device))
-    judged = on_judged_grid(logits, (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride)
-    shown = show(judged)
-    with autocast(device):
-        judgement = bundle.discriminator.judge(shown_image(batch, (judged.shape[2], judged.shape[3])), shown)
-    return [_decided(bundle, row, tile, logits, shown, judgement) for row, (_, tile) in enumerate(tiles)]
+    labels = logits.argmax(dim=1)
+    shown, judgement = look(bundle, batch, logits, labels, device)
+    stride = bundle.generator.judged_stride
+    masks = logits, labels.to(torch.uint8)
+    return [
+        _decided(row, tile.within(stride), masks, shown, judgement) for row, (_, tile) in enumerate(tiles)
+    ]
 
 
 def _decided(
-    bundle: Bundle, row: int, tile: Tile, logits: Tensor, shown: ShownMask, judgement: Judgement
+    row: int,
+    decided: tuple[slice, slice],
+    masks: tuple[Tensor, Tensor],
+    shown: ShownMask,
+    judgement: Judgement,
 ) -> TileView:
-    """One tile of a batch, cut to what it decides."""
-    stride = bundle.generator.judged_stride
-    one = slice(row, row + 1)
-    at = one, slice(None), *tile.within(stride)
+    """One tile of a batch, cut to what it decides; masks: the batch's logits and their argmax."""
+    at = slice(row, row + 1), slice(None), *decided
     return TileView(
-        logits[row],
+        masks[0][row],
+        masks[1][row],
         ShownMask(shown.one_hot[at], shown.probabilities[at]),
-        Judgement(
-            realness=_same_part(judgement.realness[one], shown.one_hot, at),
-            correctness=judgement.correctness[at],
-            presence=judgement.presence[one],
-            image_iou=judgement.image_iou[one],
-        ),
+        judgement.correctness[at],
+        _same_part(judgement.realness[row : row + 1], shown.one_hot, at),
     )
 
 
@@ -226,26 +230,29 @@ def _same_part(coarse: Tensor, fine: Tensor, at: tuple[slice, ...]) -> Tensor:
 
 def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: TileView) -> None:
     """What one more tile says, on top of the others."""
-    correctness = view.judgement.correctness.float().sigmoid()
+    correctness = view.correctness.float().sigmoid()
     cells = correctness.numel()
     of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
     sums.sums += ClassSums(*(part.double().cpu() for part in vars(of_tile).values()))
-    sums.correctness_logits += float(view.judgement.correctness.float().sum())
-    sums.realness += float(adversarial_score(view.judgement.realness)) * cells
+    sums.correctness_logits += float(view.correctness.float().sum())
+    sums.realness += float(adversarial_score(view.realness)) * cells
     sums.cells += cells
-    _place_mask(bundle, sums.mask, image.size, tile, view.logits)
+    _place_mask(bundle, sums.mask, image.size, tile, (view.logits, view.labels))
     down, across = tile.cells(bundle.generator.judged_stride)
     sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
     _shrink_into(sums, down, across, view.shown)
 
 
-def _place_mask(bundle: Bundle, mask: np.ndarray, size: tuple[int, int], tile: Tile, logits: Tensor) -> None:
+def _place_mask(
+    bundle: Bundle, mask: np.ndarray, size: tuple[int, int], tile: Tile, maps: tuple[Tensor, Tensor]
+) -> None:
+    """What a tile decides of the mask, from its logits and their argmax."""
     stride = bundle.generator.output_stride
     (top, vertical), (left, horizontal) = (
         _pixels_decided(span, length, whole, stride)
         for span, length, whole in zip((tile.down, tile.across), size, mask.shape, strict=True)
     )
-    part = part_of_mask(logits, logits.argmax(dim=0).to(torch.uint8), Part(vertical, horizontal))
+    part = part_of_mask(*maps, Part(vertical, horizontal))
     mask[top : top + part.shape[0], left : left + part.shape[1]] = part
 
 

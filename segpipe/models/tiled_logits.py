@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,29 +17,30 @@ from segpipe.models.tiled import ScaledImage, tiles_of
 from segpipe.tiles import Tile, pixels_of
 
 
-def whole_logits(bundle: Bundle, image: ScaledImage, device: str) -> Tensor:
-    """Class logits (K,h,w) of a whole image on the generator's own grid, in main memory."""
-    stride, whole = bundle.generator.output_stride, None
+@dataclass(frozen=True)
+class WholeImage:
+    """Class logits (K,h,w) of an image on the generator's own grid, in main memory; raw_score (1,): what
+    raw_adversarial_score says of its tiles, by what each decides, None where there was no game."""
+
+    logits: Tensor
+    raw_score: Tensor | None
+
+
+def whole_image(bundle: Bundle, image: ScaledImage, device: str) -> WholeImage:
+    """One pass of the generator over the tiles of an image."""
+    stride, whole = bundle.generator.output_stride, torch.empty(0)
+    raw, area = torch.zeros(1), 0
     for tile, batch in _batches_of_one(bundle, image, device):
-        logits = class_logits(generate(bundle, batch, device))[0].cpu()
-        if whole is None:
+        generated = generate(bundle, batch, device)
+        logits = class_logits(generated)[0].cpu()
+        if not len(whole):
             whole = torch.empty(len(logits), *(-(-side // stride) for side in image.size))
         down, across = tile.within(stride)
         whole[(slice(None), *tile.cells(stride))] = logits[:, down, across]
-    assert whole is not None  # an image has one tile at least
-    return whole
-
-
-def raw_score_in_tiles(bundle: Bundle, image: ScaledImage, device: str) -> Tensor | None:
-    """(1,) what raw_adversarial_score says of the tiles, by what each decides; None: there was no game."""
-    total, area = torch.zeros(1), 0
-    for tile, batch in _batches_of_one(bundle, image, device):
-        raw = raw_adversarial_score(bundle, batch, generate(bundle, batch, device), device)
-        if raw is None:
-            return None
+        of_tile = raw_adversarial_score(bundle, batch, generated, device)
         decided = (tile.down.end - tile.down.first) * (tile.across.end - tile.across.first)
-        total, area = total + raw.cpu() * decided, area + decided
-    return total / area
+        raw, area = raw + (0 if of_tile is None else of_tile.cpu()) * decided, area + decided
+    return WholeImage(whole, None if bundle.discriminator.adversary is None else raw / area)
 
 
 def _batches_of_one(bundle: Bundle, image: ScaledImage, device: str) -> Iterator[tuple[Tile, Tensor]]:

@@ -37,7 +37,6 @@ from segpipe.models.device import choose_device
 from segpipe.models.foreign_check import make_test_vector
 from segpipe.models.generators.foreign import ForeignGenerator, Found, build_network
 from segpipe.models.judge import Discriminator
-from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.augmentation import crop_size, view_size
 from segpipe.training.checkpoint import FILE as CHECKPOINT
 from segpipe.training.history import RoundRecord, history_csv
@@ -57,6 +56,7 @@ from segpipe.training.provenance import score_combination, versions
 from segpipe.training.recipe import VIEWS
 from segpipe.training.sanity import doubts, require_sense
 from segpipe.training.scale import Scale, scale_of
+from segpipe.training.specs import spec_of
 
 logger = logging.getLogger(__name__)
 # What can run code as it is loaded, or says nothing that could be checked.
@@ -166,20 +166,8 @@ def _make_spec(
     classes = _foreign_classes(found, probed)
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, facts.some_shapes(), grid)
-    spec = ModelSpec(
-        architecture=kind,
-        classes=dataset.classes,
-        ignore_index=dataset.ignore_index,
-        working_size=size,
-        mean=MEAN,
-        standard_deviation=STANDARD_DEVIATION,
-        shown_masks=None,
-        foreign=foreign_spec(found, probed, classes, _class_map(settings, found, classes, dataset.classes)),
-        scale=scale.scale,
-        tile=scale.tile,
-        margin=scale.margin,
-        image_range=dataset.image_range,
-    )
+    foreign = foreign_spec(found, probed, classes, _class_map(settings, found, classes, dataset.classes))
+    spec = spec_of(dataset, kind, None, size, scale, foreign)
     return spec, scale
 
 

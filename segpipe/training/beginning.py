@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -26,22 +27,17 @@ from segpipe.models.bundle import (
 )
 from segpipe.models.class_map import by_name
 from segpipe.models.foreign_check import make_test_vector
-from segpipe.models.generators.foreign import (
-    ForeignGenerator,
-    ForeignSpec,
-    Found,
-    build_network,
-)
+from segpipe.models.generators.foreign import ForeignGenerator, Found, build_network
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.generators.transformers_folder import PROCESSOR, TransformersNetwork, read
 from segpipe.models.generators.transformers_tuning import build_to_tune, folder_files, with_all_labels
 from segpipe.models.judge import Discriminator
-from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.tiles import TILE
 from segpipe.training.adopt import foreign_kind
 from segpipe.training.augmentation import crop_size, view_size
 from segpipe.training.probe import digests_of, fitting_size, fitting_tile, foreign_grid, foreign_spec, probe
 from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
+from segpipe.training.specs import spec_of
 from segpipe.working_size import choose_working_size
 
 logger = logging.getLogger(__name__)
@@ -102,14 +98,14 @@ def begin(
 
 
 def _new(settings: TrainSettings, dataset: Dataset, facts: SplitFacts, sizes: ObjectSizes) -> Beginning:
-    shapes, tile = facts.some_shapes(), asked_tile(settings, TILE)
+    shapes, tile = facts.some_shapes(), asked_tile(settings.tile, TILE)
     asked = settings.image_size
     size = choose_working_size(shapes) if asked is None else working_size(asked)
     networks = ARCHITECTURES[settings.architecture]
     generator = build_generator(networks.generator, networks.mask_channels(len(dataset.classes)))
     grid = Grid(size, tile, margin_of(tile), generator.judged_stride, generator.size_multiple)
     scale = scale_of(settings, sizes, dataset.classes, shapes, grid)
-    spec = _make_spec(settings, settings.architecture, dataset, size, scale, None)
+    spec = spec_of(dataset, settings.architecture, _shown_masks(settings), size, scale, None)
     torch.manual_seed(settings.seed)
     return Beginning(spec, scale, *build_networks(spec), frozenset(), None)
 
@@ -126,7 +122,7 @@ def _from_folder(
     foreign = foreign_spec(found, probed, classes, by_name(classes, dataset.classes, 0))
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, shapes, grid)
-    spec = _make_spec(settings, KIND, dataset, size, scale, foreign)
+    spec = spec_of(dataset, KIND, _shown_masks(settings), size, scale, foreign)
     generator = foreign_generator(spec, network)
     processor = found.files[PROCESSOR]
     return Beginning(
@@ -139,36 +135,16 @@ def _from_folder(
     )
 
 
+def _shown_masks(settings: TrainSettings) -> Literal["hard", "soft"]:
+    return OBJECTIVES[settings.objective].shown_masks
+
+
 def _known_classes(found: Found, classes: tuple[str, ...]) -> tuple[str, ...] | None:
     """The classes of the network's outputs where they are the data set's, in whatever order."""
     if found.classes is not None and sorted(found.classes) == sorted(classes):
         return found.classes
     logger.info("the network of --generator knows other classes: its last layer begins anew")
     return None
-
-
-def _make_spec(
-    settings: TrainSettings,
-    architecture: str,
-    dataset: Dataset,
-    size: tuple[int, int],
-    scale: Scale,
-    foreign: ForeignSpec | None,
-) -> ModelSpec:
-    return ModelSpec(
-        architecture=architecture,
-        classes=dataset.classes,
-        ignore_index=dataset.ignore_index,
-        working_size=size,
-        mean=MEAN,
-        standard_deviation=STANDARD_DEVIATION,
-        shown_masks=OBJECTIVES[settings.objective].shown_masks,
-        scale=scale.scale,
-        tile=scale.tile,
-        margin=scale.margin,
-        image_range=dataset.image_range,
-        foreign=foreign,
-    )
 
 
 def stored(beginning: Beginning, device: str) -> Stored:

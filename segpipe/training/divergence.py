@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor, nn
 
 from segpipe.errors import RunError
+from segpipe.models.bundle import without_numbers
 
 # Adam moves a weight by about its step size, so that no sensible training comes near it.
 LARGEST_WEIGHT = 1e4
@@ -40,9 +41,8 @@ def require_sound(networks: Mapping[str, nn.Module], where: str, remedy: str) ->
 def require_finite(states: Mapping[str, Mapping[str, Tensor]], where: str, remedy: str) -> None:
     """Raises RunError for a state, of a network or its optimiser, with a value that is no number."""
     for owner, tensors in states.items():
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise _diverged(where, f"the {owner}'s {name} holds values that are no numbers", remedy)
+        if (name := without_numbers(tensors)) is not None:
+            raise _diverged(where, f"the {owner}'s {name} holds values that are no numbers", remedy)
 
 
 def _far_too_large(network: nn.Module) -> Iterator[str]:

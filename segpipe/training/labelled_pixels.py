@@ -20,17 +20,12 @@ from segpipe.concurrency import Budget
 from segpipe.datasets import Dataset, Sample, list_samples, open_sample
 from segpipe.errors import DatasetError, StorageError
 from segpipe.images import MAX_PIXELS
+from segpipe.inspection.looks import value_counts
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.progress import track
 from segpipe.tiles import size_at
-from segpipe.training.rare_classes import (
-    Places,
-    RareClasses,
-    rare_classes,
-    sample_places,
-    value_counts,
-)
+from segpipe.training.rare_classes import Places, RareClasses, rare_classes, sample_places
 
 logger = logging.getLogger(__name__)
 READ_THREADS = 4

@@ -14,7 +14,7 @@ from segpipe.config import working_size
 from segpipe.errors import ModelError
 from segpipe.inspection.scale import Grid
 from segpipe.models.generators.foreign import ForeignSpec, Found, Values, judged_stride
-from segpipe.training.scale import margin_of
+from segpipe.training.scale import asked_tile, margin_of
 from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
 
 LARGEST_STRIDE = 64
@@ -58,7 +58,7 @@ def fitting_tile(found: Found, tile: str | None, size: tuple[int, int]) -> tuple
     if found.own_size is not None and tile is not None:
         height, width = found.own_size
         raise ModelError(f"the network takes images of {height}x{width} only: leave out --tile")
-    return size if tile is None else working_size(tile)
+    return asked_tile(tile, size)
 
 
 def foreign_grid(size: tuple[int, int], tile: tuple[int, int], output_stride: int) -> Grid:

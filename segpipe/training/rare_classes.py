@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 # A class is rare when it has less than this share of the pixels that an equal part would be.
 RARE_SHARE = 0.2
@@ -51,11 +50,6 @@ class RareClasses:
         value = classes[min(int(np.searchsorted(ends, which * ends[-1], side="right")), len(classes) - 1)]
         found = start + np.flatnonzero(values == value)
         return self.places.at[found[int(where * len(found))]]
-
-
-def value_counts(mask: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """(256,) how many pixels of a mask HxW have each value."""
-    return np.array(Image.fromarray(mask).histogram(), np.int64)  # numpy's way takes eight bytes a pixel
 
 
 def sample_places(mask: NDArray[np.uint8], counts: NDArray[np.int64], draws: np.random.Generator) -> Places:

@@ -34,9 +34,9 @@ class Scale:
     warnings: tuple[str, ...]
 
 
-def asked_tile(settings: TrainSettings | AdoptSettings, otherwise: tuple[int, int]) -> tuple[int, int]:
+def asked_tile(tile: str | None, otherwise: tuple[int, int]) -> tuple[int, int]:
     """The tile that was asked for, as the networks take it, or the other."""
-    return otherwise if settings.tile is None else working_size(settings.tile)
+    return otherwise if tile is None else working_size(tile)
 
 
 def margin_of(tile: tuple[int, int]) -> int:

@@ -46,14 +46,14 @@ def draw_views(
     labelled: LabelledPixels,
     rows: Tensor,
     crop: tuple[int, int],
-    output_stride: int,
+    stride: int,
     chance: float,
     draws: Generator,
 ) -> tuple[Tensor, Tensor]:
     """One random view of each row (B,); chance: that it is placed around a rare class its image shows.
 
-    Images (B,3,h,w) float 0 to 255, h and w of the crop, and masks (B, h/output_stride, w/output_stride)
-    int64, on the grid of the generator's logits.
+    Images (B,3,h,w) float 0 to 255, h and w of the crop, and masks (B, h/stride, w/stride) int64, on the grid
+    that the generator's masks are judged on.
     """
     sizes = labelled.sizes[rows]
     focus = draw_focus(labelled.rare, rows, chance, draws) if chance else None
@@ -64,7 +64,7 @@ def draw_views(
         window = window_size(crop)
         corners, affine = window_affine(affine, sizes, window)
         images, masks = labelled.cut(rows, corners, window)
-    return augment(images, masks, affine, crop, output_stride, labelled.ignore_index, draws)
+    return augment(images, masks, affine, crop, stride, labelled.ignore_index, draws)
 
 
 def draw_focus(rare: RareClasses, rows: Tensor, chance: float, draws: Generator) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segpipe.degradations import degrade_in_training
+from segpipe.inspection.looks import value_counts
 from segpipe.metrics import image_iou
 from segpipe.models.bundle import Bundle, ModelCard, ModelSpec, build_discriminator
 from segpipe.models.generators.protocol import Generator
@@ -23,7 +24,6 @@ from segpipe.models.tiled import SMALLEST_PROBABILITY, ScaledImage, add_up, judg
 from segpipe.progress import track
 from segpipe.training.holdout import Parts
 from segpipe.training.labelled_pixels import LabelledPixels
-from segpipe.training.rare_classes import value_counts
 
 # Bounds on the masks that are made: network pixels of all images, bytes of memory that they take, and images.
 MOST_PIXELS = 100_000_000

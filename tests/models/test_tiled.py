@@ -14,8 +14,9 @@ from segpipe.evaluation.scores import score_images
 from segpipe.models import tiled
 from segpipe.models.bundle import Bundle, ModelSpec
 from segpipe.models.full_size import Part, _part_on_device, full_size_mask, part_of_mask
+from segpipe.models.judge import Discriminator
 from segpipe.models.labeler import Labeled, Labeler
-from segpipe.models.tiled_logits import whole_logits
+from segpipe.models.tiled_logits import whole_image
 from segpipe.tiles import pixels_of
 
 TILE = {"tile": (64, 96), "margin": 16}
@@ -79,7 +80,8 @@ def masks_of(bundle: Bundle, image: np.ndarray) -> np.ndarray:
     size = prepared.pixels.shape[0], prepared.pixels.shape[1]
     tiles, mask = tiled.tiles_of(bundle, size), np.full(image.shape[:2], 255, np.uint8)
     for tile in tiles.tiles:
-        tiled._place_mask(bundle, mask, size, tile, logits_of(pixels_of(prepared.pixels, tile, tiles.size)))
+        logits = logits_of(pixels_of(prepared.pixels, tile, tiles.size))
+        tiled._place_mask(bundle, mask, size, tile, (logits, logits.argmax(dim=0).to(torch.uint8)))
     return mask
 
 
@@ -170,11 +172,12 @@ def test_whole_logits_and_every_score_of_one_tile_are_those_of_a_fitted_pass(fit
 
 
 def test_whole_logits_hold_each_cell_once(fitted: Labeler) -> None:
-    bundle = replace(with_spec(fitted, scale=1.0, **TILE).bundle, generator=Local())
+    no_game = Discriminator("unet", channels=10, n_classes=3, has_played=False)
+    bundle = replace(with_spec(fitted, scale=1.0, **TILE).bundle, generator=Local(), discriminator=no_game)
     image = tiled.prepare_scaled(bundle, scene(150, 230))
     mean, deviation = (
         torch.tensor(values).view(3, 1, 1) for values in (bundle.spec.mean, bundle.spec.standard_deviation)
     )
     expected = torch.from_numpy(image.pixels.transpose(2, 0, 1) / np.float32(255)).sub(mean).div(deviation)
-    logits = whole_logits(bundle, image, "cpu")
+    logits = whole_image(bundle, image, "cpu").logits
     assert torch.allclose(logits, Local()(expected[None])[0], atol=0.2)  # bfloat16 where the CPU has it

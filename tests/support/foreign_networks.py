@@ -12,6 +12,8 @@ from labelled_sets import png, write_set
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from segpipe.datasets import list_samples, open_dataset, read_sample
+
 RED, BLUE = (200, 60, 60), (60, 60, 200)
 SIZE = (64, 96)
 SPLITS = {"train": 6, "val": 12, "calibration": 12}
@@ -161,8 +163,11 @@ def image_processor(**changes: Any) -> Any:
     return SegformerImageProcessorPil(do_reduce_labels=False, **changes)
 
 
-def write_taught_segformer(folder: Path, images: np.ndarray, masks: np.ndarray) -> Path:
-    """A folder of a SegFormer taught by transformers' own loss; images (N,H,W,3) and masks (N,H,W) uint8."""
+def write_taught_segformer(folder: Path, data: str) -> Path:
+    """A folder of a SegFormer taught by transformers' own loss, on split train of a data set."""
+    dataset = open_dataset(data)
+    pairs = [read_sample(dataset, sample) for sample in list_samples(dataset, "train")]
+    images, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
     torch.manual_seed(0)
     network, processor = segformer(), image_processor(do_resize=False)
     given = processor(list(images), return_tensors="pt")["pixel_values"]

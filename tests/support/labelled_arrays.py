@@ -7,10 +7,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from segpipe.models.bundle import ModelSpec
 from segpipe.training.labelled_pixels import LabelledPixels
 from segpipe.training.rare_classes import rare_classes, sample_places
 
 IGNORED = 255
+
+
+def plain_spec(
+    classes: tuple[str, ...], working_size: tuple[int, int], ignore_index: int = IGNORED
+) -> ModelSpec:
+    """What a U-Net of these classes is told of its images; all of an image is fitted to working_size."""
+    return ModelSpec(
+        architecture="unet",
+        classes=classes,
+        ignore_index=ignore_index,
+        working_size=working_size,
+        mean=(0.5, 0.5, 0.5),
+        standard_deviation=(0.25, 0.25, 0.25),
+        shown_masks="hard",
+    )
 
 
 def in_memory(

@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from segpipe.models.bundle import ModelSpec
 from segpipe.training import fixed_windows as module
 from segpipe.training.fixed_windows import drawn_windows, fixed_windows
-from tests.support.labelled_arrays import IGNORED, in_memory
+from tests.support.labelled_arrays import IGNORED, in_memory, plain_spec
 
-FITTED = ModelSpec(
-    architecture="unet",
-    classes=("ground", "disc"),
-    ignore_index=IGNORED,
-    working_size=(32, 64),
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    shown_masks="hard",
-)
+FITTED = plain_spec(("ground", "disc"), (32, 64))
 SCALED = FITTED.model_copy(update={"scale": 1.0, "tile": (64, 64), "margin": 16})
 
 

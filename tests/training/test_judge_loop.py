@@ -21,7 +21,6 @@ from torch.nn import functional
 
 from segpipe.errors import RunError
 from segpipe.metrics import image_iou
-from segpipe.models.bundle import ModelSpec
 from segpipe.models.judge import Judge, Judgement, ShownMask
 from segpipe.models.masks import mask_channels
 from segpipe.models.preprocess import normalise, shown_image
@@ -33,18 +32,9 @@ from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers, degrade_
 from segpipe.training.judge_losses import Lesson, judging_losses, true_iou
 from segpipe.training.judge_masks import MIXTURE, Mixture, Source, make_wrong
 from segpipe.training.labelled_pixels import LabelledPixels
-from tests.support.labelled_arrays import in_memory
+from tests.support.labelled_arrays import IGNORED, in_memory, plain_spec
 
-IGNORED = 255
-SPEC = ModelSpec(
-    architecture="unet",
-    classes=("red", "green", "blue"),
-    ignore_index=IGNORED,
-    working_size=(32, 32),
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    shown_masks="hard",
-)
+SPEC = plain_spec(("red", "green", "blue"), (32, 32))
 TRUTHS = 0.07
 PARTS = Parts(torch.arange(30), torch.arange(30, 50), torch.arange(50, 60))
 

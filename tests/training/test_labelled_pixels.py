@@ -17,22 +17,14 @@ from PIL import Image
 from segpipe.concurrency import Budget
 from segpipe.datasets import open_dataset
 from segpipe.errors import DatasetError, StorageError
-from segpipe.models.bundle import ModelSpec
 from segpipe.training import labelled_pixels
 from segpipe.training.labelled_pixels import LabelledPixels, Read, class_counts, load_pixels, load_split
+from tests.support.labelled_arrays import plain_spec
 from tests.support.labelled_sets import png, put, write_set
 
 IGNORED = 200
 PLENTY = 10**9
-FITTED = ModelSpec(
-    architecture="unet",
-    classes=("ground", "disc"),
-    ignore_index=IGNORED,
-    working_size=(32, 64),
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    shown_masks="hard",
-)
+FITTED = plain_spec(("ground", "disc"), (32, 64), IGNORED)
 SCALED = FITTED.model_copy(update={"scale": 2.0, "tile": (64, 64), "margin": 16})
 
 

@@ -7,7 +7,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segpipe.training.rare_classes import PLACES, Places, rare_classes, sample_places, value_counts
+from segpipe.inspection.looks import value_counts
+from segpipe.training.rare_classes import PLACES, Places, rare_classes, sample_places
 
 
 def test_of_each_class_some_pixels_are_kept_that_the_mask_shows_there() -> None:

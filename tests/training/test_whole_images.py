@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional
 
 from segpipe.metrics import image_iou
-from segpipe.models.bundle import ModelSpec
 from segpipe.models.judge import Judge
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.tiled import judge_scaled
@@ -28,19 +27,10 @@ from segpipe.training.whole_images import (
     scaled,
     whole_losses,
 )
-from tests.support.labelled_arrays import IGNORED, in_memory
+from tests.support.labelled_arrays import IGNORED, in_memory, plain_spec
 
-SPEC = ModelSpec(
-    architecture="unet",
-    classes=("red", "green", "blue"),
-    ignore_index=IGNORED,
-    working_size=(32, 64),
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    shown_masks="hard",
-    scale=1.0,
-    tile=(48, 48),
-    margin=8,
+SPEC = plain_spec(("red", "green", "blue"), (32, 64)).model_copy(
+    update={"scale": 1.0, "tile": (48, 48), "margin": 8}
 )
 PARTS = Parts(torch.arange(20), torch.arange(20, 32), torch.arange(32, 40))
 
