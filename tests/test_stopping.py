@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -102,3 +104,59 @@ def test_afterwards_signals_and_unraisable_errors_are_handled_as_before(
         assert watcher() is None
     assert reported == [ValueError, ValueError]
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_comes_while_a_thread_is_being_started_unwinds_the_work(
+    number: signal.Signals, status: int
+) -> None:
+    """A handler that starts a thread of its own would wait here for ever for a lock that it holds itself."""
+    with pytest.raises(StoppedError) as stop, stop_on_signals(no_end), threading._active_limbo_lock:  # type: ignore[attr-defined]
+        signal.raise_signal(number)
+    assert stop.value.status == status
+
+
+IN_C = """
+import hashlib, os, signal, threading, time
+from segpipe.stopping import stop_on_signals
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main = time.pthread_getcpuclockid(threading.main_thread().ident)
+
+def send_signal_once_main_computes(begun):
+    while time.clock_gettime(main) < begun + 0.5:
+        threading.Event().wait(0.01)
+    os.kill(os.getpid(), {number})
+
+def last_words(status):
+    print("last words", status, flush=True)
+    {last}
+
+with stop_on_signals(last_words):
+    begun = time.clock_gettime(main)
+    threading.Thread(target=send_signal_once_main_computes, args=[begun], daemon=True).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes, and no look at signals
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "last"),
+    [(signal.SIGTERM, 143, "pass"), (signal.SIGINT, 130, "threading.Event().wait()")],
+    ids=["last words said", "last words that hang"],
+)
+def test_a_signal_ends_a_process_that_is_in_a_call_which_never_looks_at_signals(
+    number: signal.Signals, status: int, last: str
+) -> None:
+    command = [sys.executable, "-c", IN_C.format(number=int(number), last=last)]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (status, f"last words {status}\n")
+
+
+def test_other_signals_that_python_handles_are_no_stop() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: heard.append(number))
+    try:
+        with stop_on_signals(no_end):
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert heard == [signal.SIGUSR1]
