@@ -59,6 +59,15 @@ def working_size(image_size: str) -> tuple[int, int]:
 ImageSize = Annotated[str, AfterValidator(_height_by_width)]
 
 
+def _whole_steps(size: str) -> str:
+    if size != "x".join(map(str, working_size(size))):
+        raise ValueError(f"{size!r} is no tile: height and width are multiples of 32, for example 512x512")
+    return size
+
+
+TileSize = Annotated[ImageSize, AfterValidator(_whole_steps)]
+
+
 def _scale(text: str) -> str:
     if text in ("auto", "fit"):
         return text
@@ -229,7 +238,7 @@ class TrainSettings(_Settings):
         "every image; unset: chosen from the data.",
     )
     scale: ScaleChoice = Field("auto", description=_SCALE)
-    tile: ImageSize | None = Field(
+    tile: TileSize | None = Field(
         None, description=_TILE + "1024x1024, and the working size for a network of --generator."
     )
     most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
@@ -317,7 +326,7 @@ class AdoptSettings(_Settings):
         "network's own where it takes no other, else chosen from the data.",
     )
     scale: ScaleChoice = Field("auto", description=_SCALE)
-    tile: ImageSize | None = Field(
+    tile: TileSize | None = Field(
         None, description=_TILE + "the network's own size where it takes no other, else the working size."
     )
     most_cost: float = Field(MOST_COST, ge=1, description=_MOST_COST)
