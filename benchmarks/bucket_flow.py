@@ -33,7 +33,7 @@ from segpipe.config import CalibrateSettings
 from segpipe.datasets import Sample, list_samples, open_dataset, read_sample, write_dataset
 from segpipe.evaluation.calibration import calibrate
 from segpipe.images import decode_mask
-from segpipe.metrics import image_iou
+from segpipe.metrics import IOU_RULE, image_iou
 from segpipe.models.inference import predict, prepare
 
 ROWS_SHOWN = ["image_uri", "decision", "reason", "confidence", "discriminator_score", "mask_sha256"]
@@ -121,7 +121,7 @@ def _quality_of_accepted(
         if sample.key in masks:
             truth = read_sample(dataset, sample)[1]
             mask = decode_mask(storage.read_bytes(masks[sample.key]))
-            ious.append(image_iou(truth, mask, len(dataset.classes), dataset.ignore_index))
+            ious.append(image_iou(truth, mask, len(dataset.classes), dataset.ignore_index, IOU_RULE))
     accepted = np.asarray(ious)
     return {
         "unseen_accepted": len(accepted),

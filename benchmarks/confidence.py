@@ -184,7 +184,7 @@ def _judge_cost_once(labeler: Labeler, batch: torch.Tensor) -> float:
     generated = time.perf_counter()
     shown = show(logits)
     small = shown_image(batch, (logits.shape[2], logits.shape[3]))
-    give_verdict(judge, judge(small, shown), shown)
+    give_verdict(judge, judge(small, shown), shown, labeler.iou_rule)
     return (time.perf_counter() - generated) / (generated - started)
 
 

@@ -178,7 +178,7 @@ def compare(places: Places, truth: dict[str, np.ndarray]) -> list[Outcome]:
 def _outcome(
     places: Places, decision: str, rows: list[dict[str, str]], truth: dict[str, np.ndarray]
 ) -> Outcome:
-    from segpipe.metrics import image_iou
+    from segpipe.metrics import IOU_RULE, image_iou
 
     ious = [
         image_iou(
@@ -186,6 +186,7 @@ def _outcome(
             decode_mask(storage.read_bytes(row["mask_uri"])),
             len(scenes.CLASSES),
             scenes.IGNORE_INDEX,
+            IOU_RULE,
         )
         for row in rows
         if row["mask_uri"]

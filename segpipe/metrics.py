@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,14 @@ from segpipe.errors import DatasetError
 
 # Counting takes some thirty bytes a pixel; images of 100 million are counted in strips.
 PIXELS_AT_ONCE = 4_000_000
+
+# How the classes of an image make up its IoU. every_class: each of its truth or its mask counts alike, so
+# that one false pixel on a clean image of two classes makes 0.5; what segpipe did at first.
+# graded: a class that only the mask shows counts by how much of it there is.
+IouRule = Literal["every_class", "graded"]
+IOU_RULE: IouRule = "graded"
+# From this share of the labelled pixels on, a class that only the mask shows counts in full.
+FULL_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,11 @@ def segmentation_metrics(confusion: NDArray[np.int64]) -> SegmentationMetrics:
 
 
 def image_iou(
-    truth: NDArray[np.integer], prediction: NDArray[np.integer], n_classes: int, ignore_index: int
+    truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    n_classes: int,
+    ignore_index: int,
+    rule: IouRule,
 ) -> float:
     """Mean IoU, 0 to 1, of one image over the classes in its truth or its prediction.
 
@@ -82,7 +95,33 @@ def image_iou(
     confusion_matrix does.
     """
     confusion = confusion_matrix(truth, prediction, n_classes, ignore_index)
-    return float(np.nanmean(_class_iou(confusion))) if confusion.any() else float("nan")
+    shared = np.diagonal(confusion)
+    return mean_class_iou(shared, confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum(), rule)
+
+
+def mean_class_iou(
+    shared: NDArray[np.integer],
+    true: NDArray[np.integer],
+    shown: NDArray[np.integer],
+    labelled: int,
+    rule: IouRule,
+) -> float:
+    """Mean IoU of an image from the pixels of each class, (K,): in truth and mask, in the truth, in the mask.
+
+    labelled: pixels in all. By the graded rule a class that is in the mask alone, whose IoU is 0, weighs as
+    much as its pixels are of FULL_SHARE of the labelled ones, and at most 1; a class of the truth, however
+    small, weighs 1. NaN where nothing is labelled.
+    """
+    union = true + shown - shared
+    there = union > 0
+    if not labelled or not there.any():
+        return float("nan")
+    weights = np.where(true > 0, 1.0, _weight_of_invented(shown / labelled, rule))[there]
+    return float((weights * shared[there] / union[there]).sum() / weights.sum())
+
+
+def _weight_of_invented(shares: NDArray[np.floating], rule: IouRule) -> NDArray[np.floating]:
+    return np.ones_like(shares) if rule == "every_class" else np.minimum(shares / FULL_SHARE, 1.0)
 
 
 def _class_indices(values: NDArray[np.integer], n_classes: int, side: str) -> NDArray[np.int64]:

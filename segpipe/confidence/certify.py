@@ -22,6 +22,7 @@ from segpipe.confidence.policy import (
     sealed,
 )
 from segpipe.errors import PolicyError
+from segpipe.metrics import IouRule
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def make_policy(
     class_confidences: ArrayLike | None = None,
     model_digest: str | None = None,
     warnings: Sequence[str] = (),
+    iou_rule: IouRule | None = None,
 ) -> Policy:
     """Certify a threshold on labelled images and fit the score's display map.
 
@@ -73,7 +75,7 @@ def make_policy(
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
     images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
-    `warnings` are kept in the policy, one line each.
+    `warnings` are kept in the policy, one line each, and so is `iou_rule`, by which the IoUs were measured.
 
     Raises PolicyError when the inputs are empty, differ in length or are out of range (a NaN IoU is an image
     without a labelled pixel: leave it out), or no score is finite.
@@ -109,6 +111,7 @@ def make_policy(
         model_digest=model_digest,
         warnings=tuple(warnings),
         held_back=int(np.isneginf(acceptable[drawn]).sum()),
+        iou_rule=iou_rule,
     )
     return sealed(policy)
 

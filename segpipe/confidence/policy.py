@@ -15,6 +15,7 @@ from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
+from segpipe.metrics import IouRule
 from segpipe.printable import printable
 from segpipe.validation import told_version
 
@@ -87,7 +88,8 @@ class Policy:
     `model_digest` is the full digest of the model (None in a policy of a version that did not store it),
     `warnings` are lines about the calibration images that whoever relies on the promise should know.
     `held_back` counts those of the n_calibration images that no threshold accepts: without a finite score, or
-    held back by a guard (None in a policy of a version that did not store it). These came after the first
+    held back by a guard (None in a policy of a version that did not store it). `iou_rule` says what a mask's
+    IoU is (see metrics; None in a policy of a version that knew every_class only). These came after the first
     version: absent, that is None or empty, they are neither in the file nor in the id.
     """
 
@@ -111,8 +113,14 @@ class Policy:
     model_digest: Line | None = None
     warnings: tuple[str, ...] = ()
     held_back: Count | None = None
+    iou_rule: IouRule | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @property
+    def rule(self) -> IouRule:
+        """What a mask's IoU is to the promise."""
+        return self.iou_rule or "every_class"
 
 
 OPTIONAL_FIELDS = frozenset(

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segpipe.metrics import FULL_SHARE, IouRule
+
 # What the routing score is made of, each a logit or a mean of logits: higher is better.
 SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
 # An expected IoU is kept off 0 and 1, where its logit has no end.
@@ -79,15 +81,22 @@ def _sum_over_pixels(maps: Tensor, weights: Tensor) -> Tensor:
     return torch.bmm(maps.flatten(2), weights.flatten(2).transpose(1, 2)).squeeze(2)
 
 
-def expected_iou(class_ious: Tensor, shown_classes: Tensor, presence: Tensor) -> Tensor:
+def expected_iou(class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
     """Expected mean IoU of each image over the classes in its mask or its truth.
 
-    `class_ious` (B, K) as expected_class_ious gives them, `shown_classes` (B, K) bool the classes in the
-    mask, `presence` (B, K) from 0 to 1 the probability that the truth has the class: one that is there and
-    not shown has IoU 0. Returns (B,) from 0 to 1.
+    `class_ious` (B, K) as expected_class_ious gives them, `shown` (B, K) from 0 to 1 the share of the mask's
+    pixels that show each class, `presence` (B, K) from 0 to 1 the probability that the truth has the class:
+    one that is there and not shown has IoU 0. One that is shown weighs by the rule (see metrics) what it
+    would weigh with and without the truth having it. Returns (B,) from 0 to 1.
     """
-    classes = torch.where(shown_classes, 1.0, presence).sum(dim=1)
-    return (class_ious * shown_classes).sum(dim=1) / classes.clamp(min=1.0)
+    shown_classes = shown > 0
+    if rule == "every_class":
+        weights = torch.where(shown_classes, 1.0, presence)
+    else:
+        # A class that is right in so much of its area is there at least so surely.
+        there = torch.where(shown_classes, torch.maximum(presence, class_ious), presence)
+        weights = there + (1 - there) * (shown / FULL_SHARE).clamp(max=1.0)
+    return (class_ious * shown_classes).sum(dim=1) / weights.sum(dim=1).clamp(min=SMALLEST_IOU)
 
 
 def iou_logit(ious: Tensor) -> Tensor:

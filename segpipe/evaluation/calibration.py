@@ -79,6 +79,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         guards=guards,
         class_confidences=measured.class_confidences[labelled],
         model_digest=labeler.digest,
+        iou_rule=labeler.bundle.spec.iou_rule,
         warnings=warnings,
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
@@ -120,14 +121,14 @@ def _checked(facts: SplitFacts, groups: Mapping[str, str] | None, settings: Cali
 
 def _measure(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Measured:
     scores, ious, class_confidences = [], [], []
-    shown = np.zeros(256, np.int64)
+    n_classes, shown = len(labeler.classes), np.zeros(256, np.int64)
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
             for (_, truth), labeled in zip(
                 pairs, labeler.label_pixels(image for image, _ in pairs), strict=True
             ):
                 scores.append(labeled.discriminator_score)
-                ious.append(image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index))
+                ious.append(image_iou(truth, labeled.mask, n_classes, dataset.ignore_index, labeler.iou_rule))
                 class_confidences.append(labeled.class_confidences)
                 shown += value_counts(labeled.mask)
             progress.advance(len(pairs))

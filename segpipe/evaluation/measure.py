@@ -20,7 +20,7 @@ from segpipe.image_range import shown_range
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.checks import copies, never_shown, require_unseen, require_usable, say, warnings_of
 from segpipe.inspection.facts import look_through
-from segpipe.metrics import confusion_matrix, image_iou, segmentation_metrics
+from segpipe.metrics import IouRule, confusion_matrix, image_iou, segmentation_metrics
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
@@ -92,28 +92,37 @@ def measure_checked(
     ]
     repeated = [line] if (line := copies(facts)) else []
     known = say([*waived, *repeated, *warnings_of(facts)])
-    measured = _measure_samples(labeler, facts.dataset, facts.usable)
+    measured = _measure_samples(labeler, facts.dataset, facts.usable, labeler.iou_rule)
     shown = measured.confusion.sum(axis=0).tolist()
     missed = never_shown(labeler.classes, measured.confusion.sum(axis=1).tolist(), shown, split)
     return replace(measured, warnings=(*known, *say(missed)))
 
 
-def measure_split(labeler: Labeler, data: str, split: str) -> Measurements:
+def measure_split(labeler: Labeler, data: str, split: str, rule: IouRule) -> Measurements:
     """The labeler on every image of a split. Raises DatasetError, StorageError."""
     dataset = open_matching_dataset(labeler, data)
-    return _measure_samples(labeler, dataset, list_samples(dataset, split))
+    return _measure_samples(labeler, dataset, list_samples(dataset, split), rule)
 
 
-def _measure_samples(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> Measurements:
+def _measure_samples(
+    labeler: Labeler, dataset: Dataset, samples: list[Sample], rule: IouRule
+) -> Measurements:
     batches = read_in_batches(dataset, samples, labeler.batch_size)
-    return measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
+    return measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index, rule)
 
 
 def measure(
-    labeler: Labeler, keys: Sequence[str], batches: Iterable[list[Pair]], ignore_index: int
+    labeler: Labeler,
+    keys: Sequence[str],
+    batches: Iterable[list[Pair]],
+    ignore_index: int,
+    rule: IouRule | None = None,
 ) -> Measurements:
-    """The labeler on images HxWx3 uint8 with their truths HxW uint8, as many as there are keys."""
-    n_classes = len(labeler.classes)
+    """The labeler on images HxWx3 uint8 with their truths HxW uint8, as many as there are keys.
+
+    rule: of the images' IoU; None: the model's own.
+    """
+    n_classes, rule = len(labeler.classes), rule or labeler.iou_rule
     confusion = np.zeros((n_classes, n_classes), dtype=np.int64)
     ious: list[float] = []
     confidences: list[float] = []
@@ -128,7 +137,7 @@ def measure(
             for (image, truth), judged in zip(pairs, scored.judged, strict=True):
                 labeled = labeler.finish(judged, *image.shape[:2])
                 confusion += confusion_matrix(truth, labeled.mask, n_classes, ignore_index)
-                ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index))
+                ious.append(image_iou(truth, labeled.mask, n_classes, ignore_index, rule))
                 confidences.append(labeled.confidence)
                 class_confidences.append(labeled.class_confidences)
             progress.advance(len(pairs))

@@ -99,13 +99,13 @@ def go_back(url: str) -> promotion_line.Promotion:
 
 
 def compare(old: Labeler, new: Labeler, settings: PromoteSettings) -> Comparison:
-    """Both models on the same split, image by image."""
+    """Both models on the same split, image by image, by the new one's rule of what an image's IoU is."""
     dataset = open_dataset(settings.data)
     every_key = [sample.key for sample in list_samples(dataset, settings.split)]
     group_of = dict(
         zip(every_key, image_groups(dataset, every_key, settings.group_by) or every_key, strict=True)
     )
-    measured = [measure_split(labeler, settings.data, settings.split) for labeler in (old, new)]
+    measured = [measure_split(labeler, settings.data, settings.split, new.iou_rule) for labeler in (old, new)]
     known = ~np.isnan(measured[0].image_ious)  # the same truths for both, so the same images have none
     keys = [key for key, is_known in zip(measured[0].keys, known, strict=True) if is_known]
     if len(keys) < 2:

@@ -48,6 +48,7 @@ REVIEW_SCHEMA = pa.schema(
         ("minutes", pa.float64()),
         ("reviewed_at", pa.timestamp("us", tz="UTC")),
         ("origin", pa.string()),
+        ("draft_iou_graded", pa.float64()),
     ]
 )
 
@@ -58,10 +59,11 @@ class Review:
 
     review_id: digest of item, annotation and its last change, so that a changed one is a new decision;
     item_id: see `item_id`; final_mask: what the person wants, the draft when accepted, null when
-    rejected or skipped; draft_iou: mean IoU (0 to 1) of draft and final mask, the draft being wrong where
-    something was erased; overlap_pixels: claimed by more than one region; audit, inclusion_probability: as in
-    the manifest row; minutes spent; origin: where the annotation lives. Of several decisions about one item
-    the one with the latest reviewed_at holds.
+    rejected or skipped; draft_iou and draft_iou_graded: mean IoU (0 to 1) of draft and final mask by the
+    rules every_class and graded (see metrics), the draft being wrong where something was erased; the second
+    is null in a decision of a version that did not know it; overlap_pixels: claimed by more than one region;
+    audit, inclusion_probability: as in the manifest row; minutes spent; origin: where the annotation lives.
+    Of several decisions about one item the one with the latest reviewed_at holds.
     """
 
     review_id: str
@@ -81,6 +83,7 @@ class Review:
     minutes: float | None
     reviewed_at: datetime
     origin: str
+    draft_iou_graded: float | None = None
 
 
 def item_id(image_uri: str, image_etag: str, model_id: str, mask_sha256: str) -> str:

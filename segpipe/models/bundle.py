@@ -22,6 +22,7 @@ from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
 from segpipe.image_range import ImageRange, checked_range
 from segpipe.kinds import ADOPTED_ARCHITECTURES, ARCHITECTURES, Architecture, OneOf
+from segpipe.metrics import IouRule
 from segpipe.models.foreign_check import check_test_vector
 from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, build_network
 from segpipe.models.generators.protocol import Generator, build_generator
@@ -65,6 +66,8 @@ class ModelSpec(BaseModel):
     image_range: ImageRange | None = None
     """The values of images, as stored, that become 0 and 255 before anything else; None: each file's full
     range."""
+    iou_rule: IouRule | None = None
+    """Of the IoU that the score stands for; None: every_class, of a bundle from before there was a choice."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -82,6 +85,11 @@ class ModelSpec(BaseModel):
         if self.image_range is not None:
             checked_range(self.image_range)
         return self
+
+    @property
+    def rule(self) -> IouRule:
+        """What an image's IoU is to this model."""
+        return self.iou_rule or "every_class"
 
     @property
     def mask_channels(self) -> int:

@@ -57,7 +57,7 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
     logits = class_logits(generated)
     labels = logits.argmax(dim=1)
     shown, judgement = look(bundle, batch, logits, labels, device)
-    verdict = give_verdict(bundle.discriminator.judge, judgement, shown)
+    verdict = give_verdict(bundle.discriminator.judge, judgement, shown, bundle.spec.rule)
     return Prediction(logits, labels.to(torch.uint8), verdict)
 
 

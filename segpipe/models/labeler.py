@@ -22,6 +22,7 @@ from segpipe import storage
 from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
 from segpipe.errors import DeviceMemoryError, NotFoundError, PolicyError
 from segpipe.image_range import ImageRange
+from segpipe.metrics import IouRule
 from segpipe.models.allocator import keep_freed_memory
 from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import choose_device, on_device, to_device
@@ -119,6 +120,11 @@ class Labeler:
     def image_range(self) -> ImageRange | None:
         """The values of images, as stored, that become 0 and 255; None: the full range of each file."""
         return self.bundle.spec.image_range
+
+    @property
+    def iou_rule(self) -> IouRule:
+        """What an image's IoU is to the model, whose confidence is the IoU expected."""
+        return self.bundle.spec.rule
 
     @property
     def smallest_decode(self) -> tuple[int, int]:

@@ -306,12 +306,12 @@ def _judge_whole(
 
 
 def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> TiledMask:
-    judge = bundle.discriminator.judge
-    ious, is_shown = class_ious(image.sums), image.sums.shown > 0
+    judge, rule = bundle.discriminator.judge, bundle.spec.rule
+    ious, shares = class_ious(image.sums), image.sums.shown / image.sums.shown.sum()
     presence = whole.presence[row : row + 1].float().sigmoid().cpu()
     parts = torch.stack(
         [
-            iou_logit(expected_iou(ious, is_shown, presence))[0],
+            iou_logit(expected_iou(ious, shares, presence, rule))[0],
             torch.tensor(image.correctness_logits / image.cells),
             torch.tensor(image.realness / image.cells),
             whole.image_iou[row].float().cpu(),
@@ -321,6 +321,6 @@ def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> T
         mask=image.mask,
         parts=parts,
         score=routing_score(parts[None], judge.combination.cpu())[0],
-        class_confidences=ious.where(is_shown, torch.nan)[0].float(),
+        class_confidences=ious.where(shares > 0, torch.nan)[0].float(),
         correctness=image.correctness,
     )

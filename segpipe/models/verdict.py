@@ -14,6 +14,7 @@ from segpipe.confidence.score import (
     iou_logit,
     routing_score,
 )
+from segpipe.metrics import IouRule
 from segpipe.models.judge import Judge, Judgement, ShownMask
 
 
@@ -32,12 +33,12 @@ class Verdict:
     correctness: Tensor
 
 
-def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask) -> Verdict:
-    """One verdict per image."""
+def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: IouRule) -> Verdict:
+    """One verdict per image; rule: of the IoU that is expected."""
     correctness = judgement.correctness.sigmoid()
-    shown_classes = shown.one_hot.amax(dim=(2, 3)) > 0
+    shares = shown.one_hot.mean(dim=(2, 3))
     class_ious = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
-    whole = expected_iou(class_ious, shown_classes, judgement.presence.sigmoid())
+    whole = expected_iou(class_ious, shares, judgement.presence.sigmoid(), rule)
     parts = torch.stack(
         [
             iou_logit(whole),
@@ -50,6 +51,6 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask) -> Verdic
     return Verdict(
         parts=parts,
         score=routing_score(parts, judge.combination),
-        class_confidences=class_ious.where(shown_classes, torch.nan),
+        class_confidences=class_ious.where(shares > 0, torch.nan),
         correctness=correctness,
     )

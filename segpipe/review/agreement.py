@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
+from segpipe.metrics import IouRule, mean_class_iou
 
-def draft_iou(draft: np.ndarray, final: np.ndarray, n_classes: int) -> float:
-    """Mean IoU, 0 to 1, of two masks HxW uint8 over the classes in either.
+
+def draft_iou(draft: np.ndarray, final: np.ndarray, n_classes: int, rule: IouRule) -> float:
+    """Mean IoU, 0 to 1, of two masks HxW uint8 over the classes in either, the final one being the truth.
 
     Where the final mask has none of the n_classes (255: it was erased), the draft is wrong: whoever erases
     what is wrong says no less against it than whoever repaints it.
     """
     pairs = np.bincount((draft.ravel() * np.uint16(256)) + final.ravel(), minlength=256**2)
     counts = pairs.reshape(256, 256)
-    shared = counts.diagonal()[:n_classes]
-    either = counts.sum(axis=1)[:n_classes] + counts.sum(axis=0)[:n_classes] - shared
-    return float(np.mean(shared[either > 0] / either[either > 0]))
+    shared, shown, true = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    return mean_class_iou(shared[:n_classes], true[:n_classes], shown[:n_classes], draft.size, rule)

@@ -27,6 +27,7 @@ from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
+from segpipe.metrics import IouRule
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ State = Literal["kept", "undecided", "broken"]
 
 _AUDITS = """
     SELECT l.policy_id, l.labeled_at, l.image_uri, r.verdict, r.draft_iou,
+        r.draft_iou_graded,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
     FROM labels l
@@ -209,10 +211,18 @@ def _as_audit(row: dict[str, Any], policy: Policy) -> Audit:
     return Audit(
         labeled_at=row["labeled_at"],
         image_uri=row["image_uri"],
-        loss=_loss(row["verdict"], row["draft_iou"], policy.promised),
+        loss=_loss(row["verdict"], _draft_iou(row, policy.rule), policy.promised),
         decided=row["verdict"] is not None,
         in_queue=row["in_queue"],
     )
+
+
+def _draft_iou(row: dict[str, Any], rule: IouRule) -> float | None:
+    """By the policy's rule. A decision of a version without the graded one has the other, which is never
+    higher and so flatters no promise."""
+    graded: float | None = row["draft_iou_graded"] if rule == "graded" else None
+    every_class: float | None = row["draft_iou"]
+    return every_class if graded is None else graded
 
 
 def _loss(

@@ -40,6 +40,7 @@ _NO_MASK: dict[str, Any] = {
     "final_mask_uri": None,
     "final_mask_sha256": None,
     "draft_iou": None,
+    "draft_iou_graded": None,
     "overlap_pixels": 0,
 }
 
@@ -244,7 +245,7 @@ def _review(output: str, answer: _Answer, row: dict[str, Any], classes: Sequence
     if np.array_equal(drawn.mask, draft):
         return Review(
             verdict="accepted", final_mask_uri=row["mask_uri"], final_mask_sha256=row["mask_sha256"],
-            draft_iou=1.0, overlap_pixels=drawn.overlap_pixels, **_shared(answer, row),
+            draft_iou=1.0, draft_iou_graded=1.0, overlap_pixels=drawn.overlap_pixels, **_shared(answer, row),
         )  # fmt: skip
     return _corrected(output, answer, row, draft, drawn, len(classes))
 
@@ -257,7 +258,9 @@ def _corrected(
     storage.put(uri, content)  # the same bytes again after a pull that was killed before it wrote the review
     return Review(
         verdict="corrected", final_mask_uri=uri, final_mask_sha256=hashlib.sha256(content).hexdigest(),
-        draft_iou=draft_iou(draft, drawn.mask, n_classes), overlap_pixels=drawn.overlap_pixels,
+        draft_iou=draft_iou(draft, drawn.mask, n_classes, "every_class"),
+        draft_iou_graded=draft_iou(draft, drawn.mask, n_classes, "graded"),
+        overlap_pixels=drawn.overlap_pixels,
         **_shared(answer, row),
     )  # fmt: skip
 

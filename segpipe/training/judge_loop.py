@@ -200,7 +200,7 @@ class Scoring:
         with autocast(self.device):
             judgement = self.judge(lesson.image, lesson.shown)
         truths = self.mixture.sources[Source.TRUTH]
-        losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths)
+        losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths, self.spec.rule)
         self._learn(losses.total)
         return {name: float(value.detach()) for name, value in vars(losses).items()}
 
@@ -317,8 +317,10 @@ class Scoring:
         size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
         with autocast(self.device):
             judgement = self.judge(shown_image(image, size), shown)
-        iou, known = true_iou(shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index)
-        parts = give_verdict(self.judge, judgement, shown).parts
+        iou, known = true_iou(
+            shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index, self.spec.rule
+        )
+        parts = give_verdict(self.judge, judgement, shown, self.spec.rule).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.confidence.score import expected_class_ious, expected_iou
+from segpipe.confidence.score import SMALLEST_IOU, expected_class_ious, expected_iou
+from segpipe.metrics import FULL_SHARE, IouRule
 from segpipe.models.judge import Judgement, ShownMask
 from segpipe.models.masks import mask_channels
 
@@ -50,20 +51,26 @@ class JudgingLosses:
         )
 
 
-def true_iou(one_hot: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def true_iou(one_hot: Tensor, labels: Tensor, ignore_index: int, rule: IouRule) -> tuple[Tensor, Tensor]:
     """Mean IoU (B,) over the classes in mask or truth, and (B,) bool: whether any pixel is labelled.
 
-    one_hot (B,K,h,w) is the mask, labels (B,h,w) the truth.
+    one_hot (B,K,h,w) is the mask, labels (B,h,w) the truth; rule: as in metrics.mean_class_iou.
     """
     known = (labels != ignore_index).unsqueeze(1)
     truth, mask = mask_channels(labels, one_hot.shape[1], ignore_index), one_hot * known
-    both = (truth * mask).sum(dim=(2, 3))
-    either = torch.maximum(truth, mask).sum(dim=(2, 3))
-    classes = (either > 0).sum(dim=1)
-    return (both / either.clamp(min=1)).sum(dim=1) / classes.clamp(min=1), classes > 0
+    both, shown, true = (maps.sum(dim=(2, 3)) for maps in (truth * mask, mask, truth))
+    either, labelled = shown + true - both, known.sum(dim=(1, 2, 3))
+    invented = (shown / labelled.clamp(min=1)[:, None] / FULL_SHARE).clamp(max=1.0)
+    weights = (either > 0).float()
+    if rule == "graded":
+        weights = torch.where(true > 0, weights, invented)
+    ious = (weights * both / either.clamp(min=1)).sum(dim=1) / weights.sum(dim=1).clamp(min=SMALLEST_IOU)
+    return ious, labelled > 0
 
 
-def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int, truths: float) -> JudgingLosses:
+def judging_losses(
+    judgement: Judgement, lesson: Lesson, ignore_index: int, truths: float, rule: IouRule
+) -> JudgingLosses:
     """How wrong a judgement is; ignored pixels, and images of nothing else, say nothing.
 
     truths: the share of all lessons, above 0 and below 1, that show the truth.
@@ -74,8 +81,8 @@ def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int, trut
     per_pixel = functional.binary_cross_entropy_with_logits(
         judgement.correctness[:, 0], right, reduction="none"
     )
-    ious, measured = true_iou(shown.one_hot, labels, ignore_index)
-    believed = _expected_iou(judgement, shown, known)
+    ious, measured = true_iou(shown.one_hot, labels, ignore_index, rule)
+    believed = _expected_iou(judgement, shown, known, rule)
     image = functional.binary_cross_entropy_with_logits(judgement.image_iou, ious, reduction="none")
     present = mask_channels(labels, shown.one_hot.shape[1], ignore_index).amax(dim=(2, 3))
     presence = functional.binary_cross_entropy_with_logits(judgement.presence, present, reduction="none")
@@ -88,14 +95,15 @@ def judging_losses(judgement: Judgement, lesson: Lesson, ignore_index: int, trut
     )
 
 
-def _expected_iou(judgement: Judgement, shown: ShownMask, known: Tensor) -> Tensor:
+def _expected_iou(judgement: Judgement, shown: ShownMask, known: Tensor, rule: IouRule) -> Tensor:
     """Of the labelled pixels, known (B,h,w), as the true IoU is."""
     counted = known.unsqueeze(1)
     one_hot = shown.one_hot * counted
     # A label that is certainly right misses no pixel of another class.
     correctness = judgement.correctness.sigmoid().where(counted, 1.0)
     class_ious = expected_class_ious(one_hot, shown.probabilities, correctness)
-    return expected_iou(class_ious, one_hot.amax(dim=(2, 3)) > 0, judgement.presence.sigmoid())
+    shares = one_hot.sum(dim=(2, 3)) / counted.sum(dim=(2, 3)).clamp(min=1)
+    return expected_iou(class_ious, shares, judgement.presence.sigmoid(), rule)
 
 
 def _realness_loss(judgement: Judgement, real: Tensor, measured: Tensor, truths: float) -> Tensor:

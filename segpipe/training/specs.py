@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from segpipe.datasets import Dataset
+from segpipe.metrics import IOU_RULE
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.generators.foreign import ForeignSpec
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
@@ -33,4 +34,5 @@ def spec_of(
         tile=scale.tile,
         margin=scale.margin,
         image_range=dataset.image_range,
+        iou_rule=IOU_RULE,
     )

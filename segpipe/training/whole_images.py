@@ -111,7 +111,7 @@ def judged_parts(
     """Parts (P,) of the score of the generator's mask of an image 3xhxw uint8 at its scale, and its IoU with
     the truth hxw; NaN where nothing is labelled."""
     (judged,) = judge_scaled(bundle, [scaled(pixels, bundle.spec)], device)
-    iou = image_iou(mask, judged.mask, len(bundle.spec.classes), bundle.spec.ignore_index)
+    iou = image_iou(mask, judged.mask, len(bundle.spec.classes), bundle.spec.ignore_index, bundle.spec.rule)
     return judged.parts.double().numpy(), iou
 
 
@@ -141,7 +141,7 @@ def _masked(bundle: Bundle, pixels: np.ndarray, mask: np.ndarray, device: str) -
     spec, image = bundle.spec, scaled(pixels, bundle.spec)
     n_classes = len(spec.classes)
     (sums,) = add_up(bundle, [image], device)
-    iou = image_iou(mask, sums.mask, n_classes, spec.ignore_index)
+    iou = image_iou(mask, sums.mask, n_classes, spec.ignore_index, spec.rule)
     if math.isnan(iou):
         return []
     present = value_counts(mask)[:n_classes] > 0

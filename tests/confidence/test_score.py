@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from segpipe.confidence.score import (
     missed_pixels,
     routing_score,
 )
-from segpipe.metrics import image_iou
+from segpipe.metrics import IouRule, image_iou
+
+RULES: tuple[IouRule, ...] = get_args(IouRule)
 
 
 def hard(mask: list[list[int]] | torch.Tensor, n_classes: int) -> torch.Tensor:
@@ -74,19 +77,22 @@ def test_three_classes_by_hand_where_the_doubt_is_split_as_the_generator_would()
     torch.testing.assert_close(missed_pixels(shown, probabilities, correctness), torch.tensor([missed]))
     torch.testing.assert_close(ious, torch.tensor([[1.4 / (2 + missed[0]), 1.4 / (2 + missed[1]), 0.0]]))
     # The third class is not shown; it is in the truth with probability 0.4, and has then IoU 0.
-    whole = expected_iou(ious, torch.tensor([[True, True, False]]), torch.tensor([[0.1, 0.9, 0.4]]))
+    whole = expected_iou(
+        ious, torch.tensor([[0.5, 0.5, 0.0]]), torch.tensor([[0.1, 0.9, 0.4]]), "every_class"
+    )
     assert whole.item() == pytest.approx((1.4 / (2 + missed[0]) + 1.4 / (2 + missed[1])) / 2.4)
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("right", [0.0, 1.0])
-def test_one_class_that_fills_everything_is_all_right_or_all_wrong(right: float) -> None:
+def test_one_class_that_fills_everything_is_all_right_or_all_wrong(right: float, rule: IouRule) -> None:
     shown = hard([[2, 2], [2, 2]], 3)
     probabilities = maps([[0.0, 0.0]] * 2, [[0.0, 0.0]] * 2, [[1.0, 1.0]] * 2)
     ious = expected_class_ious(shown, probabilities, torch.full((1, 1, 2, 2), right))
     assert ious.tolist() == [[0.0, 0.0, right]]
-    present = torch.tensor([[False, False, True]])
-    assert expected_iou(ious, present, torch.zeros(1, 3)).item() == right
-    assert expected_iou(ious, present, torch.ones(1, 3)).item() == pytest.approx(right / 3)
+    shares = torch.tensor([[0.0, 0.0, 1.0]])
+    assert expected_iou(ious, shares, torch.zeros(1, 3), rule).item() == right
+    assert expected_iou(ious, shares, torch.ones(1, 3), rule).item() == pytest.approx(right / 3)
 
 
 def test_labels_that_are_certainly_right_or_wrong_by_hand() -> None:
@@ -99,7 +105,11 @@ def test_labels_that_are_certainly_right_or_wrong_by_hand() -> None:
 
 
 def by_loop(
-    mask: np.ndarray, probabilities: np.ndarray, correctness: np.ndarray, presence: np.ndarray
+    mask: np.ndarray,
+    probabilities: np.ndarray,
+    correctness: np.ndarray,
+    presence: np.ndarray,
+    rule: IouRule,
 ) -> tuple[list[float], float]:
     """The docstring's formula, pixel by pixel: IoU of each class, and their mean as the image's."""
     ious, weights = [], []
@@ -111,17 +121,27 @@ def by_loop(
             else:
                 missed += (1 - correctness[at]) * p[at] / max(1e-4, 1 - probabilities[(mask[at], *at)])
         ious.append(right / (count + missed) if count else 0.0)
-        weights.append(1.0 if count else presence[c])
-    return ious, sum(ious) / max(1.0, sum(weights))
+        invented = 1.0 if rule == "every_class" else min(1.0, count / mask.size / 0.01)
+        there = max(presence[c], ious[c])
+        weights.append(there + (1 - there) * invented if count else presence[c])
+    return ious, sum(ious) / sum(weights)
 
 
 seeds = st.integers(0, 2**32 - 1)
 
 
-@example(seed=22125, n_classes=2, height=1, width=2)  # a probability of 0.99996
+@example(seed=22125, n_classes=2, height=1, width=2, rule="every_class")  # a probability of 0.99996
 @settings(max_examples=60, deadline=None)
-@given(seed=seeds, n_classes=st.integers(2, 5), height=st.integers(1, 5), width=st.integers(1, 5))
-def test_the_formula_is_what_a_plain_loop_gives(seed: int, n_classes: int, height: int, width: int) -> None:
+@given(
+    seed=seeds,
+    n_classes=st.integers(2, 5),
+    height=st.integers(1, 15),
+    width=st.integers(1, 15),
+    rule=st.sampled_from(RULES),
+)
+def test_the_formula_is_what_a_plain_loop_gives(
+    seed: int, n_classes: int, height: int, width: int, rule: IouRule
+) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.integers(n_classes, size=(2, height, width))
     logits = rng.normal(0, 2, (2, n_classes, height, width))
@@ -131,9 +151,9 @@ def test_the_formula_is_what_a_plain_loop_gives(seed: int, n_classes: int, heigh
     ious = expected_class_ious(
         shown, torch.from_numpy(probabilities), torch.from_numpy(correctness).unsqueeze(1)
     )
-    whole = expected_iou(ious, shown.amax(dim=(2, 3)) > 0, torch.from_numpy(presence))
+    whole = expected_iou(ious, shown.mean(dim=(2, 3)), torch.from_numpy(presence), rule)
     for row in range(2):
-        per_class, mean = by_loop(masks[row], probabilities[row], correctness[row], presence[row])
+        per_class, mean = by_loop(masks[row], probabilities[row], correctness[row], presence[row], rule)
         assert ious[row].tolist() == pytest.approx(per_class, rel=1e-3, abs=1e-9)
         assert whole[row].item() == pytest.approx(mean, rel=1e-3, abs=1e-9)
 
@@ -162,17 +182,19 @@ def test_an_expected_iou_is_from_0_to_1_however_sure_anyone_is(
     presence = torch.rand(1, n_classes, generator=draws)
     ious = expected_class_ious(shown, probabilities, correctness)
     present = shown.amax(dim=(2, 3)) > 0
-    for values in (ious, expected_iou(ious, present, presence)):
+    shares = shown.mean(dim=(2, 3))
+    for values in (ious, *(expected_iou(ious, shares, presence, rule) for rule in RULES)):
         assert values.min() >= 0
         assert values.max() <= 1 + 1e-6
     assert (ious[~present] == 0).all()
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=seeds, n_classes=st.integers(2, 5))
-def test_who_knows_the_truth_expects_the_true_iou(seed: int, n_classes: int) -> None:
+@given(seed=seeds, n_classes=st.integers(2, 5), rule=st.sampled_from(RULES))
+def test_who_knows_the_truth_expects_the_true_iou(seed: int, n_classes: int, rule: IouRule) -> None:
     rng = np.random.default_rng(seed)
-    mask, truth = rng.integers(n_classes, size=(2, 4, 5))
+    rarely = np.array([1.0] * (n_classes - 1) + [0.005])  # the last is often in the mask or the truth alone
+    mask, truth = rng.choice(n_classes, p=rarely / rarely.sum(), size=(2, 14, 15))
     truth = np.where(rng.random(truth.shape) < 0.5, mask, truth)
     # The generator gives the label shown 0.6 and, where it is wrong, the right one all of the rest.
     other = np.where(truth == mask, (mask + 1) % n_classes, truth)
@@ -183,8 +205,8 @@ def test_who_knows_the_truth_expects_the_true_iou(seed: int, n_classes: int) -> 
     correctness = torch.from_numpy(mask == truth).float()[None, None]
     presence = torch.from_numpy(np.isin(np.arange(n_classes), truth)).float()[None]
     ious = expected_class_ious(shown, probabilities, correctness)
-    expected = expected_iou(ious, shown.amax(dim=(2, 3)) > 0, presence).item()
-    assert expected == pytest.approx(image_iou(truth, mask, n_classes, 255), abs=1e-5)
+    expected = expected_iou(ious, shown.mean(dim=(2, 3)), presence, rule).item()
+    assert expected == pytest.approx(image_iou(truth, mask, n_classes, 255, rule), abs=1e-5)
 
 
 def test_the_logit_of_an_iou_is_finite_at_both_ends_and_keeps_the_order() -> None:

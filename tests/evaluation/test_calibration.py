@@ -41,7 +41,7 @@ def judge(data: str, model: str) -> list[Seen]:
     for sample in list_samples(dataset, "calibration"):
         image, truth = read_sample(dataset, sample)
         (labeled,) = labeler.label([image])
-        iou = image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index)
+        iou = image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index, labeler.iou_rule)
         found.append(Seen(labeled.discriminator_score, iou, labeled.class_confidences))
     return found
 

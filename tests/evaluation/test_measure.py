@@ -68,7 +68,7 @@ def test_quality_is_what_the_masks_of_the_labeler_give(streets: str, trained_mod
 
 def test_every_image_is_measured_as_the_labeler_labels_it(streets: str, trained_model: str) -> None:
     labeler = load_without_policy(trained_model, "cpu")
-    measured = measure_split(labeler, streets, "val")
+    measured = measure_split(labeler, streets, "val", labeler.iou_rule)
     dataset = open_dataset(streets)
     assert measured.keys == tuple(sample.key for sample in list_samples(dataset, "val"))
     assert all(values.shape == (6,) for values in measured.scores.values())
@@ -84,7 +84,7 @@ def test_every_image_is_measured_as_the_labeler_labels_it(streets: str, trained_
 
 def test_the_routing_score_is_the_fit_of_its_parts(streets: str, trained_model: str) -> None:
     labeler = load_without_policy(trained_model, "cpu")
-    scores = measure_split(labeler, streets, "val").scores
+    scores = measure_split(labeler, streets, "val", labeler.iou_rule).scores
     fit = labeler.bundle.card.metrics["score_combination"]
     combined = fit["bias"] + sum(fit[name] * scores[name] for name in SCORE_PARTS)
     np.testing.assert_allclose(scores["discriminator"], combined, atol=1e-3)

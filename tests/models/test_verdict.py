@@ -40,7 +40,7 @@ EXPECTED_IOU = sum(CLASS_IOUS) / 2.25
 
 
 def test_the_parts_of_the_score_by_hand() -> None:
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN)
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
     by_hand = {
         "expected_iou": logit(EXPECTED_IOU),
         "correctness": (logit(0.9) + logit(0.6)) / 2,
@@ -51,24 +51,24 @@ def test_the_parts_of_the_score_by_hand() -> None:
 
 
 def test_before_any_fit_the_score_is_the_logit_of_the_expected_iou() -> None:
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN)
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.sigmoid().item() == pytest.approx(EXPECTED_IOU)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
     judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0])
-    verdict = give_verdict(judge, JUDGEMENT, SHOWN)
+    verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
 
 
 def test_class_confidences_are_expected_ious_and_nan_for_a_class_not_in_the_mask() -> None:
-    confidences = give_verdict(judge_with(), JUDGEMENT, SHOWN).class_confidences
+    confidences = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class").class_confidences
     torch.testing.assert_close(confidences, torch.tensor([[*CLASS_IOUS, torch.nan]]), equal_nan=True)
 
 
 def test_the_map_is_the_probability_that_each_label_is_right() -> None:
-    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN).correctness
+    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class").correctness
     torch.testing.assert_close(correctness, torch.tensor([[[[0.9, 0.6]]]]))
 
 
@@ -80,6 +80,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         presence=torch.full((1, 3), -sureness),
         image_iou=torch.tensor([sureness]),
     )
-    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN)
+    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)

@@ -162,7 +162,7 @@ def test_a_draft_of_which_most_was_erased_is_as_bad_as_a_repainted_one(audited: 
     out = audited()
     rows = out.label(3)
     for row, final in zip(rows, (erased, repainted, draft), strict=True):
-        out.answer([row], "corrected", draft_iou(draft, final, 2))
+        out.answer([row], "corrected", draft_iou(draft, final, 2, "every_class"))
     found = only(out.output)
     assert (found.audited, found.bad) == (3, 2)
 

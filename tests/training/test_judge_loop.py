@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from segpipe.errors import RunError
-from segpipe.metrics import image_iou
+from segpipe.metrics import IouRule, image_iou
 from segpipe.models.judge import Judge, Judgement, ShownMask
 from segpipe.models.masks import mask_channels
 from segpipe.models.preprocess import normalise, shown_image
@@ -128,7 +129,7 @@ def score(scoring: Scoring, labels: torch.Tensor) -> torch.Tensor:
         probabilities = scoring.teachers.generator(image).softmax(dim=1)
         shown = ShownMask(mask_channels(labels, 3, ignore_index=-1), probabilities)
         judgement = scoring.judge(shown_image(image, (16, 16)), shown)
-        return give_verdict(scoring.judge, judgement, shown).score
+        return give_verdict(scoring.judge, judgement, shown, scoring.spec.rule).score
 
 
 def own_masks() -> torch.Tensor:
@@ -138,7 +139,7 @@ def own_masks() -> torch.Tensor:
 
 def test_the_judge_learns_what_the_generator_is_blind_to(taught: Taught, untaught: Scoring) -> None:
     own = own_masks()
-    ious, _ = true_iou(mask_channels(own, 3, -1), TRUTH, IGNORED)
+    ious, _ = true_iou(mask_channels(own, 3, -1), TRUTH, IGNORED, "every_class")
     assert 0.2 < (ious < 0.99).float().mean() < 0.95
     before, after = (spearmanr(ious, score(scoring, own)).statistic for scoring in (untaught, taught.scoring))
     assert before < 0.5
@@ -231,16 +232,20 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]))
-def test_the_true_iou_is_that_of_the_evaluation(seed: int, ignored: float) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    ignored=st.sampled_from([0.0, 0.3, 0.97, 1.0]),
+    rule=st.sampled_from(get_args(IouRule)),
+)
+def test_the_true_iou_is_that_of_the_evaluation(seed: int, ignored: float, rule: IouRule) -> None:
     rng = np.random.default_rng(seed)
-    masks, truths = rng.integers(4, size=(2, 3, 5, 6))
+    masks, truths = rng.choice(4, p=[0.49, 0.4, 0.1, 0.01], size=(2, 3, 15, 16))
     truths[rng.random(truths.shape) < ignored] = IGNORED
     ious, measured = true_iou(
-        mask_channels(torch.from_numpy(masks), 4, -1), torch.from_numpy(truths), IGNORED
+        mask_channels(torch.from_numpy(masks), 4, -1), torch.from_numpy(truths), IGNORED, rule
     )
     for mask, truth, iou, counts in zip(masks, truths, ious, measured, strict=True):
-        expected = image_iou(truth, mask, 4, IGNORED)
+        expected = image_iou(truth, mask, 4, IGNORED, rule)
         assert counts == (not math.isnan(expected))
         if counts:
             assert iou.item() == pytest.approx(expected, abs=1e-6)
@@ -268,7 +273,9 @@ def judgement_of(correctness: list[float]) -> Judgement:
 
 @pytest.mark.parametrize("real", [True, False])
 def test_the_losses_by_hand(real: bool) -> None:
-    losses = judging_losses(judgement_of([0.0, 0.0]), lesson_of([0, 1], [0, 0], real), IGNORED, TRUTHS)
+    losses = judging_losses(
+        judgement_of([0.0, 0.0]), lesson_of([0, 1], [0, 0], real), IGNORED, TRUTHS, "every_class"
+    )
     share = TRUTHS if real else 1 - TRUTHS
     assert losses.correctness.item() == pytest.approx(math.log(2))
     # Truly (1/2 + 0) / 2; believed 0.5 / 1.5 of each class.
@@ -280,10 +287,12 @@ def test_the_losses_by_hand(real: bool) -> None:
 
 def test_ignored_pixels_say_nothing() -> None:
     truth = [0, 0, IGNORED, IGNORED]
-    plain = judging_losses(judgement_of([0.3, -0.2]), lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS)
+    plain = judging_losses(
+        judgement_of([0.3, -0.2]), lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS, "every_class"
+    )
     for mask, correctness in (([0, 0], [0.0, 5.0]), ([1, 1], [-5.0, 0.0]), ([1, 0], [3.0, 3.0])):
         judgement = judgement_of([0.3, -0.2, *correctness])
-        losses = judging_losses(judgement, lesson_of([0, 1, *mask], truth), IGNORED, TRUTHS)
+        losses = judging_losses(judgement, lesson_of([0, 1, *mask], truth), IGNORED, TRUTHS, "every_class")
         for name, value in vars(plain).items():
             torch.testing.assert_close(getattr(losses, name), value, msg=name)
 
@@ -303,14 +312,14 @@ def stacked(lessons: list[Lesson]) -> Lesson:
 def test_an_image_of_nothing_but_ignored_pixels_counts_for_nothing() -> None:
     measured, blank = lesson_of([0, 1], [0, 0]), lesson_of([1, 1], [IGNORED, IGNORED], real=True)
     one, other = judgement_of([0.3, -0.2]), judgement_of([4.0, -4.0])
-    alone = judging_losses(one, measured, IGNORED, TRUTHS)
+    alone = judging_losses(one, measured, IGNORED, TRUTHS, "every_class")
     both = Judgement(
         **{name: torch.cat([value, getattr(other, name) + 2.0]) for name, value in vars(one).items()}
     )
-    together = judging_losses(both, stacked([measured, blank]), IGNORED, TRUTHS)
+    together = judging_losses(both, stacked([measured, blank]), IGNORED, TRUTHS, "every_class")
     for name, value in vars(alone).items():
         torch.testing.assert_close(getattr(together, name), value, msg=name)
-    nothing = judging_losses(other, blank, IGNORED, TRUTHS)
+    nothing = judging_losses(other, blank, IGNORED, TRUTHS, "every_class")
     assert all(value == 0 for value in vars(nothing).values())
 
 
@@ -318,7 +327,7 @@ def test_every_loss_reaches_what_it_is_about() -> None:
     judgement = judgement_of([0.3, -0.2])
     for value in vars(judgement).values():
         value.requires_grad_(True)
-    judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS).total.backward()
+    judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS, "every_class").total.backward()
     for name, value in vars(judgement).items():
         assert value.grad is not None, name
         assert value.grad.abs().sum() > 0, name
@@ -375,7 +384,8 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
     scoring.run(lambda: None)
     labels = own_masks()
     ious = [
-        image_iou(truth.numpy(), mask.numpy(), 3, IGNORED) for truth, mask in zip(TRUTH, labels, strict=True)
+        image_iou(truth.numpy(), mask.numpy(), 3, IGNORED, scoring.spec.rule)
+        for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
     assert scoring.judge.combination.tolist() != [0, 1, 0, 0, 0], "the unseen tuning images fit the score"

@@ -84,7 +84,9 @@ def test_each_image_has_its_mask_as_it_is_and_degraded(made: tuple[LabelledPixel
     for row in range(6):
         _, truth = labelled.pixels(row)
         own = np.where(truth == 2, 1, truth)
-        assert masks.ious[2 * row].item() == pytest.approx(image_iou(truth, own, 3, IGNORED), abs=1e-6)
+        assert masks.ious[2 * row].item() == pytest.approx(
+            image_iou(truth, own, 3, IGNORED, "every_class"), abs=1e-6
+        )
         assert masks.present[2 * row].tolist() == [float(value in truth) for value in range(3)]
         shares = [(own == value).mean() for value in range(3)]
         assert masks.probabilities[2 * row].float().mean(dim=(1, 2)).tolist() == pytest.approx(
@@ -179,5 +181,5 @@ def test_the_score_is_fitted_to_what_labelling_makes_of_whole_images() -> None:
         (judged,) = judge_scaled(networks, [scaled(pixels, SPEC)], "cpu")
         assert parts[3 * number].tolist() == pytest.approx(judged.parts.tolist(), abs=1e-5)
         own = np.where(truth == 2, 1, truth)
-        assert ious[3 * number] == pytest.approx(image_iou(truth, own, 3, IGNORED))
+        assert ious[3 * number] == pytest.approx(image_iou(truth, own, 3, IGNORED, "every_class"))
     assert all(math.isfinite(iou) for iou in ious)
