@@ -41,7 +41,7 @@ from segpipe.images import (
 )
 from segpipe.listing import left_aside
 from segpipe.printable import is_printable
-from segpipe.validation import each_once
+from segpipe.validation import parse_json
 
 DESCRIPTION = "dataset.json"
 UNFINISHED_IMPORT = "import-unfinished.json"  # lies in a data set while segpipe import adds to it
@@ -111,7 +111,7 @@ def read_description(root: str) -> Dataset:
     root = storage.normalise(root)
     uri = storage.join(root, DESCRIPTION)
     try:
-        description = json.loads(storage.read_bytes(uri), object_pairs_hook=each_once)
+        description = parse_json(storage.read_bytes(uri))
     except NotFoundError:
         raise DatasetError(
             f"{uri} is missing: a data set's root needs it, with name, classes and ignore_index"

@@ -40,6 +40,10 @@ class ArchivedError(StorageError):
         self.storage_class = storage_class
 
 
+class UnwritableError(StorageError):
+    """Nothing can be written there, whatever it is: the disk is full, over its quota, or read-only."""
+
+
 class TooLargeError(StorageError):
     """An object has more bytes than the caller takes; the rest was not read."""
 

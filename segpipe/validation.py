@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pydantic import ValidationError
@@ -9,8 +10,13 @@ from pydantic import ValidationError
 from segpipe.printable import printable
 
 
-def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object for json's object_pairs_hook; ValueError for a name with two values, of which one is lost."""
+def parse_json(text: str | bytes) -> Any:
+    """What somebody else's JSON says. Raises ValueError, also for a name with two values, of which one would
+    be lost; RecursionError."""
+    return json.loads(text, object_pairs_hook=_each_once)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         names = [name for name, _ in pairs]

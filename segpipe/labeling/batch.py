@@ -23,8 +23,10 @@ from segpipe.errors import (
     DeviceMemoryError,
     FailureReason,
     ImageError,
+    RunError,
     SegpipeError,
     StorageError,
+    UnwritableError,
 )
 from segpipe.labeling import steps
 from segpipe.labeling.items import (
@@ -107,7 +109,8 @@ def _listed(image: PlannedImage) -> int:
 def label_batch(images: Sequence[PlannedImage], work: BatchWork, machine: Machine) -> list[Outcome]:
     """The outcome of each image; its mask, and its confidence map, is stored before it is returned.
 
-    Raises what target.require_claim raises, CancelledError when the run has ended.
+    Raises what target.require_claim raises, CancelledError when the run has ended, RunError when nothing can
+    be written.
     """
     to_read = [image for image in images if image.image_bytes <= work.max_bytes]
     with ExitStack() as until_decoded:
@@ -208,8 +211,19 @@ def _store(item: InWork[EncodedImage], target: Target) -> Outcome:
     if stored.reason is None:
         return Outcome(stored.value, stored.legs, None)
     assert stored.error is not None
+    if item.reason is None:
+        _require_writable(stored.error, target)
     row = steps.failed_row(stored.seen, stored.reason, stored.error, target)
     return Outcome(row, stored.legs, stored.error)
+
+
+def _require_writable(error: Exception, target: Target) -> None:
+    """Raise RunError for what says nothing about the image: the next one's mask would fail the same way."""
+    if isinstance(error, DeniedError | UnwritableError):
+        raise RunError(
+            f"{error}; so run {target.run_id} stops before it fails all its images: mend that and resume "
+            "with the same run id"
+        ) from None
 
 
 def _after(item: InWork[Value], leg: Leg, step: Callable[[Value], Result]) -> InWork[Result]:

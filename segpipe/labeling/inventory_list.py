@@ -25,6 +25,7 @@ from segpipe import storage
 from segpipe.errors import RunError
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
+from segpipe.validation import parse_json
 
 OBJECT_SCHEMA = pa.schema(
     [
@@ -112,7 +113,7 @@ def _read_report(url: str, source: str, skipped: Counter[str]) -> Batches:
 def _report(url: str) -> dict:
     """manifest.json, checked; RunError when it is none."""
     try:
-        report = json.loads(storage.read(url, _MAX_REPORT_BYTES).data)
+        report = parse_json(storage.read(url, _MAX_REPORT_BYTES).data)
         json.dumps(report, ensure_ascii=False).encode()  # half a character is in no bucket's name
         for name in ("sourceBucket", "destinationBucket", "fileFormat", "fileSchema"):
             if not isinstance(report[name], str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
-from segpipe.validation import each_once, first_problem
+from segpipe.validation import first_problem, parse_json
 
 MAX_BYTES = 4_000_000
 GENERIC = re.compile(r"LABEL_\d+")
@@ -30,9 +29,7 @@ def read_class_map(url: str) -> ClassMapFile:
     """A .json or .toml file at any fsspec URL. Raises ModelError, StorageError."""
     try:
         text = storage.read(url, MAX_BYTES).data.decode()
-        content = (
-            tomllib.loads(text) if url.endswith(".toml") else json.loads(text, object_pairs_hook=each_once)
-        )
+        content = tomllib.loads(text) if url.endswith(".toml") else parse_json(text)
         return ClassMapFile.model_validate(content)
     except NotFoundError as error:
         raise ModelError(f"no class map at {url}: it is not there") from error

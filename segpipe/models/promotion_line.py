@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, ModelError, NotFoundError
-from segpipe.validation import first_problem
+from segpipe.validation import first_problem, parse_json
 
 FOLDER = "promotions"
 _NUMBERED = re.compile(r"(\d{8})\.json")
@@ -95,7 +95,9 @@ def _entries(line: str) -> dict[int, str]:
 
 def _read(uri: str) -> Promotion:
     try:
-        return _PROMOTION.validate_json(storage.read_bytes(uri))
+        return _PROMOTION.validate_python(parse_json(storage.read_bytes(uri)))
     except ValidationError as error:
         reason = first_problem(error)
-        raise ModelError(f"{uri} is no promotion: {reason}; restore it, or remove it to go back") from None
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+    raise ModelError(f"{uri} is no promotion: {reason}; restore it, or remove it to go back")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from http import HTTPStatus
 from typing import TypeVar
 
 from tenacity import (
@@ -18,7 +19,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from segpipe.errors import AlreadyExistsError, ArchivedError, DeniedError, NotFoundError, StorageError
+from segpipe.errors import (
+    AlreadyExistsError,
+    ArchivedError,
+    DeniedError,
+    NotFoundError,
+    StorageError,
+    UnwritableError,
+)
 from segpipe.redaction import redact
 from segpipe.storage.remedies import Answer, answer_of, is_archived, is_denied, is_no_s3, remedy_of, types_of
 
@@ -36,6 +44,8 @@ _TRANSIENT_TYPES = {"ConnectionError", "TimeoutError", "HTTPClientError", "Clien
 }
 _TRANSIENT_CODES = {"SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable", "Throttling"}
 _TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
+_UNWRITABLE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_FULL_CODES = {"XMinioStorageFull", "QuotaExceeded", "InsufficientStorage"}
 _TRANSIENT_ERRNO = {errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ENETUNREACH, errno.EHOSTUNREACH}
 
 
@@ -90,7 +100,17 @@ def _explain(error: Exception, uri: str) -> StorageError:
     message = _one_line(f"{uri}: {_said(error, answer)}; {remedy_of(error, uri)}")
     if is_archived(error):
         return ArchivedError(message, answer.details.get("StorageClass"))
+    if _is_unwritable(error, answer):
+        return UnwritableError(message)
     return DeniedError(message) if is_denied(error) else StorageError(message)
+
+
+def _is_unwritable(error: Exception, answer: Answer) -> bool:
+    return (
+        answer.status == HTTPStatus.INSUFFICIENT_STORAGE
+        or answer.code in _FULL_CODES
+        or getattr(error, "errno", None) in _UNWRITABLE_ERRNO
+    )
 
 
 def _said(error: Exception, answer: Answer) -> str:

@@ -144,6 +144,25 @@ def test_one_odd_annotation_is_left_out_and_named(tmp_path: Path, odd: dict[str,
     assert reason in only["reason"]
 
 
+@pytest.mark.parametrize(
+    ("once", "twice", "name"),
+    [
+        ('"annotations":', '"annotations": [], "annotations":', "annotations"),
+        ('"category_id": 2', '"category_id": 1, "category_id": 2', "category_id"),
+        ('"name": "dog"', '"name": "cow", "name": "dog"', "name"),
+    ],
+)
+def test_a_name_that_has_two_values_is_refused(tmp_path: Path, once: str, twice: str, name: str) -> None:
+    """Every reader of JSON would take the later one, and the labels would be others without a word."""
+    root = tmp_path / "set"
+    one_image(root, annotation(id=8, category_id=2))
+    file = root / "annotations/train.json"
+    assert once in file.read_text()
+    file.write_text(file.read_text().replace(once, twice, 1))
+    with pytest.raises(DatasetError, match=rf"train\.json is not valid JSON \('{name}' is there twice\)"):
+        imported(root, "coco")
+
+
 def test_of_several_polygons_only_the_line_is_left_out(tmp_path: Path) -> None:
     root = tmp_path / "set"
     one_image(root, annotation([[1, 1, 8, 1, 8, 8, 1, 8], [20, 10, 25, 15]]))

@@ -12,6 +12,7 @@ from s3_proxy import Exchange, Request, pass_on, stay_silent
 pytestmark = pytest.mark.faults
 
 PART, MASK, READ = r"^PUT .*/manifests/", r"^PUT .*/masks/", r"^GET .*/raw/"
+LABELLED_BEFORE = r"^HEAD .*/manifests_compacted"
 
 
 def assert_says_how_to_resume(said: str) -> str:
@@ -87,6 +88,20 @@ def test_a_signal_ends_a_run_whose_storage_says_nothing(
     proxy.decide = lambda request: pass_on
     labelling.run("out", "r1")
     bucket.assert_whole("out", {"r1"})
+
+
+def test_a_signal_ends_a_run_that_waits_in_a_database_for_a_silent_storage(labelling, proxy, waiting) -> None:
+    """DuckDB asks for what was labelled before in a thread; nobody in the main one sees a signal."""
+    proxy.decide = lambda request: stay_silent if request.matches(LABELLED_BEFORE) else pass_on
+    process = labelling.start("out", "r1")
+    waiting(lambda: proxy.count(LABELLED_BEFORE) >= 1, "the listing of what was labelled before")
+    threading.Event().wait(1)  # until the main thread waits; nothing outside the process tells
+    sent_at = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert time.monotonic() - sent_at < 15
+    assert_says_how_to_resume(said)
 
 
 def test_a_second_signal_ends_the_process_on_the_spot(labelling, proxy, bucket, waiting) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +19,7 @@ from segpipe.labeling.items import LONG_AGO, Legs, Outcome
 from segpipe.labeling.run import label_source
 from segpipe.manifests.query import query
 from segpipe.manifests.schema import Row
+from segpipe.storage.local import Local
 
 ONE_BY_ONE = LabelSettings(shard_images=4, batch_images=1, fetch_threads=1, claim_seconds=20)
 
@@ -152,6 +155,32 @@ def test_an_output_emptied_in_mid_run_is_told_as_that_and_nothing_is_written_int
     assert not (Path(output) / "claims").exists()
     labeler.before = lambda images: None
     assert label_source(source, output, labeler, ONE_BY_ONE, "r1").review == 24
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES])
+def test_an_output_that_takes_no_mask_any_more_stops_the_run_and_says_nothing_against_the_images(
+    source: str, output: str, labeler: Any, fill: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch, number: int,
+) -> None:  # fmt: skip
+    """Parts still fit: they are small, and a full disk has room for them long after it has none for masks."""
+    fill(source, 24)
+    put, stored = Local.put, []
+
+    def put_until_full(self: Local, uri: str, data: bytes) -> None:
+        if "/masks/" in uri and len(stored) >= 10:
+            raise OSError(number, os.strerror(number))
+        put(self, uri, data)
+        stored.append(uri)
+
+    with monkeypatch.context() as full:
+        full.setattr(Local, "put", put_until_full)
+        with pytest.raises(
+            RunError, match=r"masks/.*; so run r1 stops before .* resume with the same run id"
+        ):
+            label_source(source, output, labeler, ONE_BY_ONE, "r1")
+    assert failed(output) == 0
+    assert label_source(source, output, labeler, ONE_BY_ONE, "r1").review == 24
+    assert failed(output) == 0
 
 
 def test_a_run_whose_plan_is_gone_while_its_parts_are_there_is_not_begun_anew_under_its_id(

@@ -57,6 +57,7 @@ def test_a_promotion_that_was_removed_leaves_no_number_to_be_tried_again(storage
 
 DAMAGED = [
     b"", b"[]", b'{"model": "/m"}', b"\xff", b"[" * 100_000,
+    b'{"model": "/m", "model": "/n", "model_id": "a", "reason": "", "evidence": {}, "promoted_at": ""}',
     b'{"model": 7, "model_id": "a", "reason": "", "evidence": {}, "promoted_at": ""}',
     b'{"model": "/m", "model_id": "a", "reason": "", "evidence": [], "promoted_at": ""}',
 ]  # fmt: skip

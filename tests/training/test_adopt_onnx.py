@@ -290,6 +290,12 @@ def test_a_class_map_that_does_not_fit_is_refused(
     assert said in refusal(discs, path, class_map=str(tmp_path / "map.json"))
 
 
+def test_a_description_that_says_a_thing_twice_is_refused(discs: str, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "net.onnx")
+    Path(f"{path}.json").write_text('{"range": "0-1", "range": "0-255"}')
+    assert "net.onnx.json is no JSON that can be read ('range' is there twice)" in refusal(discs, path)
+
+
 def test_other_classes_need_a_class_map(tmp_path: Path) -> None:
     data = write_coloured_set(tmp_path / "three", ("ground", "disc", "sky"))
     path = write_onnx(tmp_path / "net.onnx")

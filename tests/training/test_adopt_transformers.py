@@ -168,6 +168,10 @@ CODE = {"AutoModelForSemanticSegmentation": "planted.Network"}
         (with_processor(image_mean=None, image_std=None), "image_mean and image_std"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "holds no preprocessor_config.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"id2label": {"0": "a", "0": "b"}}'),
+            "('0' is there twice)",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "it is no transformers folder"),
     ],
 )

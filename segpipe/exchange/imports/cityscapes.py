@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from segpipe.exchange.imports import known_classes
 from segpipe.exchange.imports.colours import mapped_mask
 from segpipe.exchange.imports.labelled import Found, SourceImage
 from segpipe.exchange.imports.source import Source
-from segpipe.validation import each_once
+from segpipe.validation import parse_json
 
 _LABELS = "labels.json"
 Label = tuple[str, int, int]  # name, id, trainId
@@ -79,7 +78,7 @@ def _labels(source: Source) -> list[Label]:
         return [(name, at, number) for number, (name, at) in enumerate(known_classes.CITYSCAPES.items())]
     place = source.place(_LABELS)
     try:
-        content = json.loads(source.content(_LABELS), object_pairs_hook=each_once)
+        content = parse_json(source.content(_LABELS))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{place} is not valid JSON ({error}): correct it") from None
     if not isinstance(content, list) or not all(_is_label(one) for one in content):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +11,7 @@ from segpipe.exchange.imports.coco_entries import CocoFile, labelled_images
 from segpipe.exchange.imports.coco_files import annotation_files
 from segpipe.exchange.imports.labelled import Found, LeftOut
 from segpipe.exchange.imports.source import Source
+from segpipe.validation import parse_json
 
 BACKGROUND = "background"
 _PARTS = ("images", "annotations", "categories")
@@ -52,7 +52,7 @@ def _with_file(found: Found, source: Source, file: CocoFile) -> Found:
 def _content(source: Source, key: str) -> dict[str, list[Any]] | None:
     """The file's content; None where it is another kind of JSON."""
     try:
-        content = json.loads(source.content(key))
+        content = parse_json(source.content(key))
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{source.place(key)} is not valid JSON ({error}): correct or remove it") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in _PARTS):

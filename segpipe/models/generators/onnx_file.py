@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
 from segpipe.models.generators.foreign import Channels, Found, Values
 from segpipe.models.spec_fields import ClassName
-from segpipe.validation import first_problem
+from segpipe.validation import first_problem, parse_json
 
 FILE = "model.onnx"
 MAX_BYTES = 2_000_000_000  # as much as one protocol buffer can hold
@@ -185,11 +184,11 @@ def _own_size(session: Any, url: str) -> tuple[int, int] | None:
 def _description(url: str, given: Mapping[str, Any]) -> Description:
     beside = f"{url}.json"
     try:
-        told = json.loads(storage.read(beside, MAX_TEXT_BYTES).data)
+        told = parse_json(storage.read(beside, MAX_TEXT_BYTES).data)
     except NotFoundError:
         told = {}
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{beside} is no JSON that can be read: correct it") from error
+        raise ModelError(f"{beside} is no JSON that can be read ({error}): correct it") from error
     try:
         described = Description(**({**told, **given}))
     except ValidationError as error:

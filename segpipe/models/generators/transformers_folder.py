@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from segpipe import storage
 from segpipe.errors import ModelError, NotFoundError
 from segpipe.models.generators.foreign import Channels, Found
+from segpipe.validation import parse_json
 
 
 @dataclass(frozen=True)
@@ -177,11 +178,11 @@ def _names(url: str) -> set[str]:
 
 def _read_json(url: str, name: str, otherwise: str) -> dict[str, Any]:
     try:
-        content = json.loads(storage.read(storage.join(url, name), MAX_TEXT_BYTES).data)
+        content = parse_json(storage.read(storage.join(url, name), MAX_TEXT_BYTES).data)
     except NotFoundError as error:
         raise ModelError(f"{url} holds no {name}: {otherwise}") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{url}/{name} is no JSON that can be read: copy it again") from error
+        raise ModelError(f"{url}/{name} is no JSON that can be read ({error}): copy it again") from error
     if not isinstance(content, dict):
         raise ModelError(f"{url}/{name} is no JSON object: copy it again")
     return content
