@@ -110,6 +110,11 @@ def _compiles(pattern: str) -> str:
 
 
 RegularExpression = Annotated[str, AfterValidator(_compiles)]
+_GROUP_BY = (
+    "Regular expression whose first match in an image's key (its first group, if it has one) names what the "
+    "image belongs to, for example '^[^_]+' for SEQUENCE_FRAME; unset: as the data set's groups.csv says. Of "
+    "four groups or more whole ones are held back from the generator: they teach the judge and fit its score."
+)
 
 
 def guarded_class(guard: str) -> tuple[str, float]:
@@ -237,6 +242,7 @@ class TrainSettings(_Settings):
         description="Working size in pixels, HEIGHTxWIDTH, for example 240x320, to which scale fit shrinks "
         "every image; unset: chosen from the data.",
     )
+    group_by: RegularExpression | None = Field(None, description=_GROUP_BY)
     scale: ScaleChoice = Field("auto", description=_SCALE)
     tile: TileSize | None = Field(
         None, description=_TILE + "1024x1024, and the working size for a network of --generator."
@@ -325,6 +331,7 @@ class AdoptSettings(_Settings):
         description="Working size in pixels, HEIGHTxWIDTH, to which every image is fitted; unset: the "
         "network's own where it takes no other, else chosen from the data.",
     )
+    group_by: RegularExpression | None = Field(None, description=_GROUP_BY)
     scale: ScaleChoice = Field("auto", description=_SCALE)
     tile: TileSize | None = Field(
         None, description=_TILE + "the network's own size where it takes no other, else the working size."

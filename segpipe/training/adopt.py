@@ -40,9 +40,10 @@ from segpipe.models.judge import Discriminator
 from segpipe.training.augmentation import crop_size, view_size
 from segpipe.training.checkpoint import FILE as CHECKPOINT
 from segpipe.training.history import RoundRecord, history_csv
-from segpipe.training.holdout import unseen_parts
+from segpipe.training.holdout import Parts, unseen_parts
 from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.labelled_pixels import LabelledPixels, load_samples
+from segpipe.training.learning_groups import learning_groups
 from segpipe.training.learnt_images import keep_seen
 from segpipe.training.probe import (
     Probed,
@@ -93,6 +94,7 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     dataset = open_dataset(settings.data)
     facts, sizes = look_at_objects(dataset, settings.split)
     warnings = list(say(_checked(facts, settings)))
+    groups = learning_groups(facts, settings.group_by)
     network = build_network(kind, found.files)
     spec, scale = _make_spec(settings, kind, found, network, dataset, facts, sizes)
     logger.info("scale: %s", scale.line)
@@ -104,7 +106,8 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     with load_samples(dataset, facts.usable, spec, settings.cache_bytes) as labelled:
         quality = require_sense(generator, labelled, spec, device)
         warnings += say(doubts(generator, labelled, spec, device))
-        rounds = _teach(settings, spec, generator, discriminator, labelled, device)
+        parts = unseen_parts(len(labelled), groups)
+        rounds = _teach(settings, spec, generator, discriminator, labelled, parts, device)
     keep_seen(model_url, set(facts.digests))
     card = _save(settings, spec, dataset, quality, (generator, discriminator), found, rounds)
     return AdoptResult(
@@ -206,6 +209,7 @@ def _teach(
     generator: ForeignGenerator,
     discriminator: Discriminator,
     labelled: LabelledPixels,
+    parts: Parts,
     device: str,
 ) -> list[RoundRecord]:
     views = VIEWS * VIEWS_SHARE if settings.epochs is None else settings.epochs * len(labelled)
@@ -215,7 +219,7 @@ def _teach(
         Teachers(generator, []),
         discriminator.judge,
         labelled,
-        unseen_parts(len(labelled)),
+        parts,
         views,
         device,
     )

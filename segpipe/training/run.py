@@ -35,6 +35,7 @@ from segpipe.training.gan_loop import Progress
 from segpipe.training.history import RoundRecord, history_csv, history_png
 from segpipe.training.holdout import split_parts, with_corrections
 from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
+from segpipe.training.learning_groups import groups_of, learning_groups, shared_groups_line
 from segpipe.training.learnt_images import keep_seen
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.resuming import as_begun, require_same_generator, start_or_resume
@@ -76,7 +77,12 @@ def train(settings: TrainSettings) -> TrainResult:
     corrections = _corrections(settings, model_url, dataset, checkpoint)
     corrected: list[Read] = [partial(open_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
-    parts = with_corrections(split_parts(n_labelled), n_labelled, len(corrections))
+    groups, val_groups = (
+        learning_groups(train_facts, settings.group_by),
+        groups_of(val_facts, settings.group_by),
+    )
+    warnings += say(shared_groups_line(groups, val_groups, settings.val_split))
+    parts = with_corrections(split_parts(n_labelled, groups), n_labelled, len(corrections))
     beginning = begin(settings, found, dataset, train_facts, sizes)
     spec, scale = beginning.spec, beginning.scale
     if checkpoint is not None:

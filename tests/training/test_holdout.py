@@ -80,3 +80,47 @@ def test_a_generator_that_was_taught_nothing_leaves_all_images_to_the_judge_and_
 def test_forty_unseen_images_by_hand() -> None:
     assert unseen_parts(40).tuning.tolist() == [4, 9, 14, 19, 24, 29, 34, 39]
     assert unseen_parts(4).judged.tolist() == [0, 1, 2, 3]
+
+
+group_sizes = st.lists(st.integers(2, 60), min_size=4, max_size=12)
+
+
+def names_of(sizes: list[int]) -> list[str]:
+    return [f"video {number}" for number, size in enumerate(sizes) for _ in range(size)]
+
+
+@given(sizes=group_sizes, seed=st.integers(0, 9))
+def test_of_four_groups_or_more_each_is_in_one_part_only(sizes: list[int], seed: int) -> None:
+    groups = np.random.default_rng(seed).permutation(names_of(sizes)).tolist()
+    for parts in (split_parts(len(groups), groups), unseen_parts(len(groups), groups)):
+        of_part = [
+            {groups[row] for row in part.tolist()} for part in (parts.taught, parts.judged, parts.tuning)
+        ]
+        assert sum(map(len, of_part)) == len(sizes)
+        assert sum(map(len, (parts.taught, parts.judged, parts.tuning))) == len(groups)
+        assert of_part[1]
+        assert of_part[2]
+
+
+@given(sizes=group_sizes)
+def test_the_generator_keeps_the_most_of_groups_of_about_a_size(sizes: list[int]) -> None:
+    groups = names_of([20 + size % 5 for size in sizes] * 3)
+    assert 0.7 < len(split_parts(len(groups), groups).taught) / len(groups) < 0.9
+
+
+def test_twenty_groups_by_hand() -> None:
+    """A fifth of twenty is four; a quarter of those is one."""
+    groups = names_of([10] * 20)
+    parts = split_parts(200, groups)
+    assert [len(part) for part in (parts.taught, parts.judged, parts.tuning)] == [160, 30, 10]
+
+
+def test_a_group_that_is_most_of_the_images_stays_with_the_generator() -> None:
+    groups = names_of([500, 20, 20, 20])
+    assert {groups[row] for row in split_parts(560, groups).taught.tolist()} >= {"video 0"}
+
+
+def test_fewer_than_four_groups_are_held_back_by_stretches() -> None:
+    groups = names_of([100, 50, 30])
+    with_groups, without = split_parts(180, groups), split_parts(180)
+    assert with_groups.judged.tolist() == without.judged.tolist()
