@@ -269,7 +269,7 @@ def test_evaluate_prints_what_contract_c3_names(squares: Path, trained: str, ask
     assert set(measured) == names
     assert measured["n"] == 4
     assert set(measured["per_class_iou"]) == {"ground", "square"}
-    scores = {"discriminator", "adversarial", "max_softmax", "entropy", "soft_dice", "flip_tta"}
+    scores = {"discriminator", "adversarial", "max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta"}
     parts = {"expected_iou", "correctness", "realness", "image_iou"}
     assert set(measured["scores"]) == scores | parts
     figures = {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}

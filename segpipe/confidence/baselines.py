@@ -41,6 +41,20 @@ def soft_dice(probabilities: Tensor) -> Tensor:
     return _mean_over_classes(_dice(probabilities, shown), present=shown.any(dim=(2, 3)))
 
 
+def soft_iou(probabilities: Tensor) -> Tensor:
+    """The IoU that the generator's own probabilities let expect of their argmax mask, (B, K, H, W) -> (B,).
+
+    Mean over the predicted classes c of sum(p_c [y=c]) / sum(max(p_c, [y=c])): expected intersection over
+    expected union. It is score.expected_class_ious where each label is right as surely as its probability.
+    """
+    probabilities = probabilities.float()
+    shown = _one_hot_argmax(probabilities)
+    expected = (probabilities * shown).sum(dim=(2, 3))
+    union = torch.maximum(probabilities, shown.float()).sum(dim=(2, 3))
+    ious = expected / union.clamp_min(torch.finfo(union.dtype).tiny)
+    return _mean_over_classes(ious, present=shown.any(dim=(2, 3)))
+
+
 def flip_tta(probabilities: Tensor, flipped_probabilities: Tensor) -> Tensor:
     """Dice between an image's mask and that of its mirror image, (B, K, H, W) twice -> (B,).
 

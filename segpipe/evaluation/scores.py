@@ -77,5 +77,6 @@ def _rivals(logits: Tensor, mirrored: Tensor) -> dict[str, Tensor]:
         "max_softmax": baselines.max_softmax(probabilities),
         "entropy": baselines.entropy(probabilities),
         "soft_dice": baselines.soft_dice(probabilities),
+        "soft_iou": baselines.soft_iou(probabilities),
         "flip_tta": baselines.flip_tta(probabilities, mirrored.softmax(dim=1)),
     }

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.confidence import baselines
+from segpipe.confidence.score import expected_class_ious
 
 
 def image(*pixels: list[float]) -> torch.Tensor:
@@ -19,7 +20,7 @@ MIXED = image([0.7, 0.2, 0.1], [0.4, 0.5, 0.1])
 CERTAIN = image([1.0, 0.0, 0.0], [0.0, 1.0, 0.0])
 UNIFORM = torch.full((1, 3, 4, 4), 1 / 3)
 ONE_CLASS = image([0.9, 0.1], [0.7, 0.3])
-SINGLE_IMAGE_SCORES = [baselines.max_softmax, baselines.entropy, baselines.soft_dice]
+SINGLE_IMAGE_SCORES = [baselines.max_softmax, baselines.entropy, baselines.soft_dice, baselines.soft_iou]
 
 
 @pytest.mark.parametrize("score", SINGLE_IMAGE_SCORES)
@@ -42,6 +43,24 @@ def test_soft_dice_is_the_mean_over_predicted_classes():
     first = 2 * 0.7 / (0.7 + 0.4 + 1)
     second = 2 * 0.5 / (0.2 + 0.5 + 1)
     assert baselines.soft_dice(MIXED).item() == pytest.approx((first + second) / 2)
+
+
+def test_soft_iou_is_the_mean_over_predicted_classes():
+    """Of the first class: 0.7 right of one pixel shown and 0.4 of another missed."""
+    first = 0.7 / (1 + 0.4)
+    second = 0.5 / (1 + 0.2)
+    assert baselines.soft_iou(MIXED).item() == pytest.approx((first + second) / 2)
+
+
+@given(seed=st.integers(0, 2**32 - 1), n_classes=st.integers(2, 5))
+def test_soft_iou_is_the_expected_iou_of_who_believes_the_generator(seed, n_classes):
+    draws = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(1, n_classes, 6, 7, generator=draws).softmax(dim=1)
+    surest, labels = probabilities.max(dim=1, keepdim=True)
+    shown = torch.zeros_like(probabilities).scatter_(1, labels, 1.0)
+    ious = expected_class_ious(shown, probabilities, surest)
+    mean = ious.sum() / shown.amax(dim=(2, 3)).sum()
+    assert baselines.soft_iou(probabilities).item() == pytest.approx(mean.item(), rel=1e-4)
 
 
 def test_soft_dice_of_one_class_filling_the_image():

@@ -61,7 +61,7 @@ def test_quality_is_what_the_masks_of_the_labeler_give(streets: str, trained_mod
     assert result.mean_image_iou == pytest.approx(np.mean([iou(t, m) for t, m, _ in found]), abs=1e-3)
     assert list(result.per_class_iou) == list(open_dataset(streets).classes)
     routing_and_its_parts = {"discriminator", *SCORE_PARTS}
-    rivals = {"adversarial", "max_softmax", "entropy", "soft_dice", "flip_tta"}
+    rivals = {"adversarial", "max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta"}
     assert set(result.scores) == routing_and_its_parts | rivals
     assert set(result.scores["discriminator"]) == {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
 
@@ -153,7 +153,7 @@ def test_a_model_whose_generator_played_no_game_has_every_score_but_the_games(tm
     result = summarise(measured)
     assert "adversarial" in result.scores, "null says that there is none"
     assert result.scores["adversarial"] is None
-    rivals = {"max_softmax", "entropy", "soft_dice", "flip_tta"}
+    rivals = {"max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta"}
     known = {name for name, score in result.scores.items() if score is not None}
     assert known == {"discriminator", *SCORE_PARTS} | rivals
     about = ReportFacts("m", "0" * 12, "d", "val", "", calibration_split=False, policy_problem=None)
