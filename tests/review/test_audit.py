@@ -15,6 +15,7 @@ from segpipe.confidence.certify import MeanLoss
 from segpipe.confidence.confidence_sequence import mean_interval
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
+from segpipe.metrics import IouRule
 from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, in_words, suspend_broken, waiting_in_words
 
@@ -41,6 +42,24 @@ def test_a_mask_is_bad_by_the_policys_own_definition(audited: Audited) -> None:
     assert (found.lower, found.upper) == mean_interval([0, 0, 1, 1], 0.9)
     assert (found.limit, found.confidence, found.target) == (0.1, 0.9, "bad_fraction")
     assert found.by_month == {"2026-11": {"audited": 4, "estimate": 0.5}}
+
+
+@pytest.mark.parametrize(("rule", "bad"), [(None, 3), ("every_class", 3), ("graded", 2)])
+def test_a_mask_is_bad_by_the_rule_of_the_policy(audited: Audited, rule: IouRule | None, bad: int) -> None:
+    """The third was pulled by a version that kept one figure: it is never the higher one."""
+    out = audited(iou_rule=rule)
+    for row, draft, graded in zip(out.label(3), (0.5, 0.5, 0.6), (0.99, 0.69, None), strict=True):
+        out.answer([row], "corrected", draft, graded)
+    assert only(out.output).bad == bad
+
+
+def test_a_correction_is_measured_by_both_rules_against_the_final_mask() -> None:
+    """Of the draft 20 of 10,000 pixels are of a class that is not there: it weighs a fifth."""
+    draft, final = np.zeros((2, 100, 100), np.uint8)
+    draft[0, :20] = 1
+    assert draft_iou(draft, final, 2, "every_class") == pytest.approx(0.998 / 2)
+    assert draft_iou(draft, final, 2, "graded") == pytest.approx(0.998 / 1.2)
+    assert draft_iou(final, draft, 2, "graded") == pytest.approx(0.998 / 2), "missed, it counts in full"
 
 
 def test_a_mean_loss_policy_is_held_to_the_mean_loss(audited: Audited) -> None:

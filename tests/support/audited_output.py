@@ -14,6 +14,7 @@ from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import Review, append_reviews, item_id
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
+from segpipe.metrics import IouRule
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -37,9 +38,12 @@ class AuditedOutput:
         self.n_parts += 1
         return rows
 
-    def answer(self, rows: list[Row], verdict: str, draft_iou: float | None = None) -> None:
+    def answer(
+        self, rows: list[Row], verdict: str, draft_iou: float | None = None, graded: float | None = None
+    ) -> None:
         """The same verdict about each of the rows."""
-        append_reviews(self.output, [self._review(row, verdict, draft_iou) for row in rows])
+        reviews = [self._review(row, verdict, draft_iou) for row in rows]
+        append_reviews(self.output, [replace(review, draft_iou_graded=graded) for review in reviews])
 
     def _row(self, number: int, values: dict[str, Any]) -> Row:
         uri = f"/bucket/{number:04d}.jpg"
@@ -67,11 +71,17 @@ class AuditedOutput:
         )  # fmt: skip
 
 
-def calibrated(target: BadFraction | MeanLoss, created_at: str = "2026-11-22T00:00:00+00:00") -> Policy:
-    return make_policy(np.linspace(0, 1, 200), np.ones(200), "m", target, 0.9, "f" * 64, created_at)
+def calibrated(
+    target: BadFraction | MeanLoss,
+    created_at: str = "2026-11-22T00:00:00+00:00",
+    iou_rule: IouRule | None = None,
+) -> Policy:
+    return make_policy(
+        np.linspace(0, 1, 200), np.ones(200), "m", target, 0.9, "f" * 64, created_at, iou_rule=iou_rule
+    )
 
 
-def audited_output(output: str, target: BadFraction | MeanLoss | None = None, **values: str) -> AuditedOutput:
+def audited_output(output: str, target: BadFraction | MeanLoss | None = None, **values: Any) -> AuditedOutput:
     """OUTPUT with the policy kept in it; default: IoU 0.7, at most 10% bad."""
     policy = calibrated(target or BadFraction(0.7, 0.1), **values)
     keep_policy(output, policy.policy_id, to_json(policy))
