@@ -9,8 +9,9 @@ from torch import Tensor
 
 from segpipe.metrics import FULL_SHARE, IouRule
 
-# What the routing score is made of, each a logit or a mean of logits: higher is better.
-SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
+# What the routing score is made of, each a logit or a mean of logits: higher is better. New ones come last:
+# to a model from before they weigh nothing.
+SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou", "own_iou")
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
 # 1 - p is kept off 0, where what is left of it in float32 is rounding.
@@ -68,6 +69,19 @@ def class_ious(sums: ClassSums) -> Tensor:
     return sums.right / (sums.shown + sums.missed).clamp(min=1.0)
 
 
+def own_sums(shown: Tensor, probabilities: Tensor) -> ClassSums:
+    """What expected_class_ious is made of for who believes the generator, at twice its temperature: a label
+    is right as surely as its probability says then, and missed pixels are what the others' add up to.
+
+    Generators are too sure of themselves, of images unlike those they know most of all. Guo et al. 2017, "On
+    calibration of modern neural networks".
+    """
+    softened = probabilities.sqrt()
+    softened = softened / softened.sum(dim=1, keepdim=True)
+    right = (softened * shown).sum(dim=(2, 3))
+    return ClassSums(right, shown.sum(dim=(2, 3)), softened.sum(dim=(2, 3)) - right)
+
+
 def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:
     """Expected pixels of each class under the label of another; inputs as expected_class_ious, (B, K)."""
     own = probabilities * shown
@@ -97,6 +111,16 @@ def expected_iou(class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouR
         there = torch.where(shown_classes, torch.maximum(presence, class_ious), presence)
         weights = there + (1 - there) * (shown / FULL_SHARE).clamp(max=1.0)
     return (class_ious * shown_classes).sum(dim=1) / weights.sum(dim=1).clamp(min=SMALLEST_IOU)
+
+
+def own_iou(own_class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
+    """Expected mean IoU (B,) by the generator's own belief, `own_class_ious` (B, K) of own_sums; the judge has
+    a say only in which classes are there. The rest as in expected_iou.
+
+    A class that is shown and probably not there loses by the root of its `presence`: the generator's doubt
+    has counted once already. Of an image of another camera or day the judge knows little pixel by pixel.
+    """
+    return expected_iou(own_class_ious * presence.sqrt(), shown, presence, rule)
 
 
 def iou_logit(ious: Tensor) -> Tensor:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segpipe.confidence.combination import UNFITTED
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.models.discriminators.protocol import Adversary, build_adversary
 from segpipe.models.masks import mask_channels
 
 HIDDEN = 64
 POOLED_HIDDEN = 64
+# Of the score, in bundles from before there were more.
+FIRST_PARTS = 4
 # Probabilities are kept off 0 and 1, where their logits have no end.
 SMALLEST_PROBABILITY = 1e-4
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny
@@ -72,8 +75,9 @@ class Judge(nn.Module):
             nn.Linear(POOLED_HIDDEN, 1 + n_classes),
         )
         # The monotone fit of the score's parts: a bias, then a weight per part.
-        self.register_buffer("combination", torch.tensor([0.0, 1.0] + [0.0] * (len(SCORE_PARTS) - 1)))
+        self.register_buffer("combination", torch.tensor(UNFITTED, dtype=torch.float32))
         self.combination: Tensor
+        self.register_load_state_dict_pre_hook(_with_all_parts)
 
     def forward(self, image: Tensor, shown: ShownMask) -> Judgement:
         """image (B,3,h,w) normalised, on the mask's grid."""
@@ -102,6 +106,13 @@ class Judge(nn.Module):
         for layer in self.wider:
             hidden = hidden + functional.leaky_relu(layer(hidden), 0.2)
         return hidden
+
+
+def _with_all_parts(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+    """The fit of a segpipe that knew four parts: those that it did not know weigh nothing."""
+    known = state.get(f"{prefix}combination")
+    if known is not None and len(known) == 1 + FIRST_PARTS:
+        state[f"{prefix}combination"] = functional.pad(known, (0, len(SCORE_PARTS) - FIRST_PARTS))
 
 
 class Discriminator(nn.Module):

@@ -21,6 +21,8 @@ from segpipe.confidence.score import (
     class_sums,
     expected_iou,
     iou_logit,
+    own_iou,
+    own_sums,
     routing_score,
 )
 from segpipe.errors import DeviceMemoryError
@@ -89,6 +91,7 @@ class ImageSums:
     mask: np.ndarray
     correctness: np.ndarray
     sums: ClassSums
+    own: ClassSums
     correctness_logits: float
     realness: float
     cells: int
@@ -148,6 +151,7 @@ def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
         mask=np.empty(image.shape, np.uint8),
         correctness=np.empty(grid, np.float32),
         sums=ClassSums(none, none, none),
+        own=ClassSums(none, none, none),
         correctness_logits=0.0,
         realness=0.0,
         cells=0,
@@ -233,7 +237,8 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     correctness = view.correctness.float().sigmoid()
     cells = correctness.numel()
     of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
-    sums.sums += ClassSums(*(part.double().cpu() for part in vars(of_tile).values()))
+    sums.sums += _exactly(of_tile)
+    sums.own += _exactly(own_sums(view.shown.one_hot, view.shown.probabilities))
     sums.correctness_logits += float(view.correctness.float().sum())
     sums.realness += float(adversarial_score(view.realness)) * cells
     sums.cells += cells
@@ -241,6 +246,11 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     down, across = tile.cells(bundle.generator.judged_stride)
     sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
     _shrink_into(sums, down, across, view.shown)
+
+
+def _exactly(sums: ClassSums) -> ClassSums:
+    """As they are added up over many tiles."""
+    return ClassSums(*(part.double().cpu() for part in vars(sums).values()))
 
 
 def _place_mask(
@@ -315,6 +325,7 @@ def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> T
             torch.tensor(image.correctness_logits / image.cells),
             torch.tensor(image.realness / image.cells),
             whole.image_iou[row].float().cpu(),
+            iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
         ]
     ).float()
     return TiledMask(

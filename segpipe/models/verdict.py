@@ -9,9 +9,12 @@ from torch import Tensor
 
 from segpipe.confidence.score import (
     adversarial_score,
+    class_ious,
     expected_class_ious,
     expected_iou,
     iou_logit,
+    own_iou,
+    own_sums,
     routing_score,
 )
 from segpipe.metrics import IouRule
@@ -37,20 +40,23 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
     """One verdict per image; rule: of the IoU that is expected."""
     correctness = judgement.correctness.sigmoid()
     shares = shown.one_hot.mean(dim=(2, 3))
-    class_ious = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
-    whole = expected_iou(class_ious, shares, judgement.presence.sigmoid(), rule)
+    by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
+    whole = expected_iou(by_class, shares, judgement.presence.sigmoid(), rule)
+    own_ious = class_ious(own_sums(shown.one_hot, shown.probabilities))
+    own = own_iou(own_ious, shares, judgement.presence.sigmoid(), rule)
     parts = torch.stack(
         [
             iou_logit(whole),
             judgement.correctness.mean(dim=(1, 2, 3)),
             adversarial_score(judgement.realness),
             judgement.image_iou,
+            iou_logit(own),
         ],
         dim=1,
     )
     return Verdict(
         parts=parts,
         score=routing_score(parts, judge.combination),
-        class_confidences=class_ious.where(shares > 0, torch.nan),
+        class_confidences=by_class.where(shares > 0, torch.nan),
         correctness=correctness,
     )

@@ -265,12 +265,13 @@ class Scoring:
 
     def _fit_score(self) -> None:
         if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():
-            logger.info("too few images to hold one back: the score is the expected IoU alone")
+            logger.info("too few images to hold one back: both expected IoUs make the score, as they are")
             return
         parts, ious = self.tuning_views()
         if len(ious) < FEWEST_IMAGES:
             logger.info(
-                "%d views of tuning images are too few to fit: the score is the expected IoU alone", len(ious)
+                "%d views of tuning images are too few to fit: both expected IoUs make the score",
+                len(ious),
             )
             return
         combination = fit_combination(parts, ious)

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import fit_combination
 
-FIRST_ALONE = [0.0, 1.0, 0.0, 0.0, 0.0]
+BOTH_ALIKE = [0.0, 0.5, 0.0, 0.0, 0.0, 0.5]
 
 
 def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -20,31 +20,44 @@ def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
 
 def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
     """Parts of different centres and spreads, as those of the score are."""
-    return np.random.default_rng(seed).normal([0.5, 3.0, -2.0, 0.0], [1.0, 2.0, 0.3, 1.0], (n_images, 4))
+    return np.random.default_rng(seed).normal(
+        [0.5, 3.0, -2.0, 0.0, 1.0], [1.0, 2.0, 0.3, 1.0, 0.3], (n_images, 5)
+    )
 
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), n_images=st.integers(1, 60), spread=st.sampled_from([0.01, 1, 100]))
 def test_weights_are_finite_and_never_negative(seed: int, n_images: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
-    parts = rng.normal(rng.normal(0, 5, 4), spread * rng.random(4), (n_images, 4))
+    parts = rng.normal(rng.normal(0, 5, 5), spread * rng.random(5), (n_images, 5))
     ious = rng.choice([0.0, 0.3, 0.9, 1.0], n_images)
     combination = fit_combination(parts, ious)
-    assert combination.shape == (5,)
+    assert combination.shape == (6,)
     assert np.isfinite(combination).all()
     assert (combination[1:] >= 0).all()
 
 
 def test_a_planted_relation_is_ranked_as_it_was_planted() -> None:
     parts = drawn_parts(300)
-    planted = 0.2 + 0.6 * parts[:, 0] + 4.0 * (parts[:, 2] + 2)
+    planted = 0.2 + 0.6 * parts[:, 0] + 4.0 * (parts[:, 4] - 1)
     combination = fit_combination(parts, expit(planted))
     assert spearmanr(scores_of(combination, parts), planted).statistic > 0.97
     assert spearmanr(parts[:, 0], planted).statistic < 0.6
-    # The two parts that say nothing about these masks are next to silent, next to the one that does.
+    assert combination[2:5].tolist() == [0, 0, 0]
+
+
+def test_what_is_no_expected_iou_is_silent_however_well_it_knows_these_masks() -> None:
+    """It knows the images of the groups that it was taught on, and those alone."""
+    parts = drawn_parts(300)
+    combination = fit_combination(parts, expit(parts[:, 1] - 3 + 0.1 * parts[:, 0]))
+    assert combination[2:5].tolist() == [0, 0, 0]
+
+
+def test_an_expected_iou_that_says_nothing_is_next_to_silent() -> None:
+    parts = drawn_parts(300)
+    combination = fit_combination(parts, expit(2 * parts[:, 4] - 2))
     deviations = parts.std(axis=0)
-    silent = combination[[2, 4]] * deviations[[1, 3]]
-    assert silent.max() < 0.1 * combination[3] * deviations[2]
+    assert combination[1] * deviations[0] < 0.5 * combination[5] * deviations[4]
 
 
 def test_the_fitted_score_is_as_high_as_the_masks_are_good() -> None:
@@ -58,28 +71,26 @@ def test_the_fitted_score_is_as_high_as_the_masks_are_good() -> None:
 def test_a_part_that_runs_the_wrong_way_is_ignored() -> None:
     parts = drawn_parts(200)
     ious = expit(parts[:, 0])
-    parts[:, 1] = 5 - 2 * ious
-    assert fit_combination(parts, ious)[2] == 0
+    parts[:, 4] = 5 - 2 * ious
+    assert fit_combination(parts, ious)[5] == 0
 
 
 def test_a_part_that_never_varies_weighs_nothing_and_harms_nothing() -> None:
     parts = drawn_parts(200)
-    parts[:, 1] = 7.5
-    planted = parts[:, 0] + 2.0 * parts[:, 2]
-    combination = fit_combination(parts, expit(planted))
-    assert combination[2] == 0
-    without = fit_combination(np.delete(parts, 1, axis=1), expit(planted))
-    assert np.delete(combination, 2) == pytest.approx(without, abs=1e-3)
+    parts[:, 4] = 7.5
+    combination = fit_combination(parts, expit(parts[:, 0]))
+    assert combination[5] == 0
+    assert expit(scores_of(combination, parts)).mean() == pytest.approx(expit(parts[:, 0]).mean(), abs=1e-3)
 
 
-def test_no_part_that_varies_leaves_the_first_alone() -> None:
-    assert fit_combination(np.full((50, 4), 2.0), np.linspace(0, 1, 50)).tolist() == FIRST_ALONE
+def test_no_part_that_varies_leaves_both_alike() -> None:
+    assert fit_combination(np.full((50, 5), 2.0), np.linspace(0, 1, 50)).tolist() == BOTH_ALIKE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])
-def test_fewer_than_ten_images_leave_the_first_part_alone(n_images: int) -> None:
+def test_fewer_than_ten_images_leave_both_alike(n_images: int) -> None:
     parts = drawn_parts(n_images)
-    assert fit_combination(parts, expit(5 * parts[:, 2])).tolist() == FIRST_ALONE
+    assert fit_combination(parts, expit(5 * parts[:, 2])).tolist() == BOTH_ALIKE
 
 
 @pytest.mark.parametrize("iou", [0.0, 1.0])

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from segpipe.confidence.score import (
-    SCORE_PARTS,
     adversarial_score,
+    class_sums,
     expected_class_ious,
     expected_iou,
     iou_logit,
     missed_pixels,
+    own_sums,
     routing_score,
 )
 from segpipe.metrics import IouRule, image_iou
@@ -209,6 +210,20 @@ def test_who_knows_the_truth_expects_the_true_iou(seed: int, n_classes: int, rul
     assert expected == pytest.approx(image_iou(truth, mask, n_classes, 255, rule), abs=1e-5)
 
 
+@given(seed=seeds, n_classes=st.integers(2, 5))
+def test_own_sums_are_those_of_a_label_as_right_as_its_softened_probability(
+    seed: int, n_classes: int
+) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(1, n_classes, 6, 7, generator=draws)
+    shown = hard(logits.argmax(dim=1)[0], n_classes)
+    softened = (logits / 2).softmax(dim=1)
+    as_right = softened.gather(1, logits.argmax(dim=1, keepdim=True))
+    expected, found = class_sums(shown, softened, as_right), own_sums(shown, logits.softmax(dim=1))
+    for name in ("right", "shown", "missed"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
 def test_the_logit_of_an_iou_is_finite_at_both_ends_and_keeps_the_order() -> None:
     logits = iou_logit(torch.tensor([0.0, 0.01, 0.5, 0.9, 1.0]))
     assert torch.isfinite(logits).all()
@@ -219,6 +234,5 @@ def test_the_logit_of_an_iou_is_finite_at_both_ends_and_keeps_the_order() -> Non
 
 def test_the_score_weighs_its_parts() -> None:
     parts = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, -1.0, 0.5, 0.0]])
-    assert len(SCORE_PARTS) == 4
     combination = torch.tensor([0.25, 1.0, 0.5, 2.0, 0.0])
     assert routing_score(parts, combination).tolist() == [8.25, 0.75]

@@ -37,6 +37,9 @@ JUDGEMENT = Judgement(
 # The first label may be class 1 instead, the second class 2.
 CLASS_IOUS = [0.9 / 1, 0.6 / (1 + 0.1)]
 EXPECTED_IOU = sum(CLASS_IOUS) / 2.25
+# The generator's 0.6 against 0.4 at twice the temperature, and its 0.5 against 0.5.
+SURE = math.sqrt(0.6) / (math.sqrt(0.6) + math.sqrt(0.4))
+OWN_IOU = (SURE / 1 + 0.5 / (1 + 1 - SURE)) * math.sqrt(0.5) / 2.25
 
 
 def test_the_parts_of_the_score_by_hand() -> None:
@@ -46,17 +49,18 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "correctness": (logit(0.9) + logit(0.6)) / 2,
         "realness": 2.5,
         "image_iou": -0.7,
+        "own_iou": logit(OWN_IOU),
     }
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
 
-def test_before_any_fit_the_score_is_the_logit_of_the_expected_iou() -> None:
+def test_before_any_fit_the_score_is_the_mean_logit_of_both_expected_ious() -> None:
     verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
-    assert verdict.score.sigmoid().item() == pytest.approx(EXPECTED_IOU)
+    assert verdict.score.item() == pytest.approx((logit(EXPECTED_IOU) + logit(OWN_IOU)) / 2)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
-    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0])
+    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0])
     verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
@@ -80,6 +84,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         presence=torch.full((1, 3), -sureness),
         image_iou=torch.tensor([sureness]),
     )
-    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN, "every_class")
+    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)

@@ -210,7 +210,7 @@ def test_a_stage_stopped_and_restored_ends_as_the_unbroken_one(tmp_path: Path, r
         assert torch.equal(weight, resumed.judge.state_dict()[name]), name
 
 
-def test_without_a_labelled_tuning_image_the_score_stays_the_expected_iou(
+def test_without_a_labelled_tuning_image_both_expected_ious_make_the_score(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     images, masks = drawn_blocks(60, seed=3)
@@ -219,8 +219,8 @@ def test_without_a_labelled_tuning_image_the_score_stays_the_expected_iou(
     scoring = begin(labelled, views=10)
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
-    assert "the score is the expected IoU alone" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 1, 0, 0, 0]
+    assert "both expected IoUs make the score" in caplog.text
+    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +228,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 1, 0, 0, 0]
+    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5]
 
 
 @settings(max_examples=60, deadline=None)
@@ -388,7 +388,9 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
         for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
-    assert scoring.judge.combination.tolist() != [0, 1, 0, 0, 0], "the unseen tuning images fit the score"
+    assert scoring.judge.combination.tolist() != [0, 0.5, 0, 0, 0, 0.5], (
+        "the unseen tuning images fit the score"
+    )
 
 
 def test_a_fresh_trunk_learns_as_fast_as_the_rest() -> None:

@@ -1,0 +1,359 @@
+"""Every score on groups that no network has seen: one group (sequence, stain) is left out at a time.
+
+    OMP_NUM_THREADS=1 python benchmarks/unseen_groups.py DATA --folder FOLDER (--group-by REGEX | --by-look)
+        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP]
+
+Takes all labelled images of DATA's splits train and val, and for each group and seed trains both stages on
+the other groups with the defaults of `segpipe train`, but that the last averaged weights are taken: there is
+no validation. Measures on the group left out mean IoU and every score's gap closed: on clean images, with a
+random half degraded as in training, and with a random half damaged in ways that no training shows. --by-look
+groups microscopy: bright (stained or grey) or dark images, dark ones by size. Trained generators are kept in
+FOLDER by the digest of what made them, figures by the digest of all of segpipe: an interrupted run goes on.
+Prints the table; writes it and a picture below results/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from machine import RESULTS, write_results
+from matplotlib.figure import Figure
+from safetensors.torch import load_file, save_file
+from unseen_damage import damage_unseen
+
+import segpipe
+from segpipe.confidence.selective import selective_metrics
+from segpipe.config import TrainSettings
+from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
+from segpipe.degradations import degrade
+from segpipe.evaluation.measure import Measurements, Pair, measure, read_in_batches, summarise
+from segpipe.groups import group_names
+from segpipe.models.bundle import ModelSpec, build_networks
+from segpipe.models.generators.protocol import Generator
+from segpipe.models.judge import Discriminator
+from segpipe.models.labeler import Labeler
+from segpipe.tables import columns
+from segpipe.training.gan_loop import Progress, Training
+from segpipe.training.holdout import Parts, split_parts
+from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
+from segpipe.training.labelled_pixels import LabelledPixels, load_samples
+from segpipe.training.recipe import VIEWS
+from segpipe.training.scale import Scale
+from segpipe.training.specs import spec_of
+from segpipe.training.whole_images import networks_in_training
+from segpipe.working_size import choose_working_size
+
+SPLITS = ("train", "val")
+RIVALS = ("max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta")
+SHOWN = ("discriminator", *RIVALS, "expected_iou")
+CONDITIONS = {"clean": None, "half degraded": degrade, "half damaged unseen": damage_unseen}
+# Of these modules a trained generator is made; what else changes leaves it as it is.
+STAGE_1 = ("training/gan_*.py", "training/gan_losses/*.py", "training/pixel_losses.py", "training/views.py")
+STAGE_1 += (
+    "training/augmentation.py",
+    "training/rare_classes.py",
+    "training/recipe.py",
+    "models/discriminators/*.py",
+)
+STAGE_1 += (
+    "models/generators/unet.py",
+    "models/preprocess.py",
+    "training/row_sampling.py",
+    "training/holdout.py",
+)
+VALIDATED = 8  # images, for the sake of the history alone
+BRIGHT, COLOURFUL = 90, 12  # mean grey level, and mean difference of the channels
+FLAT = Scale(None, None, None, "", ())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One training: which group of which data set is left out, how long, and with which seed."""
+
+    data: str
+    group: str
+    views: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """All labelled images of a data set, each of a group, and the spec of a model of them."""
+
+    dataset: Dataset
+    samples: list[Sample]
+    groups: list[str]
+    spec: ModelSpec
+
+    def of(self, group: str) -> list[Sample]:
+        """The images of a group."""
+        return [one for one, name in zip(self.samples, self.groups, strict=True) if name == group]
+
+    def others(self, group: str) -> tuple[list[Sample], list[str]]:
+        """The images of all other groups, and the group of each."""
+        pairs = [pair for pair in zip(self.samples, self.groups, strict=True) if pair[1] != group]
+        return [one for one, _ in pairs], [name for _, name in pairs]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What stage 1 leaves to stage 2."""
+
+    generator: Generator
+    earlier: list[Generator]
+    adversary: dict[str, torch.Tensor]
+
+
+@click.command()
+@click.argument("data")
+@click.option("--folder", required=True, type=click.Path(path_type=Path), help="For generators and figures.")
+@click.option("--group-by", help="Regular expression whose match in a key names the group.")
+@click.option("--by-look", is_flag=True, help="Group by brightness, colour and size.")
+@click.option("--views", default=VIEWS, show_default=True, help="Of each training's first stage.")
+@click.option("--seeds", default="0,1", show_default=True)
+@click.option("--only", help="Leave out these groups alone, comma-separated.")
+def main(
+    data: str, folder: Path, group_by: str | None, by_look: bool, views: int, seeds: str, only: str | None
+) -> None:
+    """Leave out, train and measure."""
+    if by_look == (group_by is not None):
+        raise click.UsageError("give --group-by REGEX or --by-look")
+    labelled = load(open_dataset(data), group_by)
+    groups = only.split(",") if only else sorted(set(labelled.groups))
+    rows = []
+    for group in groups:
+        for seed in map(int, seeds.split(",")):
+            case = Case(labelled.dataset.name, group, views, seed)
+            rows.append(asdict(case) | done_once(case, labelled, folder))
+            click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
+    write(labelled.dataset.name, rows)
+
+
+def load(dataset: Dataset, group_by: str | None) -> Labelled:
+    """All images of splits train and val."""
+    samples = [sample for split in SPLITS for sample in list_samples(dataset, split)]
+    if group_by is not None:
+        groups = group_names([sample.key for sample in samples], group_by)
+    else:
+        groups = [look(read_sample(dataset, sample)[0]) for sample in samples]
+    shapes = [read_sample(dataset, sample)[1].shape for sample in samples[:: max(1, len(samples) // 100)]]
+    size = choose_working_size([(height, width) for height, width in shapes])
+    return Labelled(dataset, samples, groups, spec_of(dataset, "unet", "hard", size, FLAT, None))
+
+
+def look(image: np.ndarray) -> str:
+    """Which kind of microscopy an image HxWx3 is."""
+    colour = float((image.max(axis=2).astype(int) - image.min(axis=2)).mean())
+    if image.mean() >= BRIGHT or colour >= COLOURFUL:
+        return "bright"
+    longest = max(image.shape[:2])
+    return "dark-small" if longest <= 256 else "dark-medium" if longest <= 360 else "dark-large"
+
+
+def done_once(case: Case, labelled: Labelled, folder: Path) -> dict[str, Any]:
+    """The figures of a case that lie in the folder, or that it gives now."""
+    path = folder / "figures" / f"{digest(case, ('**/*.py',))}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures(case, labelled, folder)))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def digest(case: Case, patterns: Sequence[str]) -> str:
+    """Of a case, and of the modules of segpipe that the patterns name."""
+    root = Path(segpipe.__file__).parent
+    files = sorted({file for pattern in patterns for file in root.glob(pattern)})
+    whole = hashlib.sha256(json.dumps(asdict(case)).encode())
+    for file in files:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()[:24]
+
+
+def figures(case: Case, labelled: Labelled, folder: Path) -> dict[str, Any]:
+    """Quality and gaps closed of one training, and the core minutes that it took."""
+    samples, groups = labelled.others(case.group)
+    parts = split_parts(len(samples), groups)
+    with load_samples(labelled.dataset, samples, labelled.spec, 2**34) as pixels:
+        trained = stage_1(case, labelled.spec, pixels, parts, folder)
+        started = time.process_time()
+        discriminator = stage_2(case, labelled.spec, pixels, parts, trained)
+    minutes = (time.process_time() - started) / 60
+    bundle = networks_in_training(labelled.spec, trained.generator, discriminator.judge)
+    bundle.discriminator.adversary = discriminator.adversary
+    labeler = Labeler(bundle, None, "cpu")
+    found = {name: measured(labeler, labelled, case, name) for name in CONDITIONS}
+    combination = discriminator.judge.combination.tolist()
+    return {**found, "judge_core_minutes": minutes, "score_combination": combination}
+
+
+def stage_1(case: Case, spec: ModelSpec, pixels: LabelledPixels, parts: Parts, folder: Path) -> Trained:
+    """The generator that was made of the same before, or a new one."""
+    path = folder / "generators" / f"{digest(case, STAGE_1)}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(play(case, spec, pixels, parts), path)
+    state = load_file(path)
+    networks = [_generator(spec, _under("generator", state))]
+    networks += [_generator(spec, _under(f"earlier_{number}", state)) for number in (0, 1)]
+    return Trained(networks[0], networks[1:], _under("adversary", state))
+
+
+def play(case: Case, spec: ModelSpec, pixels: LabelledPixels, parts: Parts) -> dict[str, torch.Tensor]:
+    """The game's last averaged generator, two earlier ones, and the adversary."""
+    torch.manual_seed(case.seed)
+    generator, discriminator = build_networks(spec)
+    adversary = discriminator.adversary
+    assert adversary is not None
+    epochs = max(2, round(case.views / len(parts.taught)))
+    training = Training.begin(
+        TrainSettings(data="-", model="-", epochs=epochs, seed=case.seed),
+        spec,
+        (_channels_last(generator), _channels_last(adversary)),
+        pixels,
+        parts.taught,
+        _first(pixels, VALIDATED),
+        "cpu",
+    )
+    progress = training.fresh_progress()
+    started = time.process_time()
+    training.run(progress, _keep_nothing)
+    click.echo(f"{case.group}, seed {case.seed}: {(time.process_time() - started) / 60:.1f} core minutes")
+    earlier = {f"earlier_{number}": state for number, state in enumerate(progress.earlier_generators)}
+    kept = {
+        "generator": training.averaged.module.state_dict(),
+        "adversary": adversary.state_dict(),
+        **earlier,
+    }
+    return {
+        f"{name}/{key}": value.detach().clone().contiguous()
+        for name, state in kept.items()
+        for key, value in state.items()
+    }
+
+
+def stage_2(
+    case: Case, spec: ModelSpec, pixels: LabelledPixels, parts: Parts, trained: Trained
+) -> Discriminator:
+    """A judge that has learnt from all groups but one."""
+    torch.manual_seed(case.seed)
+    _, discriminator = build_networks(spec)
+    assert discriminator.adversary is not None
+    for network in (discriminator.adversary, discriminator.judge.adversary):
+        network.load_state_dict(trained.adversary)
+    judge = _channels_last(discriminator.judge)
+    teachers = Teachers(trained.generator, trained.earlier)
+    views = case.views * VIEWS_SHARE
+    scoring = Scoring.begin(case.seed, spec, teachers, judge, pixels, parts, views, "cpu")
+    scoring.run(lambda: None)
+    return discriminator
+
+
+def measured(labeler: Labeler, labelled: Labelled, case: Case, condition: str) -> dict[str, Any]:
+    """The model on the group left out."""
+    samples = labelled.of(case.group)
+    batches = _batches(labelled.dataset, samples, labeler.batch_size, condition, case.seed)
+    found = measure(labeler, [sample.key for sample in samples], batches, labelled.dataset.ignore_index)
+    return {"n": len(samples), "mean_iou": summarise(found).mean_iou, **_rankings(found)}
+
+
+def _rankings(found: Measurements) -> dict[str, Any]:
+    known = ~np.isnan(found.image_ious)
+    losses = 1 - found.image_ious[known]
+    return {
+        "mean_image_iou": float(1 - losses.mean()),
+        "scores": {
+            name: asdict(selective_metrics(losses, values[known])) for name, values in found.scores.items()
+        },
+    }
+
+
+def _batches(
+    dataset: Dataset, samples: list[Sample], size: int, condition: str, seed: int
+) -> Iterator[list[Pair]]:
+    damage, draws = CONDITIONS[condition], np.random.default_rng(seed)
+    half = set(draws.permutation(len(samples))[: len(samples) // 2].tolist()) if damage else set()
+    rows = iter(range(len(samples)))
+    for pairs in read_in_batches(dataset, samples, size):
+        yield [
+            (damage(image, draws) if damage and next(rows) in half else image, truth)
+            for image, truth in pairs
+        ]
+
+
+def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Print the gaps closed by group and on average; keep all figures, and a picture of these."""
+    for condition in CONDITIONS:
+        click.echo(f"\n{name}, {condition}: gap closed (mean over seeds)")
+        click.echo("\n".join(columns([("group", "mean IoU", *SHOWN), *_table(rows, condition)])))
+    RESULTS.mkdir(exist_ok=True)
+    picture(rows).savefig(RESULTS / f"unseen_groups-{name.lower()}.png", dpi=120, bbox_inches="tight")
+    write_results(f"unseen_groups-{name.lower()}", {"cases": list(rows)})
+
+
+def _table(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str, ...]]:
+    groups = sorted({row["group"] for row in rows})
+    found = {group: _means([row[condition] for row in rows if row["group"] == group]) for group in groups}
+    found["average"] = {
+        key: float(np.mean([figures[key] for figures in found.values()])) for key in ("mean_iou", *SHOWN)
+    }
+    for group, figures in found.items():
+        yield group, f"{figures['mean_iou']:.3f}", *(f"{figures[score]:.2f}" for score in SHOWN)
+
+
+def _means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    gaps = {score: float(np.mean([run["scores"][score]["gap_closed"] for run in runs])) for score in SHOWN}
+    return {"mean_iou": float(np.mean([run["mean_iou"] for run in runs])), **gaps}
+
+
+def picture(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Bars of the gap closed, a panel per condition, a cluster per group."""
+    figure = Figure(figsize=(9, 2.6 * len(CONDITIONS)))
+    axes = figure.subplots(len(CONDITIONS), sharex=True)
+    for panel, condition in zip(axes, CONDITIONS, strict=True):
+        table = list(_table(rows, condition))
+        places = np.arange(len(table))
+        for number, score in enumerate(SHOWN):
+            heights = [max(-1.0, float(row[2 + number])) for row in table]
+            panel.bar(places + 0.11 * number, heights, 0.1, label=score.replace("_", " "))
+        panel.set_xticks(places + 0.33, [row[0] for row in table])
+        panel.set_ylabel(f"gap closed,\n{condition}")
+        panel.axhline(0, color="black", linewidth=0.6)
+    axes[0].legend(ncols=4, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def _first(pixels: LabelledPixels, count: int) -> LabelledPixels:
+    """The first few images."""
+    return replace(pixels, sizes=pixels.sizes[:count], weights=pixels.weights[:count])
+
+
+def _generator(spec: ModelSpec, state: dict[str, torch.Tensor]) -> Generator:
+    generator, _ = build_networks(spec)
+    generator.load_state_dict(state)
+    return _channels_last(generator).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _under(name: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in state.items() if key.startswith(f"{name}/")}
+
+
+def _channels_last(network: Any) -> Any:
+    return network.to(memory_format=torch.channels_last)
+
+
+def _keep_nothing(_: Progress) -> None:
+    """What is not done to the end is done anew."""
+
+
+if __name__ == "__main__":
+    main()
