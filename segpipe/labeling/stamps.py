@@ -37,7 +37,8 @@ class RowsAhead:
 def rows_ahead(output: str, now: datetime) -> RowsAhead:
     """What OUTPUT holds from `now` on. StorageError."""
     # Where the clock is right the parts' statistics rule every part out, and no row is read.
-    ahead = store.scan_manifest(output, ["labeled_at"], ds.field("labeled_at") >= now)
+    stamp = ds.field("labeled_at")
+    ahead = store.scan_manifest(output, ["labeled_at"], (stamp >= now) | stamp.is_null())
     with explained(manifests_root(output)), naming_the_damaged(output):
         found = [_of_batch(batch["labeled_at"], now + FARTHEST_AHEAD) for batch in ahead]
     newest = max((one.newest for one in found if one.newest), default=None)
@@ -45,6 +46,8 @@ def rows_ahead(output: str, now: datetime) -> RowsAhead:
 
 
 def _of_batch(stamps: pa.Array, far_from: datetime) -> RowsAhead:
+    if stamps.null_count:
+        raise ValueError("labeled_at")  # of a file that is no part
     near = stamps.filter(pc.less(stamps, pa.scalar(far_from, stamps.type)))
     return RowsAhead(pc.max(near).as_py(), len(stamps) - len(near))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +13,7 @@ from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError
 from segpipe.manifests.chain import ChainedPart, Tip, chain_problems
 from segpipe.manifests.findings import Findings
-
-PART_NAME = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
+from segpipe.manifests.parts import PART_NAME
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def check_runs(
     by_run: dict[str, list[ChainedPart]] = defaultdict(list)
     for part in parts:
         if name := PART_NAME.fullmatch(part.key):
-            by_run[name[1]].append(part)
+            by_run[name["run_id"]].append(part)
     run_ids = sorted(by_run.keys() | _recorded_runs(output))
     records = {run_id: _read_record(output, run_id, found) for run_id in run_ids}
     for run_id, record in records.items():

@@ -240,3 +240,81 @@ def test_verify_says_that_a_copy_names_the_masks_of_the_original(
     assert line.startswith(f"8 masks that rows name lie outside {copy}, {output}/masks/")
     assert "this is a copy" in line
     assert verify(str(output), VerifySettings()).masks_elsewhere == 0
+
+
+# --- what is none of segpipe's ---
+
+
+def put_in(output: Path, name: str) -> Path:
+    """The folder of the parts gets a file of other columns."""
+    (day,) = (output / "manifests").iterdir()
+    make_foreign(day / name)
+    return day / name
+
+
+READERS = ["query", "audit", "export", "report", "plan", "label", "compact"]
+
+
+def reading(verb: str, labelled: tuple[Path, Path, str], tmp_path: Path) -> list[str]:
+    source, output, model = labelled
+    labelling = [str(source), str(output), "--model", model]
+    return {
+        "query": ["query", str(output), "SELECT count(*) AS n FROM labels", "--format", "csv"],
+        "audit": ["audit", str(output)],
+        "export": ["export", str(output), str(tmp_path / "target"), "--format", "voc"],
+        "report": ["report", str(output)],
+        "plan": ["plan", *labelling],
+        "label": ["label", *labelling, "--device", "cpu"],
+        "compact": ["compact", str(output), "--min-parts", "2"],
+    }[verb]
+
+
+@pytest.mark.parametrize("name", ["foreign.parquet", "r1-00000 (1).parquet", "Copy of r1-00000.parquet"])
+def test_a_file_under_another_name_is_left_out_and_said(
+    labelled: tuple[Path, Path, str], name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, output, _ = labelled
+    foreign = put_in(output, name)
+    shutil.copy(foreign.with_name("r1-00000.parquet"), foreign.with_name("copy.parquet"))
+    with caplog.at_level(logging.WARNING):
+        assert query(str(output), "FROM labels").num_rows == 8
+        assert query(str(output), "FROM runs").num_rows == 1
+    (line,) = caplog.messages
+    first = min(name, "copy.parquet")
+    assert line.startswith(
+        f"2 Parquet files below {output}/manifests are not named like a part of a run, run_"
+    )
+    assert line.endswith(f"/{first} for example: they are left out, remove them")
+    assert compact(str(output), CompactSettings(min_parts=2)).rows == 8
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_whoever_reads_rows_says_that_a_file_is_left_out(
+    labelled: tuple[Path, Path, str], verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_in(labelled[1], "foreign.parquet")
+    run(reading(verb, labelled, tmp_path))
+    assert capsys.readouterr().err.count("/foreign.parquet for example: they are left out") == 1
+
+
+def test_verify_names_a_file_under_another_name_and_counts_no_row_of_it(
+    labelled: tuple[Path, Path, str],
+) -> None:
+    _, output, _ = labelled
+    foreign = put_in(output, "foreign.parquet")
+    shutil.copy(foreign.with_name("r1-00000.parquet"), foreign.with_name("copy.parquet"))
+    result = verify(str(output), VerifySettings())
+    assert (result.findings, result.parts, result.rows) == ({"part": 2}, 2, 8)
+    assert {one.what for one in result.examples} == {
+        "is not named like a part of a run: no command reads it, remove it"
+    }
+
+
+@pytest.mark.parametrize("verb", READERS)
+def test_a_file_of_other_columns_under_the_name_of_a_part_is_refused(
+    labelled: tuple[Path, Path, str], verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = put_in(labelled[1], "r1-00002.parquet")
+    line = said_by(reading(verb, labelled, tmp_path), capsys)
+    assert line.startswith(f"segpipe: {foreign} is no part of a run (it has other columns): ")
+    assert line.endswith("restore the part, or remove the file and label again")
