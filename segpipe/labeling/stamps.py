@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 
 from segpipe.manifests import store
 from segpipe.manifests.damage import naming_the_damaged
+from segpipe.manifests.far_ahead import say_if_far_ahead
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.redaction import redact
@@ -67,10 +68,4 @@ def say_if_ahead(ahead: RowsAhead, now: datetime, output: str) -> None:
             redact(output),
             ahead.newest.isoformat(timespec="seconds"),
         )
-    if ahead.far:
-        logger.warning(
-            "%d rows under %s are stamped more than a year from now, so they stay the newest of their images "
-            "whatever is labelled: segpipe verify names them; remove their parts and label again",
-            ahead.far,
-            redact(output),
-        )
+    say_if_far_ahead(ahead.far, output)
