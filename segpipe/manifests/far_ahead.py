@@ -27,7 +27,8 @@ def say_if_far_ahead(rows: int, output: str) -> None:
     if rows:
         logger.warning(
             "%d rows under %s are stamped more than a year from now, so they stay the newest of their images "
-            "whatever is labelled: segpipe verify names them; remove their parts and label again",
+            "whatever is labelled: segpipe verify names them; remove their parts and label again "
+            "(verify will go on naming the gaps)",
             rows,
             redact(output),
         )

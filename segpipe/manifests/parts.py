@@ -25,6 +25,8 @@ ERRORS_OF_CONTENT = (
     RecursionError,
 )
 
+# The chain shows for ever that a part was taken away, which is what it is for.
+LABEL_AGAIN = "remove it and label again (segpipe verify will go on naming the gap)"
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PART_NAME = re.compile(
     rf"(?P<day>run_date=\d{{4}}-\d\d-\d\d)/(?P<run_id>{RUN_ID.pattern})-(?P<shard>\d{{5,}})\.parquet"
@@ -117,7 +119,7 @@ def rows_in(
 
 
 @contextmanager
-def telling_damage(part: str, remedy: str = "remove it and label again") -> Iterator[None]:
+def telling_damage(part: str, remedy: str = LABEL_AGAIN) -> Iterator[None]:
     """Whatever a part's content makes pyarrow or JSON raise becomes a StorageError that names the part."""
     try:
         yield

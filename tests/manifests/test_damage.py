@@ -150,7 +150,9 @@ def test_a_damaged_part_is_named_by_whoever_reads_rows(
     }
     line = said_by(commands[verb], capsys)
     assert line.startswith(f"segpipe: {part} is damaged (")
-    assert line.endswith("restore it, or remove it and label again")
+    assert line.endswith(
+        "restore it, or remove it and label again (segpipe verify will go on naming the gap)"
+    )
 
 
 @pytest.mark.parametrize("damage", IN_ANY_PLACE)
@@ -161,6 +163,21 @@ def test_verify_finds_a_damaged_part(
     (part,) = (output / "manifests").rglob("r1-00001.parquet")
     damage(part)
     assert verify(str(output), VerifySettings()).findings["part"] == 1
+
+
+@pytest.mark.parametrize("run_id", ["r1", "r2"], ids=["resumed", "anew"])
+def test_a_part_that_was_removed_and_labelled_again_leaves_the_gap_alone(
+    labelled: tuple[Path, Path, str], run_id: str
+) -> None:
+    source, output, model = labelled
+    (part,) = (output / "manifests").rglob("r1-00000.parquet")
+    truncate(part)
+    (said,) = (one for one in verify(str(output), VerifySettings()).examples if one.kind == "part")
+    assert said.what.endswith("remove it and label again (segpipe verify will go on naming the gap)")
+    part.unlink()
+    label_source(str(source), str(output), load_model(model, "cpu"), SETTINGS, run_id)
+    result = verify(str(output), VerifySettings())
+    assert (result.rows, result.findings) == (8, {"chain": 2})
 
 
 @pytest.mark.parametrize("damage", IN_ANY_PLACE)
