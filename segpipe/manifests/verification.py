@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.concurrency import ordered_map
 from segpipe.confidence.drift import drift_of_metadata
-from segpipe.confidence.policy import Policy, from_json
+from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
@@ -38,7 +38,7 @@ from segpipe.manifests.parts import (
     require_output,
     telling_damage,
 )
-from segpipe.manifests.policies import is_suspended, kept_policies
+from segpipe.manifests.policies import is_suspended, kept_policies, parse_kept
 from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.run_checks import check_runs
@@ -142,16 +142,10 @@ def verify(output: str, settings: VerifySettings) -> Verification:
 def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
     policies = {}
     for policy_id, text in kept_policies(output).items():
-        place = f"policies/{policy_id}.json"
         try:
-            policy = from_json(text)
+            policies[policy_id] = parse_kept(output, policy_id, text)
         except PolicyError as error:
-            found.add("policy", place, str(error))
-            continue
-        if policy.policy_id != policy_id:
-            found.add("policy", place, f"holds policy {policy.policy_id}")
-            continue
-        policies[policy_id] = policy
+            found.add("policy", f"policies/{policy_id}.json", str(error))
     return policies
 
 

@@ -21,6 +21,7 @@ from segpipe.errors import RunError, StorageError
 from segpipe.labeling.run import finish_run, label_source, start_run
 from segpipe.labeling.run_record import load_plan
 from segpipe.manifests.compaction import compact
+from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.query import query
 from segpipe.manifests.reviews import append_reviews, known_review_ids
 from segpipe.manifests.verification import verify
@@ -237,8 +238,23 @@ def test_a_policy_that_is_no_text_is_named(
 ) -> None:
     kept = Path(audited.output) / "policies" / f"{audited.policy.policy_id}.json"
     kept.write_bytes(b"\xff\xfe\x00")
-    assert "policy" in said_by(["audit", audited.output], capsys)
-    assert verify(audited.output, VerifySettings()).findings["policy"] >= 1
+    line = said_by(["audit", audited.output], capsys)
+    assert line.startswith(f"segpipe: {kept} is not JSON (")
+    assert "put the policy.json of that calibration there, or remove it and label again" in line
+    result = verify(audited.output, VerifySettings())
+    assert result.findings["policy"] >= 1
+    assert result.examples[0].what == line.removeprefix("segpipe: ")
+
+
+@pytest.mark.parametrize(("found", "kept"), [(b"", True), (b"\n", True), (b"{}", False)])
+def test_a_policy_is_kept_in_place_of_an_empty_file_only(
+    audited: AuditedOutput, found: bytes, kept: bool
+) -> None:
+    place = Path(audited.output) / "policies" / f"{audited.policy.policy_id}.json"
+    text = place.read_bytes()
+    place.write_bytes(found)
+    keep_policy(audited.output, audited.policy.policy_id, text.decode())
+    assert place.read_bytes() == (text if kept else found)
 
 
 # --- a copy ---
