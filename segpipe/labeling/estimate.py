@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.labeling.totals import totals_of
 from segpipe.manifests.parts import PART_NAME, list_parts, telling_damage
+from segpipe.manifests.run_files import say_if_damaged
 
 SHAPES = 64
 _PARTS_READ = 32
@@ -44,6 +45,7 @@ def estimate(output: str, model_id: str, n_images: int, price_per_hour: float | 
     rate = last_rate(output)
     if rate is None:
         return Estimate(None, None, (), None, None, None)
+    say_if_damaged(output, rate.run_id)
     seconds = n_images / rate.images_per_second
     return Estimate(
         rate.run_id,

@@ -26,7 +26,7 @@ from segpipe.manifests.query import query
 from segpipe.manifests.reviews import append_reviews, known_review_ids
 from segpipe.manifests.verification import verify
 from segpipe.models.labeler import load_model
-from tests.support.random_model import write_random_model
+from tests.support.random_model import write_random_model, write_trusting_policy
 
 SETTINGS = LabelSettings(shard_images=4, batch_images=4, fetch_threads=2)
 
@@ -214,8 +214,46 @@ def test_a_damaged_plan_asks_for_another_run_id(
     _, output, _ = labelled
     plan = output / "runs" / "r1" / "plan.parquet"
     damage(plan)
-    with pytest.raises(RunError, match=rf"{plan} is damaged .*: start a run with another id"):
+    with pytest.raises(
+        RunError, match=rf"{plan} is damaged \(\w+\): restore it, or start a run with another"
+    ):
         load_plan(str(output), "r1")
+
+
+@pytest.mark.parametrize("damage", [truncate, make_text, make_foreign, spoil_the_middle])
+def test_verify_finds_a_damaged_plan_and_a_report_says_what_it_lacks(
+    labelled: tuple[Path, Path, str], damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, output, _ = labelled
+    plan = output / "runs" / "r1" / "plan.parquet"
+    damage(plan)
+    result = verify(str(output), VerifySettings())
+    assert [(one.kind, one.place) for one in result.examples] == [("run", "runs/r1/plan.parquet")]
+    line = said_by(["report", str(output)], capsys)
+    assert line.startswith(f"segpipe: {plan} is damaged (")
+    assert line.endswith("without its plan a run can neither be resumed nor reported")
+    assert "Buffer" not in line
+
+
+@pytest.mark.parametrize("verb", ["report", "plan", "export"])
+@pytest.mark.parametrize("text", ["", "[]", '{"run_id": "r1", "pla'])
+def test_a_damaged_run_record_is_said_by_whoever_tells_of_the_run(
+    labelled: tuple[Path, Path, str],
+    verb: str,
+    text: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, output, model = labelled
+    write_trusting_policy(model)
+    Image.new("RGB", (30, 20)).save(source / "new.png")
+    label_source(str(source), str(output), load_model(model, "cpu"), SETTINGS, "r1a")
+    for record in (output / "runs").glob("*/run.json"):
+        record.write_text(text)
+    assert run(reading(verb, labelled, tmp_path)) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "run.json is damaged (" in line]
+    assert len(said) == 1
+    assert "restore it, or resume run r1" in said[0]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "no json", "[" * 100_000, '"text"'])
