@@ -19,6 +19,7 @@ from segpipe.metrics import IouRule
 from segpipe.printable import printable
 from segpipe.validation import told_version
 
+RECALIBRATE = "run segpipe calibrate again"
 SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration error
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -184,28 +185,37 @@ def to_json(policy: Policy) -> str:
     return json.dumps({"schema_version": SCHEMA_VERSION, **_content(policy)}, indent=2, allow_nan=False)
 
 
-def from_json(text: str) -> Policy:
+def from_json(text: str, name: str = "policy.json", remedy: str = RECALIBRATE) -> Policy:
     """Read policy.json; raises PolicyError for damaged, incomplete, edited or unknown-version content.
 
-    Also for numbers that contradict each other, see arithmetic.disagreements.
+    Also for numbers that contradict each other, see arithmetic.disagreements. The error names the file as
+    `name` and ends in `remedy`.
     """
-    content = _json_object(text)
-    version = content.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise PolicyError(
-            f"policy.json has schema version {told_version(version)}, this segpipe reads {SCHEMA_VERSION}: "
-            "run segpipe calibrate again"
-        )
-    policy = _typed(content)
-    _check_unedited(policy)
-    if problem := next(disagreements(policy), None):
-        raise PolicyError(f"policy.json does not add up ({problem}): run segpipe calibrate again")
-    return policy
+    try:
+        return _parsed(text)
+    except _UnfitError as unfit:
+        raise PolicyError(f"{name} {unfit}: {remedy}") from unfit
 
 
 def holds_back(guards: Sequence[ClassGuard], class_confidences: Sequence[float]) -> bool:
     """Whether one of the guards sends a mask with these class confidences (K,) to review."""
     return any(class_confidences[guard.class_index] < guard.min_confidence for guard in guards)
+
+
+class _UnfitError(Exception):
+    """What keeps a text from being a policy, in words that go on after its name."""
+
+
+def _parsed(text: str) -> Policy:
+    content = _json_object(text)
+    version = content.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise _UnfitError(f"has schema version {told_version(version)}, this segpipe reads {SCHEMA_VERSION}")
+    policy = _typed(content)
+    _check_unedited(policy)
+    if problem := next(disagreements(policy), None):
+        raise _UnfitError(f"does not add up ({problem})")
+    return policy
 
 
 def _content(policy: Policy) -> dict[str, Any]:
@@ -225,9 +235,9 @@ def _json_object(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise PolicyError(f"policy.json is not JSON ({error}): run segpipe calibrate again") from error
+        raise _UnfitError(f"is not JSON ({error})") from error
     if not isinstance(content, dict):
-        raise PolicyError("policy.json does not hold a JSON object: run segpipe calibrate again")
+        raise _UnfitError("does not hold a JSON object")
     return content
 
 
@@ -238,7 +248,7 @@ def _typed(content: dict[str, Any]) -> Policy:
     missing = (of_policy | of_promise) - OPTIONAL_FIELDS - content.keys()
     if missing:
         first_missing = "target" if "target" in missing else min(missing)
-        raise PolicyError(f"policy.json lacks {first_missing}: run segpipe calibrate again")
+        raise _UnfitError(f"lacks {first_missing}")
     nested = {name: value for name, value in content.items() if name not in of_promise}
     nested["promised"] = {name: content[name] for name in of_promise}
     try:
@@ -247,14 +257,9 @@ def _typed(content: dict[str, Any]) -> Policy:
         first = error.errors()[0]
         nesting = ("promised", content["target"])
         where = ".".join(str(part) for part in first["loc"] if part not in nesting) or "target"
-        raise PolicyError(
-            f"policy.json is damaged at {printable(where)} ({first['msg']}): run segpipe calibrate again"
-        ) from error
+        raise _UnfitError(f"is damaged at {printable(where)} ({first['msg']})") from error
 
 
 def _check_unedited(policy: Policy) -> None:
     if policy.policy_id != _content_digest(policy):
-        raise PolicyError(
-            f"policy.json was edited: its content does not match its policy_id {policy.policy_id}: "
-            "run segpipe calibrate again"
-        )
+        raise _UnfitError(f"was edited: its content does not match its policy_id {policy.policy_id}")

@@ -43,8 +43,8 @@ def export(output: str, target: str, layout: str, split: str) -> ExportResult:
     """Write the accepted images with their final masks; images.csv, which says what each file is, comes last.
 
     What cannot be exported is named in left_out.csv and in the log. Until all is written, TARGET holds
-    export-unfinished.txt. Raises RunError (an unknown format, nothing accepted, a target that is not empty, a
-    mask that was altered), NotFoundError, StorageError.
+    export-unfinished.txt. Raises RunError (an unknown format, nothing accepted, a target that is not empty),
+    NotFoundError, StorageError.
     """
     write = writer(layout)
     output, root = storage.normalise(output), storage.normalise(target)

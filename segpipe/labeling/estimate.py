@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import re
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.labeling.totals import totals_of
-from segpipe.manifests.parts import list_parts, telling_damage
+from segpipe.manifests.parts import PART_NAME, list_parts, telling_damage
+from segpipe.manifests.run_files import say_if_damaged
 
 SHAPES = 64
 _PARTS_READ = 32
-_PART = re.compile(r"(?P<day>run_date=[^/]+)/(?P<run_id>.+)-\d{5,}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,7 @@ def estimate(output: str, model_id: str, n_images: int, price_per_hour: float | 
     rate = last_rate(output)
     if rate is None:
         return Estimate(None, None, (), None, None, None)
+    say_if_damaged(output, rate.run_id)
     seconds = n_images / rate.images_per_second
     return Estimate(
         rate.run_id,
@@ -89,7 +89,7 @@ def _of_part(uri: str, content: bytes) -> tuple[str, tuple[tuple[int, int], ...]
 
 
 def _parts_of_last_day(output: str) -> dict[str, list[str]]:
-    found = [(part.uri, match) for part in list_parts(output) if (match := _PART.fullmatch(part.key))]
+    found = [(part.uri, match) for part in list_parts(output) if (match := PART_NAME.fullmatch(part.key))]
     runs: dict[str, list[str]] = {}
     for uri, match in found:
         if match["day"] == found[-1][1]["day"]:

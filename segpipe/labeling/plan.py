@@ -26,6 +26,7 @@ from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
 from segpipe.labeling.stamps import first_stamp, rows_ahead
 from segpipe.manifests import store
 from segpipe.manifests.duckdb_engine import scratch
+from segpipe.manifests.parts import RUN_ID
 from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.tiles import Tiling
 
@@ -41,7 +42,6 @@ PLAN_SCHEMA = pa.schema(
         ("mask_key", pa.string()),
     ]
 )
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 _TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
 _RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN failed USING (image_uri, image_etag)"
@@ -122,7 +122,7 @@ def new_run_id(now: datetime) -> str:
 
 def check_run_id(run_id: str) -> str:
     """The run id, if it can be part of an object's name; raises RunError."""
-    if not _RUN_ID.fullmatch(run_id):
+    if not RUN_ID.fullmatch(run_id):
         raise RunError(f"run id {run_id!r} is unfit: use 1 to 64 letters, digits, dots, dashes, underscores")
     return run_id
 

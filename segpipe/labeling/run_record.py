@@ -18,10 +18,10 @@ from pydantic import TypeAdapter
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.image_range import checked_range
-from segpipe.labeling.items import one_line
 from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
 from segpipe.manifests.chain import Tip
 from segpipe.manifests.parts import ERRORS_OF_CONTENT, is_of_system
+from segpipe.manifests.run_files import PLAN, PLAN_HEADER, plan_is_damaged, plan_uri, record_uri
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HEADER = b"segpipe.plan"
-_PLAN = "plan.parquet"
 _TIMES = ("created_at", "newer_from")
 _REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs")
 
@@ -43,9 +41,9 @@ def freeze_plan(plan: RunPlan, settings: LabelSettings) -> None:
 
     Raises RunError when the id is in use, StorageError when OUTPUT cannot be written.
     """
-    table = plan.table.replace_schema_metadata({_HEADER: json.dumps(_header(plan))})
+    table = plan.table.replace_schema_metadata({PLAN_HEADER: json.dumps(_header(plan))})
     try:
-        storage.create(_plan_uri(plan.output, plan.run_id), table_bytes(table))
+        storage.create(plan_uri(plan.output, plan.run_id), table_bytes(table))
     except AlreadyExistsError as error:
         raise RunError(f"run id {plan.run_id} is in use: resume that run, or choose another id") from error
     _write_record(plan, _first_record(plan, settings))
@@ -57,13 +55,13 @@ def load_plan(output: str, run_id: str) -> RunPlan | None:
     Raises RunError when the run id is unfit or the plan is damaged.
     """
     output = storage.normalise(output)
-    uri = _plan_uri(output, check_run_id(run_id))
+    uri = plan_uri(output, check_run_id(run_id))
     try:
         return _parse_plan(output, storage.read_bytes(uri))
     except NotFoundError:
         return None
     except ERRORS_OF_CONTENT as error:
-        raise _damaged(uri, error) from error
+        raise plan_is_damaged(uri, error) from error
 
 
 def list_runs(output: str) -> list[str]:
@@ -72,7 +70,7 @@ def list_runs(output: str) -> list[str]:
         keys = [found.key for found in storage.list_objects(storage.join(output, "runs"))]
     except NotFoundError:
         return []
-    return sorted(key.removesuffix(f"/{_PLAN}") for key in keys if key.endswith(f"/{_PLAN}"))
+    return sorted(key.removesuffix(f"/{PLAN}") for key in keys if key.endswith(f"/{PLAN}"))
 
 
 def load_header(output: str, run_id: str) -> RunPlan | None:
@@ -80,7 +78,7 @@ def load_header(output: str, run_id: str) -> RunPlan | None:
 
     None when there is no such plan; raises RunError when the run id is unfit or the plan is damaged.
     """
-    uri = _plan_uri(output, check_run_id(run_id))
+    uri = plan_uri(output, check_run_id(run_id))
     filesystem, path = storage.arrow_filesystem(uri)
     try:
         metadata = pq.read_metadata(path, filesystem=filesystem).metadata
@@ -91,17 +89,13 @@ def load_header(output: str, run_id: str) -> RunPlan | None:
         if is_of_system(error):
             with explained(uri):
                 raise
-        raise _damaged(uri, error) from error
-
-
-def _damaged(uri: str, error: Exception) -> RunError:
-    return RunError(f"{uri} is damaged ({one_line(error)}): start a run with another id")
+        raise plan_is_damaged(uri, error) from error
 
 
 def delete_run(output: str, run_id: str) -> None:
     """Remove a run's plan and then its run.json: without a plan the run cannot be taken up. StorageError."""
-    storage.delete(_plan_uri(output, run_id))
-    storage.delete(storage.join(output, f"runs/{run_id}/run.json"))
+    storage.delete(plan_uri(output, run_id))
+    storage.delete(record_uri(output, run_id))
 
 
 def record_totals(plan: RunPlan, totals: dict[str, Any], tip: Tip | None) -> None:
@@ -116,7 +110,7 @@ def _parse_plan(output: str, data: bytes) -> RunPlan:
 
 
 def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) -> RunPlan:
-    header = json.loads((metadata or {})[_HEADER])
+    header = json.loads((metadata or {})[PLAN_HEADER])
     times = {name: datetime.fromisoformat(header[name]) for name in _TIMES if header.get(name)}
     header |= times | {"retry": tuple(header.get("retry", ()))}
     if header.get("image_range") is not None:
@@ -175,9 +169,5 @@ def _write_record(plan: RunPlan, record: dict[str, Any]) -> None:
     storage.put(_record_uri(plan), redact(text).encode())
 
 
-def _plan_uri(output: str, run_id: str) -> str:
-    return storage.join(output, f"runs/{run_id}/{_PLAN}")
-
-
 def _record_uri(plan: RunPlan) -> str:
-    return storage.join(plan.output, f"runs/{plan.run_id}/run.json")
+    return record_uri(plan.output, plan.run_id)

@@ -15,6 +15,7 @@ import pyarrow.dataset as ds
 
 from segpipe.manifests import store
 from segpipe.manifests.damage import naming_the_damaged
+from segpipe.manifests.far_ahead import say_if_far_ahead
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.redaction import redact
@@ -37,7 +38,8 @@ class RowsAhead:
 def rows_ahead(output: str, now: datetime) -> RowsAhead:
     """What OUTPUT holds from `now` on. StorageError."""
     # Where the clock is right the parts' statistics rule every part out, and no row is read.
-    ahead = store.scan_manifest(output, ["labeled_at"], ds.field("labeled_at") >= now)
+    stamp = ds.field("labeled_at")
+    ahead = store.scan_manifest(output, ["labeled_at"], (stamp >= now) | stamp.is_null())
     with explained(manifests_root(output)), naming_the_damaged(output):
         found = [_of_batch(batch["labeled_at"], now + FARTHEST_AHEAD) for batch in ahead]
     newest = max((one.newest for one in found if one.newest), default=None)
@@ -45,6 +47,8 @@ def rows_ahead(output: str, now: datetime) -> RowsAhead:
 
 
 def _of_batch(stamps: pa.Array, far_from: datetime) -> RowsAhead:
+    if stamps.null_count:
+        raise ValueError("labeled_at")  # of a file that is no part
     near = stamps.filter(pc.less(stamps, pa.scalar(far_from, stamps.type)))
     return RowsAhead(pc.max(near).as_py(), len(stamps) - len(near))
 
@@ -64,10 +68,4 @@ def say_if_ahead(ahead: RowsAhead, now: datetime, output: str) -> None:
             redact(output),
             ahead.newest.isoformat(timespec="seconds"),
         )
-    if ahead.far:
-        logger.warning(
-            "%d rows under %s are stamped more than a year from now, so they stay the newest of their images "
-            "whatever is labelled: segpipe verify names them; remove their parts and label again",
-            ahead.far,
-            redact(output),
-        )
+    say_if_far_ahead(ahead.far, output)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, StorageError
+from segpipe.printable import printable
 from segpipe.redaction import redact
+
+logger = logging.getLogger(__name__)
 
 # What pyarrow and JSON raise for content that is damaged, or of somebody else.
 ERRORS_OF_CONTENT = (
@@ -20,7 +25,12 @@ ERRORS_OF_CONTENT = (
     RecursionError,
 )
 
-_PART = re.compile(r"run_date=\d{4}-\d\d-\d\d/[^/]+\.parquet")
+# The chain shows for ever that a part was taken away, which is what it is for.
+LABEL_AGAIN = "remove it and label again (segpipe verify will go on naming the gap)"
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PART_NAME = re.compile(
+    rf"(?P<day>run_date=\d{{4}}-\d\d-\d\d)/(?P<run_id>{RUN_ID.pattern})-(?P<shard>\d{{5,}})\.parquet"
+)
 
 
 def manifests_root(output: str) -> str:
@@ -31,9 +41,26 @@ def manifests_root(output: str) -> str:
 def list_parts(output: str) -> list[storage.StoredObject]:
     """Every committed part of OUTPUT; empty when nothing has been labelled.
 
-    Parquet that lies elsewhere below manifests/ is none: a link that leads back would show each part twice.
+    Parquet of another name or place below manifests/ is none, and is said: its rows would be nobody's, or
+    those of a part twice.
     """
-    return [found for found in list_parquet(manifests_root(output)) if _PART.fullmatch(found.key)]
+    listed = list_parquet(manifests_root(output))
+    parts = [found for found in listed if PART_NAME.fullmatch(found.key)]
+    if len(parts) < len(listed):
+        strangers = sorted({found.key for found in listed} - {part.key for part in parts})
+        _say_left_out(manifests_root(output), len(strangers), strangers[0])
+    return parts
+
+
+@lru_cache(maxsize=64)  # a command lists the parts several times, and says it once
+def _say_left_out(root: str, strangers: int, first: str) -> None:
+    logger.warning(
+        "%d Parquet files below %s are not named like a part of a run, %s for example: they are left out, "
+        "remove them",
+        strangers,
+        redact(root),
+        printable(redact(first)),
+    )
 
 
 def list_parquet(root: str) -> list[storage.StoredObject]:
@@ -92,7 +119,7 @@ def rows_in(
 
 
 @contextmanager
-def telling_damage(part: str, remedy: str = "remove it and label again") -> Iterator[None]:
+def telling_damage(part: str, remedy: str = LABEL_AGAIN) -> Iterator[None]:
     """Whatever a part's content makes pyarrow or JSON raise becomes a StorageError that names the part."""
     try:
         yield

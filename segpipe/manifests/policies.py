@@ -8,21 +8,45 @@ where the model lies.
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, NotFoundError
+from segpipe.confidence.policy import Policy, from_json
+from segpipe.errors import AlreadyExistsError, NotFoundError, PolicyError
+from segpipe.redaction import redact
 
 FOLDER = "policies"
 _SUSPENDED = "-suspended.json"
+_PUT_BACK = (
+    "put the policy.json of that calibration there, or remove it and label again with the model as it was "
+    "calibrated then"
+)
 
 
 def keep_policy(output: str, policy_id: str, text: str) -> None:
-    """Keep the text of policy.json, unless OUTPUT has it. StorageError."""
-    uri = storage.join(output, f"{FOLDER}/{policy_id}.json")
-    if not storage.exists(uri):
-        with suppress(AlreadyExistsError):  # another run was quicker
-            storage.create(uri, text.encode())
+    """Keep the text of policy.json, unless OUTPUT has it; in place of an empty file, too. StorageError."""
+    uri = kept_uri(output, policy_id)
+    if not _has_content(uri):
+        storage.put(uri, text.encode())  # the same text, whichever run is quicker
+
+
+def kept_uri(output: str, policy_id: str) -> str:
+    """Where a policy is kept."""
+    return storage.join(output, f"{FOLDER}/{policy_id}.json")
+
+
+def parse_kept(output: str, policy_id: str, text: str) -> Policy:
+    """The policy that a kept text is. PolicyError, which names the file, for none and for another one."""
+    uri = redact(kept_uri(output, policy_id))
+    policy = from_json(text, uri, _PUT_BACK)
+    if policy.policy_id != policy_id:
+        raise PolicyError(f"{uri} holds policy {policy.policy_id}: {_PUT_BACK}")
+    return policy
+
+
+def _has_content(uri: str) -> bool:
+    try:
+        return bool(storage.read_bytes(uri).strip())
+    except NotFoundError:
+        return False
 
 
 def kept_policies(output: str) -> dict[str, str]:

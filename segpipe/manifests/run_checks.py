@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,11 +10,11 @@ from typing import Any
 
 from segpipe import storage
 from segpipe.confidence.policy import Policy
-from segpipe.errors import NotFoundError
+from segpipe.errors import NotFoundError, RunError
 from segpipe.manifests.chain import ChainedPart, Tip, chain_problems
 from segpipe.manifests.findings import Findings
-
-PART_NAME = re.compile(r"run_date=\d{4}-\d\d-\d\d/(.+)-(\d{5,})\.parquet")
+from segpipe.manifests.parts import PART_NAME
+from segpipe.manifests.run_files import PLAN, RECORD, plan_uri, require_whole_plan
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,10 @@ def check_runs(
     by_run: dict[str, list[ChainedPart]] = defaultdict(list)
     for part in parts:
         if name := PART_NAME.fullmatch(part.key):
-            by_run[name[1]].append(part)
-    run_ids = sorted(by_run.keys() | _recorded_runs(output))
+            by_run[name["run_id"]].append(part)
+    listed = _listed_runs(output)
+    _check_plans(output, listed, found)
+    run_ids = sorted(by_run.keys() | _with(RECORD, listed))
     records = {run_id: _read_record(output, run_id, found) for run_id in run_ids}
     for run_id, record in records.items():
         for key, problem in chain_problems(by_run.get(run_id, []), record.tip):
@@ -49,13 +50,25 @@ def check_runs(
     return len(by_run), len(without_end)
 
 
-def _recorded_runs(output: str) -> set[str]:
-    """Runs that have a run.json, whether or not a part of them is left."""
+def _listed_runs(output: str) -> list[str]:
+    """What lies below OUTPUT/runs: also of runs of which no part is left."""
     try:
-        listed = list(storage.list_objects(storage.join(output, "runs")))
+        return [item.key for item in storage.list_objects(storage.join(output, "runs"))]
     except NotFoundError:
-        return set()
-    return {item.key.removesuffix("/run.json") for item in listed if item.key.endswith("/run.json")}
+        return []
+
+
+def _with(name: str, keys: list[str]) -> set[str]:
+    """The runs that have a file of this name."""
+    return {key.removesuffix(f"/{name}") for key in keys if key.endswith(f"/{name}")}
+
+
+def _check_plans(output: str, keys: list[str], found: Findings) -> None:
+    for run_id in sorted(_with(PLAN, keys)):
+        try:
+            require_whole_plan(plan_uri(output, run_id))
+        except RunError as error:
+            found.add("run", f"runs/{run_id}/{PLAN}", str(error))
 
 
 def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], found: Findings) -> None:

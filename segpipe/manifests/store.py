@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from pyarrow.fs import SubTreeFileSystem
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError
+from segpipe.errors import AlreadyExistsError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import part_digest
 from segpipe.manifests.parts import (
@@ -32,7 +32,7 @@ from segpipe.manifests.schema import ROW_SCHEMA
 RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
 _RUN_DATE_FOLDER = re.compile(r"run_date=(\d{4}-\d\d-\d\d)/")
-_NEVER_NULL = ("image_uri", "model_id", "decision", "run_id")
+_NEVER_NULL = ("image_uri", "model_id", "decision", "run_id", "labeled_at")
 _SCANNED_AT_ONCE = 512
 _BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
@@ -114,12 +114,21 @@ def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> 
 def part_rows(key: str, content: bytes, root: str = "manifests") -> pa.Table:
     """The rows of a part (key below manifests/, its bytes) as MANIFEST_SCHEMA; columns it lacks are null.
 
-    Raises StorageError, which names it below root, for a damaged part.
+    Raises StorageError, which names it below root, for a damaged part and a foreign file.
     """
     day = _RUN_DATE_FOLDER.match(key)
     with telling_damage(f"{root}/{key}"):
+        _require_own(f"{root}/{key}", pq.read_schema(pa.BufferReader(content)))
         where = None if day is None else ds.field("run_date") == pa.scalar(date.fromisoformat(day[1]))
         return rows_in(content, MANIFEST_SCHEMA, _NEVER_NULL, where)
+
+
+def _require_own(part: str, schema: pa.Schema) -> None:
+    if set(_NEVER_NULL).isdisjoint(schema.names):
+        raise StorageError(
+            f"{part} is no part of a run (it has other columns): restore the part, or remove the file and "
+            "label again"
+        )
 
 
 def _current_keys(output: str) -> list[str]:
@@ -138,7 +147,9 @@ def part_classes(uri: str) -> tuple[str, ...]:
     """The classes of one part, in the order of the masks' indices. StorageError, also for a damaged part."""
     content = storage.read_bytes(uri)
     with telling_damage(uri):
-        return classes_in(pq.read_schema(pa.BufferReader(content)).metadata)
+        schema = pq.read_schema(pa.BufferReader(content))
+        _require_own(uri, schema)
+        return classes_in(schema.metadata)
 
 
 def read_manifest(

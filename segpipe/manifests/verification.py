@@ -25,17 +25,23 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.concurrency import ordered_map
 from segpipe.confidence.drift import drift_of_metadata
-from segpipe.confidence.policy import Policy, from_json
+from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
 from segpipe.manifests.duckdb_engine import scratch
 from segpipe.manifests.findings import Finding, Findings
-from segpipe.manifests.parts import list_parquet, manifests_root, require_output, telling_damage
-from segpipe.manifests.policies import is_suspended, kept_policies
+from segpipe.manifests.parts import (
+    PART_NAME,
+    list_parquet,
+    manifests_root,
+    require_output,
+    telling_damage,
+)
+from segpipe.manifests.policies import is_suspended, kept_policies, parse_kept
 from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
-from segpipe.manifests.run_checks import PART_NAME, check_runs
+from segpipe.manifests.run_checks import check_runs
 from segpipe.manifests.schema import FARTHEST_AHEAD
 from segpipe.manifests.store import open_parquet, part_rows
 from segpipe.printable import printable
@@ -136,16 +142,10 @@ def verify(output: str, settings: VerifySettings) -> Verification:
 def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
     policies = {}
     for policy_id, text in kept_policies(output).items():
-        place = f"policies/{policy_id}.json"
         try:
-            policy = from_json(text)
+            policies[policy_id] = parse_kept(output, policy_id, text)
         except PolicyError as error:
-            found.add("policy", place, str(error))
-            continue
-        if policy.policy_id != policy_id:
-            found.add("policy", place, f"holds policy {policy.policy_id}")
-            continue
-        policies[policy_id] = policy
+            found.add("policy", f"policies/{policy_id}.json", str(error))
     return policies
 
 
@@ -157,7 +157,7 @@ def _check_parts(
 ) -> list[ChainedPart]:
     """Each part by itself and its rows, which go to the table `rows`; damaged parts are left out."""
     suspended = frozenset(name for name in policies if is_suspended(output, name))
-    listed = [part.key for part in list_parquet(manifests_root(output))]  # strangers, too
+    listed = _keys_of_parts(output, found)
     unknown: set[str] = set()
     checked = []
 
@@ -182,6 +182,15 @@ def _check_parts(
     return checked
 
 
+def _keys_of_parts(output: str, found: Findings) -> list[str]:
+    """The parts' keys; what is not named like one, which no command reads, is found."""
+    keys = [item.key for item in list_parquet(manifests_root(output))]
+    for key in keys:
+        if not PART_NAME.fullmatch(key):
+            found.add("part", key, "is not named like a part of a run: no command reads it, remove it")
+    return [key for key in keys if PART_NAME.fullmatch(key)]
+
+
 def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
     """A part's link, whether it tells of a drift alarm, and its rows. StorageError for a damaged one."""
     table = part_rows(key, content)
@@ -193,11 +202,10 @@ def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
 
 def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: Findings) -> None:
     name = PART_NAME.fullmatch(key)
-    if name is None:
-        found.add("part", key, "is not named like a part of a run")
+    assert name is not None  # of such parts alone
     for row in table.select(CHECKED_COLUMNS).to_pylist():
         place = f"{key}: {row['image_uri']}"
-        if name and (row["run_id"], row["shard"]) != (name[1], int(name[2])):
+        if (row["run_id"], row["shard"]) != (name["run_id"], int(name["shard"])):
             found.add("row", place, f"is of run {row['run_id']}, shard {row['shard']}")
         for problem in row_problems(row, grounds):
             found.add("row", place, problem)

@@ -10,14 +10,18 @@ import duckdb
 from segpipe import storage
 from segpipe.manifests.damage import naming_the_damaged
 from segpipe.manifests.duckdb_engine import connect
+from segpipe.manifests.far_ahead import saying_far_ahead
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.reviews import read_reviews
 from segpipe.manifests.store import open_manifest
 
 VIEWS = {
-    "labels": "SELECT * FROM parts",
+    # A file of other columns would count as rows of nulls; what it is, naming_the_damaged finds out.
+    "labels": """
+        SELECT * FROM parts
+        WHERE CASE WHEN run_id IS NULL THEN error('a row has no run_id') ELSE true END""",
     "latest": """
-        SELECT * FROM labels
+        SELECT * FROM labels WHERE told_if_far_ahead(run_id, labeled_at)
         QUALIFY row_number() OVER (
             PARTITION BY image_uri ORDER BY labeled_at DESC, run_id DESC, shard DESC) = 1""",
     # Of several decisions about one mask the newest holds.
@@ -69,10 +73,12 @@ def open_views(output: str) -> Iterator[duckdb.DuckDBPyConnection]:
     output = storage.normalise(output)
     require_output(output)
     with naming_the_damaged(output), connect() as connection:
-        connection.register("parts", open_manifest(output))
+        manifest = open_manifest(output)
+        connection.register("parts", manifest)
         connection.register("review_parts", read_reviews(output))
-        for name, sql in VIEWS.items():
-            connection.execute(f"CREATE VIEW {name} AS {sql}")
-        connection.execute("SET enable_external_access = false")
-        connection.execute("SET lock_configuration = true")
-        yield connection
+        with saying_far_ahead(connection, manifest, output):
+            for name, sql in VIEWS.items():
+                connection.execute(f"CREATE VIEW {name} AS {sql}")
+            connection.execute("SET enable_external_access = false")
+            connection.execute("SET lock_configuration = true")
+            yield connection

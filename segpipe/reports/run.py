@@ -19,6 +19,7 @@ from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run_record import load_plan
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.manifests.query import query
+from segpipe.manifests.run_files import say_if_damaged
 from segpipe.manifests.store import classes_of
 from segpipe.redaction import redact
 from segpipe.reports import plots
@@ -73,6 +74,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
     plan = load_plan(output, run_id)
     if plan is None:
         raise NotFoundError(f"{redact(output)} has no run {run_id}; segpipe query ... runs lists them")
+    say_if_damaged(output, run_id)
     policy = policy if policy is not None and policy.policy_id == plan.policy_id else None
     page = render(TEMPLATE, _page(output, summarise_run(plan), plan, policy)).encode()
     uri = storage.normalise(to) if to else storage.join(output, f"runs/{run_id}/report.html")

@@ -22,7 +22,7 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.confidence.confidence_sequence import losses_until_below, mean_interval, p_values_above
-from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy, from_json
+from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
@@ -119,7 +119,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     audits, accepted, newest = _read(output, model_id)
     kept = policies.kept_policies(output)
     _require_kept(audits, kept, output)
-    found = [_as_kept(output, name, text) for name, text in kept.items()]
+    found = [policies.parse_kept(output, name, text) for name, text in kept.items()]
     return [
         _audited(
             policy,
@@ -191,20 +191,9 @@ def _read(
 def _require_kept(audits: Iterable[str], kept: Iterable[str], output: str) -> None:
     if missing := sorted(set(audits) - set(kept)):
         raise PolicyError(
-            f"{storage.join(output, policies.FOLDER)}/{missing[0]}.json is missing, so what was promised "
+            f"{policies.kept_uri(output, missing[0])} is missing, so what was promised "
             "about the audited masks is unknown: put the policy.json of that calibration there"
         )
-
-
-def _as_kept(output: str, name: str, text: str) -> Policy:
-    """The audits of one policy do not count for another."""
-    policy = from_json(text)
-    if policy.policy_id != name:
-        raise PolicyError(
-            f"{storage.join(output, policies.FOLDER)}/{name}.json holds policy {policy.policy_id}: put the "
-            "policy.json of that calibration there"
-        )
-    return policy
 
 
 def _as_audit(row: dict[str, Any], policy: Policy) -> Audit:

@@ -134,6 +134,10 @@ def _written_beside(path: str, data: bytes) -> Iterator[str]:
             file.flush()
             os.fsync(file.fileno())
         yield temporary
+    except OSError as error:
+        if error.filename == temporary and error.errno is not None:  # its name tells nobody anything
+            raise OSError(error.errno, error.strerror) from None
+        raise
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pwd
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -105,13 +108,32 @@ def remedy_of(error: BaseException, uri: str) -> str:
     for name in types_of(error) & _BY_TYPE.keys():
         return _BY_TYPE[name]
     if "://" not in uri:
-        return "check the path, its permissions and the disk"
+        return _of_disk(error)
     answer = answer_of(error)
     if remedy := _of_answer(answer):
         return remedy
     if is_denied(error) or answer.status == 401:
         return f"access refused, {_of_denial(answer, uri)}"
     return _NO_S3 if is_no_s3(error) else _of_silence(error)
+
+
+def _of_disk(error: BaseException) -> str:
+    match getattr(error, "errno", None):
+        case errno.ENOSPC | errno.EDQUOT:
+            return "make room on its disk, or within the quota"
+        case errno.EROFS:
+            return "its disk is mounted read-only, remount it writable"
+        case errno.EACCES | errno.EPERM:
+            return f"check the permissions of it and its folders for {_user()}"
+    return "check the path, its permissions and the disk"
+
+
+def _user() -> str:
+    """Who asks, as the system knows it."""
+    try:
+        return f"the user {pwd.getpwuid(os.geteuid()).pw_name}"
+    except KeyError:
+        return f"the user id {os.geteuid()}"
 
 
 def _of_answer(answer: Answer) -> str | None:

@@ -29,7 +29,7 @@ from pycocotools.coco import COCO
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.datasets import list_samples, open_dataset, read_image, read_sample
-from segpipe.errors import RunError
+from segpipe.errors import StorageError
 from segpipe.exchange.export import export
 from segpipe.exchange.exports.polygons import polygons
 from segpipe.exchange.exports.runs import column_runs, row_runs
@@ -251,12 +251,18 @@ def test_class_names_beyond_the_first_plane_of_unicode_are_yaml(
     assert description["names"] == {0: '\N{AUTOMOBILE} "it"'}
 
 
-def test_a_mask_that_was_changed_stops_the_export(labelled: Labelled, tmp_path: Path) -> None:
-    changed = next(Path(labelled.output, "masks").rglob("*noise*"))
+@pytest.mark.parametrize("layout", FORMATS)
+def test_each_mask_that_was_changed_is_left_out_by_name(
+    labelled: Labelled, tmp_path: Path, layout: str
+) -> None:
+    changed, truncated, *_ = sorted(Path(labelled.output, "masks").rglob("*.png"))
     changed.write_bytes(encode_mask(np.zeros((17, 13), np.uint8), class_palette(3)))
-    with pytest.raises(RunError, match="is not the mask of the manifest"):
-        export(labelled.output, str(tmp_path / "t"), "voc", "train")
-    assert not (tmp_path / "t" / "images.csv").exists()
+    truncated.write_bytes(truncated.read_bytes()[:60])
+    result = export(labelled.output, str(tmp_path / "t"), layout, "train")
+    assert (result.images, result.left_out) == (len(labelled.masks) - 2, 2)
+    with (tmp_path / "t" / "left_out.csv").open() as file:
+        reasons = {row["reason"] for row in csv.DictReader(file)}
+    assert reasons == {f"{mask} is not the mask of the manifest: restore it" for mask in (changed, truncated)}
 
 
 def test_a_folder_that_is_not_empty_and_an_empty_export_are_refused(
@@ -382,12 +388,14 @@ def test_an_export_of_which_nothing_can_be_read_says_why(
 def test_a_stopped_export_does_not_look_whole(labelled: Labelled, tmp_path: Path, layout: str) -> None:
     changed = next(Path(labelled.output, "masks").rglob("*noise*"))
     original = changed.read_bytes()
-    changed.write_bytes(encode_mask(np.zeros((17, 13), np.uint8), class_palette(3)))
+    changed.unlink()
+    changed.mkdir()
     target = tmp_path / "t"
-    with pytest.raises(RunError, match="is not the mask of the manifest"):
+    with pytest.raises(StorageError, match="is a folder and no file"):
         export(labelled.output, str(target), layout, "train")
     assert "This export has not ended" in (target / "export-unfinished.txt").read_text()
     assert not (target / "images.csv").exists()
+    changed.rmdir()
     changed.write_bytes(original)
     export(labelled.output, str(tmp_path / "again"), layout, "train")
     assert not (tmp_path / "again" / "export-unfinished.txt").exists()

@@ -135,3 +135,25 @@ def test_a_time_that_python_cannot_tell_is_damage_that_is_named(output: str, mak
     assert [one.what for one in result.examples if "stamped" in one.what] == [
         "is stamped more than a year from now: no clock is so wrong"
     ]
+
+
+@pytest.mark.parametrize("view", ["latest", "accepted", "review_queue", "reviewed", "failures"])
+def test_whoever_asks_for_the_newest_rows_is_told_that_rows_far_ahead_hide_them(
+    output: str, commit, view: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    commit("r1", {"labeled_at": FAR}, {"image_uri": "b", "labeled_at": NOW})
+    with caplog.at_level(logging.WARNING):
+        assert query(output, "SELECT count(*) AS n FROM labels")["n"].to_pylist() == [2]
+        assert caplog.messages == []
+        query(output, f"SELECT count(*) FROM {view}")
+        query(output, f"FROM {view}")
+    (line,) = caplog.messages
+    assert line.startswith(f"1 rows under {output} are stamped more than a year from now")
+    assert "segpipe verify names them" in line
+
+
+def test_rows_of_less_than_a_year_ahead_hide_nothing(output: str, commit, caplog) -> None:
+    commit("r1", {"labeled_at": datetime.now(UTC) + timedelta(days=360)})
+    with caplog.at_level(logging.WARNING):
+        assert query(output, "FROM latest").num_rows == 1
+    assert caplog.messages == []

@@ -84,7 +84,7 @@ def test_an_ordinary_user_without_a_home_labels_what_may_be_read(place: Path) ->
     lines = [line for line in errors.splitlines() if line.startswith("segpipe: ")]
     assert "Traceback" not in errors
     assert f"{place}/closed/in" in lines[-2]
-    assert "check the path, its permissions" in lines[-2]
+    assert "check the permissions of it and its folders for" in lines[-2]
     assert f"{place}/theirs/out" in lines[-1]
-    assert "check the path, its permissions" in lines[-1]
+    assert "check the permissions of it and its folders for" in lines[-1]
     assert "FAIL  output" in said

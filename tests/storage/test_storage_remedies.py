@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -108,8 +110,35 @@ def test_a_denied_file_is_denied(tmp_path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("os.open", refuse)
     monkeypatch.setattr("builtins.open", refuse)
-    with pytest.raises(DeniedError, match="check the path, its permissions"):
+    with pytest.raises(DeniedError, match=r"; check the permissions of it and its folders for the user "):
         storage.read(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "make room on its disk"),
+        (errno.EDQUOT, "or within the quota"),
+        (errno.EROFS, "remount it writable"),
+        (errno.EACCES, "check the permissions of it and its folders for the user"),
+        (errno.EIO, "check the path, its permissions and the disk"),
+    ],
+)
+@pytest.mark.parametrize("write", [storage.put, storage.create])
+@pytest.mark.parametrize("refused", ["builtins.open", "os.fsync"])
+def test_a_disk_that_refuses_has_a_remedy_of_its_own_and_no_private_name(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str, write, refused: str
+) -> None:
+    def refuse(file: object, *_: object) -> None:
+        raise OSError(number, os.strerror(number), file if refused == "builtins.open" else None)
+
+    monkeypatch.setattr(refused, refuse)
+    with pytest.raises(StorageError, match=remedy) as told:
+        write(uri := str(tmp_path / "out" / "a"), b"x")
+    monkeypatch.undo()
+    assert str(told.value).startswith(f"{uri}: ")
+    assert os.strerror(number) in str(told.value)
+    assert ".segpipe-tmp-" not in str(told.value)
 
 
 # --- surroundings ---

@@ -143,3 +143,8 @@ def test_a_run_keeps_the_range_for_whoever_shows_its_images(data: Path, model: s
     storage.put(f"{output}/runs/r1/run.json", b'{"image_range": [3, 1]}')
     with pytest.raises(RunError, match=r"run\.json is damaged"):
         range_of_run(output, "r1")
+    storage.put(f"{output}/runs/r1/run.json", b'{"image_range": [')
+    assert range_of_run(output, "r1") == (LOW, HIGH)  # by the plan
+    storage.put(f"{output}/runs/r1/plan.parquet", b"")
+    with pytest.raises(RunError, match=r"plan\.parquet is damaged"):
+        range_of_run(output, "r1")

@@ -15,7 +15,7 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.concurrency import Budget, ordered_map
-from segpipe.errors import ImageError, NotFoundError, RunError
+from segpipe.errors import ImageError, NotFoundError
 from segpipe.exchange.files import COPIED
 from segpipe.image_headers import has_16_bits
 from segpipe.image_range import ImageRange
@@ -92,7 +92,7 @@ def accepted_items(output: str) -> Iterator[Item | LeftOut]:
     """The view `accepted`, sorted by image, a bounded number at a time.
 
     Left out are images and masks that are not there any more, images that were replaced since and those that
-    cannot be read. Raises NotFoundError, StorageError, and RunError for a mask that is not the manifest's.
+    cannot be read, masks that are not the manifest's. Raises NotFoundError, StorageError, RunError.
     """
     read = partial(_read, budget=Budget(MAX_PIXELS), range_of=cache(partial(range_of_run, output)))
     with ThreadPoolExecutor(READ_THREADS) as pool:
@@ -132,7 +132,9 @@ def _pixels_labelled(row: dict[str, Any]) -> int:
 def _mask(row: dict[str, Any], max_pixels: int) -> np.ndarray:
     content = storage.read_bytes(row["mask_uri"])
     if hashlib.sha256(content).hexdigest() != row["mask_sha256"]:
-        raise RunError(f"{redact(row['mask_uri'])} is not the mask of the manifest: restore it")
+        raise ImageError(
+            "unreadable", f"{redact(row['mask_uri'])} is not the mask of the manifest: restore it"
+        )
     return decode_mask(content, max_pixels)
 
 
