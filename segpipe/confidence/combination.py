@@ -29,9 +29,11 @@ def fit_combination(parts: Floats, ious: Floats) -> Floats:
     Weights are at least 0, so that a surer part never lowers the score, and a ridge pulls them towards
     UNFITTED, which it is with fewer than 10 images. A part that does not vary over the images weighs 0.
     """
+    if len(ious) < FEWEST_IMAGES:
+        return np.asarray(UNFITTED)
     mean, deviation = parts.mean(axis=0), parts.std(axis=0)
     varies = JOINED & (deviation > SMALLEST_DEVIATION)
-    if len(ious) < FEWEST_IMAGES or not varies.any():
+    if not varies.any():
         return np.asarray(UNFITTED)
     scale = np.where(varies, deviation, 1.0)
     unfitted = np.asarray(UNFITTED)

@@ -114,8 +114,8 @@ def expected_iou(class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouR
 
 
 def own_iou(own_class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
-    """Expected mean IoU (B,) by the generator's own belief, `own_class_ious` (B, K) of own_sums; the judge has
-    a say only in which classes are there. The rest as in expected_iou.
+    """Expected mean IoU (B,) by the generator's own belief, `own_class_ious` (B, K) of own_sums; the judge
+    has a say only in which classes are there. The rest as in expected_iou.
 
     A class that is shown and probably not there loses by the root of its `presence`: the generator's doubt
     has counted once already. Of an image of another camera or day the judge knows little pixel by pixel.
