@@ -15,8 +15,11 @@ FEWEST_IMAGES = 10
 # Of the parts those that are expected IoUs are joined. The others pay on images of the groups that taught the
 # judge, and cost more than that on images of other groups.
 JOINED = np.array([part in ("expected_iou", "own_iou") for part in SCORE_PARTS])
+# Images held back are of the groups that taught the judge, or near them, and cannot tell what it costs to
+# look like none of these: twice as far from them is half the odds.
+FAMILIARITY = np.array([float(part == "familiarity") for part in SCORE_PARTS])
 # Bias, then a weight per part: what the judge sees in pixels and what the generator believes count alike.
-UNFITTED = (0.0, *(JOINED / JOINED.sum()).tolist())
+UNFITTED = (0.0, *(JOINED / JOINED.sum() + FAMILIARITY).tolist())
 # Pulls towards that: a handful of tuning images can say little against it.
 RIDGE = 0.02
 
@@ -25,9 +28,9 @@ def fit_combination(parts: Floats, ious: Floats) -> Floats:
     """Bias and weights >= 0 such that expit(bias + parts @ weights) follows the IoUs.
 
     `parts` (n, P) in the order of SCORE_PARTS; `ious` (n,) from 0 to 1 -> (1 + P,). Logistic regression on
-    the IoUs as fractions, over standardised parts, of those that are expected IoUs; the others weigh 0.
-    Weights are at least 0, so that a surer part never lowers the score, and a ridge pulls them towards
-    UNFITTED, which it is with fewer than 10 images. A part that does not vary over the images weighs 0.
+    the IoUs as fractions, over standardised parts, of those that are expected IoUs; familiarity weighs 1, the
+    others 0. Weights are at least 0, so that a surer part never lowers the score, and a ridge pulls them
+    towards UNFITTED, which it is with fewer than 10 images. A part that does not vary over the images weighs 0.
     """
     if len(ious) < FEWEST_IMAGES:
         return np.asarray(UNFITTED)
@@ -43,7 +46,7 @@ def fit_combination(parts: Floats, ious: Floats) -> Floats:
         _loss, start, args=((parts - mean) / scale, ious, start), method="L-BFGS-B", bounds=bounds
     ).x
     weights = np.where(varies, found[1:] / scale, 0.0)
-    return np.concatenate([[found[0] - mean @ weights], weights])
+    return np.concatenate([[found[0] - mean @ weights], weights + FAMILIARITY])
 
 
 def _loss(combination: Floats, standard: Floats, ious: Floats, unfitted: Floats) -> float:

@@ -11,7 +11,7 @@ from segpipe.metrics import FULL_SHARE, IouRule
 
 # What the routing score is made of, each a logit or a mean of logits: higher is better. New ones come last:
 # to a model from before they weigh nothing.
-SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou", "own_iou")
+SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou", "own_iou", "familiarity")
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
 # 1 - p is kept off 0, where what is left of it in float32 is rounding.

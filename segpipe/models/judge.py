@@ -16,6 +16,7 @@ from torch.nn import functional
 from segpipe.confidence.combination import UNFITTED
 from segpipe.confidence.score import SCORE_PARTS
 from segpipe.models.discriminators.protocol import Adversary, build_adversary
+from segpipe.models.familiarity import Familiarity
 from segpipe.models.masks import mask_channels
 
 HIDDEN = 64
@@ -40,13 +41,16 @@ class Judgement:
     """What the judge says about B masks of K classes; all logits, float32.
 
     realness (B,1,a,b): a true mask, not a made one. correctness (B,1,h,w): the label shown is right, on the
-    mask's grid. presence (B,K): the truth has the class. image_iou (B,): the image's mean IoU.
+    mask's grid. presence (B,K): the truth has the class. image_iou (B,): the image's mean IoU. But features
+    (B,F), which the last two are read from in part, and familiarity (B,), what it makes of them.
     """
 
     realness: Tensor
     correctness: Tensor
     presence: Tensor
     image_iou: Tensor
+    features: Tensor
+    familiarity: Tensor
 
 
 class Judge(nn.Module):
@@ -77,6 +81,7 @@ class Judge(nn.Module):
         # The monotone fit of the score's parts: a bias, then a weight per part.
         self.register_buffer("combination", torch.tensor(UNFITTED, dtype=torch.float32))
         self.combination: Tensor
+        self.familiarity = Familiarity(2 * HIDDEN)
         self.register_load_state_dict_pre_hook(_with_all_parts)
 
     def forward(self, image: Tensor, shown: ShownMask) -> Judgement:
@@ -89,12 +94,15 @@ class Judge(nn.Module):
         correction = functional.interpolate(
             self.correction(hidden), size=belief.shape[-2:], mode="bilinear", align_corners=False
         )
-        image_wide = self.image(_pooled(hidden, shown, belief, doubt)).float()
+        pooled = _pooled(hidden, shown, belief, doubt)
+        image_wide, features_seen = self.image(pooled).float(), pooled[:, : 2 * HIDDEN].float()
         return Judgement(
             realness=self.adversary.head(features).float(),
             correctness=correction.float() + self.own_belief[0] * belief + self.own_belief[1],
             presence=image_wide[:, 1:],
             image_iou=image_wide[:, 0],
+            features=features_seen,
+            familiarity=self.familiarity(features_seen),
         )
 
     def _hidden(self, features: Tensor, shown: ShownMask, belief: Tensor, doubt: Tensor) -> Tensor:
@@ -109,10 +117,13 @@ class Judge(nn.Module):
 
 
 def _with_all_parts(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """The fit of a segpipe that knew four parts: those that it did not know weigh nothing."""
+    """What a segpipe has kept that knew four parts: those that it did not know weigh nothing, and everything
+    is familiar."""
     known = state.get(f"{prefix}combination")
     if known is not None and len(known) == 1 + FIRST_PARTS:
         state[f"{prefix}combination"] = functional.pad(known, (0, len(SCORE_PARTS) - FIRST_PARTS))
+        for name, tensor in Familiarity(2 * HIDDEN).state_dict().items():
+            state[f"{prefix}familiarity.{name}"] = tensor
 
 
 class Discriminator(nn.Module):

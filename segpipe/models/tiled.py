@@ -326,6 +326,7 @@ def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> T
             torch.tensor(image.realness / image.cells),
             whole.image_iou[row].float().cpu(),
             iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
+            whole.familiarity[row].float().cpu(),
         ]
     ).float()
     return TiledMask(

@@ -51,6 +51,7 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
             adversarial_score(judgement.realness),
             judgement.image_iou,
             iou_logit(own),
+            judgement.familiarity,
         ],
         dim=1,
     )

@@ -23,7 +23,7 @@ from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
-from segpipe.models.judge import Judge, on_judged_grid, show, shown_as
+from segpipe.models.judge import Judge, Judgement, ShownMask, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.verdict import give_verdict
@@ -54,6 +54,7 @@ from segpipe.training.whole_images import (
     looked_at,
     make_masks,
     networks_in_training,
+    spread,
     whole_losses,
 )
 
@@ -70,6 +71,8 @@ WEIGHT_DECAY = 0.01
 _REMEDY = "train again with another --seed"
 # A tuning image is judged as it is, and degraded in so many ways.
 DEGRADED_COPIES = 2
+# So many images tell what is familiar, of those that taught and of those held back.
+FAMILIAR_IMAGES = 120
 # Where images are looked at in parts, each so many steps one is on whole ones.
 WHOLE_EVERY = 3
 
@@ -150,6 +153,7 @@ class Scoring:
                 keep()
                 bar.advance(1, note=f"pixel loss {self.history[-1].correctness:.3f}")
         self.judge.eval()
+        self._learn_familiarity()
         self._fit_score()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -263,6 +267,31 @@ class Scoring:
             logits = class_logits(generator(image)).float()
         return on_judged_grid(logits, (image.shape[2], image.shape[3]), generator.judged_stride)
 
+    def _learn_familiarity(self) -> None:
+        """What images like those that were learnt from look like to the judge, as they are and degraded.
+
+        Not of images that are looked at in tiles: few of those are ever looked at whole.
+        """
+        taught, held_back = self.parts.taught, torch.cat([self.parts.judged, self.parts.tuning])
+        if not len(taught):
+            taught, held_back = self.parts.judged, self.parts.tuning
+        if self.spec.scale is not None or min(len(taught), len(held_back)) < FEWEST_IMAGES:
+            logger.info("what other images look like is not learnt: all are as familiar to the judge")
+            return
+        damage = np.random.default_rng(self.seed)
+        self.judge.familiarity.learn(self._features(taught, damage), self._features(held_back, damage))
+
+    @torch.no_grad()
+    def _features(self, rows: Tensor, damage: np.random.Generator) -> Tensor:
+        """(N,F) of images of these rows, spread over them, each as it is and degraded."""
+        found = []
+        for part in spread(rows, FAMILIAR_IMAGES).split(BATCH):
+            images, _ = self.labelled.batch(part)
+            for share in (0.0, 1.0):
+                _, judgement = self._look(degrade_some(images.float(), share, damage))
+                found.append(judgement.features.cpu())
+        return torch.cat(found)
+
     def _fit_score(self) -> None:
         if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():
             logger.info("too few images to hold one back: both expected IoUs make the score, as they are")
@@ -313,16 +342,21 @@ class Scoring:
         masks (B,H,W) is the truth; the IoU is measured on the networks' own grid, NaN where nothing is
         labelled.
         """
-        image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
-        shown = show(self._logits(self.teachers.generator, image))
+        shown, judgement = self._look(images)
         size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
-        with autocast(self.device):
-            judgement = self.judge(shown_image(image, size), shown)
         iou, known = true_iou(
             shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index, self.spec.rule
         )
         parts = give_verdict(self.judge, judgement, shown, self.spec.rule).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
+
+    def _look(self, images: Tensor) -> tuple[ShownMask, Judgement]:
+        """The generator's masks of images (B,3,H,W), float 0 to 255, and what the judge says of them."""
+        image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        shown = show(self._logits(self.teachers.generator, image))
+        with autocast(self.device):
+            size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
+            return shown, self.judge(shown_image(image, size), shown)
 
 
 def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:

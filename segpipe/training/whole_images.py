@@ -159,9 +159,9 @@ def _masked(bundle: Bundle, pixels: np.ndarray, mask: np.ndarray, device: str) -
 def looked_at(labelled: LabelledPixels, spec: ModelSpec, stride: int, parts: Parts) -> Tensor:
     """Rows of the images whose masks are made, evenly spread: held back ones, half as many taught ones."""
     most = _how_many(labelled, spec, stride)
-    judged = _spread(parts.judged, most)
+    judged = spread(parts.judged, most)
     taught = parts.taught[~torch.isin(parts.taught, judged)]
-    return torch.cat([judged, _spread(taught, min(most - len(judged), len(judged) // 2))])
+    return torch.cat([judged, spread(taught, min(most - len(judged), len(judged) // 2))])
 
 
 def _how_many(labelled: LabelledPixels, spec: ModelSpec, stride: int) -> int:
@@ -172,6 +172,7 @@ def _how_many(labelled: LabelledPixels, spec: ModelSpec, stride: int) -> int:
     return max(1, min(max(FEWEST_IMAGES, int(MOST_PIXELS / pixels)), MOST_BYTES // bytes_each) // 2)
 
 
-def _spread(rows: Tensor, most: int) -> Tensor:
+def spread(rows: Tensor, most: int) -> Tensor:
+    """At most so many of the rows, evenly spread over them."""
     count = min(len(rows), most)
     return rows[torch.arange(count) * len(rows) // max(count, 1)]

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import fit_combination
 
-BOTH_ALIKE = [0.0, 0.5, 0.0, 0.0, 0.0, 0.5]
+BOTH_ALIKE = [0.0, 0.5, 0.0, 0.0, 0.0, 0.5, 1.0]
 
 
 def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
     """Parts of different centres and spreads, as those of the score are."""
     return np.random.default_rng(seed).normal(
-        [0.5, 3.0, -2.0, 0.0, 1.0], [1.0, 2.0, 0.3, 1.0, 0.3], (n_images, 5)
+        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0], [1.0, 2.0, 0.3, 1.0, 0.3, 0.0], (n_images, 6)
     )
 
 
@@ -29,10 +29,10 @@ def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
 @given(seed=st.integers(0, 2**32 - 1), n_images=st.integers(1, 60), spread=st.sampled_from([0.01, 1, 100]))
 def test_weights_are_finite_and_never_negative(seed: int, n_images: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
-    parts = rng.normal(rng.normal(0, 5, 5), spread * rng.random(5), (n_images, 5))
+    parts = rng.normal(rng.normal(0, 5, 6), spread * rng.random(6), (n_images, 6))
     ious = rng.choice([0.0, 0.3, 0.9, 1.0], n_images)
     combination = fit_combination(parts, ious)
-    assert combination.shape == (6,)
+    assert combination.shape == (7,)
     assert np.isfinite(combination).all()
     assert (combination[1:] >= 0).all()
 
@@ -84,7 +84,7 @@ def test_a_part_that_never_varies_weighs_nothing_and_harms_nothing() -> None:
 
 
 def test_no_part_that_varies_leaves_both_alike() -> None:
-    assert fit_combination(np.full((50, 5), 2.0), np.linspace(0, 1, 50)).tolist() == BOTH_ALIKE
+    assert fit_combination(np.full((50, 6), 2.0), np.linspace(0, 1, 50)).tolist() == BOTH_ALIKE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])

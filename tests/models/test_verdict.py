@@ -33,6 +33,8 @@ JUDGEMENT = Judgement(
     correctness=torch.tensor([[[[logit(0.9), logit(0.6)]]]]),
     presence=torch.tensor([[0.0, 0.0, logit(0.25)]]),
     image_iou=torch.tensor([-0.7]),
+    features=torch.zeros(1, 4),
+    familiarity=torch.zeros(1),
 )
 # The first label may be class 1 instead, the second class 2.
 CLASS_IOUS = [0.9 / 1, 0.6 / (1 + 0.1)]
@@ -50,6 +52,7 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "realness": 2.5,
         "image_iou": -0.7,
         "own_iou": logit(OWN_IOU),
+        "familiarity": 0.0,
     }
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
@@ -60,7 +63,7 @@ def test_before_any_fit_the_score_is_the_mean_logit_of_both_expected_ious() -> N
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
-    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0])
+    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0])
     verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
@@ -83,7 +86,9 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         correctness=torch.full((1, 1, 1, 2), sureness),
         presence=torch.full((1, 3), -sureness),
         image_iou=torch.tensor([sureness]),
+        features=torch.zeros(1, 4),
+        familiarity=torch.zeros(1),
     )
-    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN, "every_class")
+    verdict = give_verdict(judge_with([0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), judgement, SHOWN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)

@@ -220,7 +220,7 @@ def test_without_a_labelled_tuning_image_both_expected_ious_make_the_score(
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "both expected IoUs make the score" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5]
+    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5, 1]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -228,7 +228,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5]
+    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -268,6 +268,8 @@ def judgement_of(correctness: list[float]) -> Judgement:
         correctness=torch.tensor([[[correctness]]]),
         presence=torch.tensor([[0.0, math.log(3)]]),
         image_iou=torch.tensor([0.0]),
+        features=torch.zeros(1, 4),
+        familiarity=torch.zeros(1),
     )
 
 
@@ -328,8 +330,8 @@ def test_every_loss_reaches_what_it_is_about() -> None:
     for value in vars(judgement).values():
         value.requires_grad_(True)
     judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS, "every_class").total.backward()
-    for name, value in vars(judgement).items():
-        assert value.grad is not None, name
+    for name in ("realness", "correctness", "presence", "image_iou"):
+        assert getattr(judgement, name).grad is not None, name
         assert value.grad.abs().sum() > 0, name
 
 
@@ -388,7 +390,7 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
         for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
-    assert scoring.judge.combination.tolist() != [0, 0.5, 0, 0, 0, 0.5], (
+    assert scoring.judge.combination.tolist() != [0, 0.5, 0, 0, 0, 0.5, 1], (
         "the unseen tuning images fit the score"
     )
 
