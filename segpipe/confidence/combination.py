@@ -30,7 +30,7 @@ def fit_combination(parts: Floats, ious: Floats) -> Floats:
     `parts` (n, P) in the order of SCORE_PARTS; `ious` (n,) from 0 to 1 -> (1 + P,). Logistic regression on
     the IoUs as fractions, over standardised parts, of those that are expected IoUs; familiarity weighs 1, the
     others 0. Weights are at least 0, so that a surer part never lowers the score, and a ridge pulls them
-    towards UNFITTED, which it is with fewer than 10 images. A part that does not vary over the images weighs 0.
+    towards UNFITTED, which it is with fewer than 10 images. A part that does not vary weighs 0.
     """
     if len(ious) < FEWEST_IMAGES:
         return np.asarray(UNFITTED)

@@ -1,7 +1,7 @@
 """How like the images that taught a judge another one looks to it.
 
-Mahalanobis distance of features: Lee et al. 2018, "A simple unified framework for detecting out-of-distribution
-samples and adversarial attacks".
+Mahalanobis distance of features: Lee et al. 2018, "A simple unified framework for detecting
+out-of-distribution samples and adversarial attacks".
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Familiarity(nn.Module):
         self.radius: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
-        return -(self._distance(features.float()) / self.radius).clamp(min=1.0).log()
+        # In bfloat16 the differences of squares would be rounding.
+        with torch.autocast(features.device.type, enabled=False):
+            return -(self._distance(features.float()) / self.radius).clamp(min=1.0).log()
 
     def _distance(self, features: Tensor) -> Tensor:
         standard = (features - self.mean) / self.deviation

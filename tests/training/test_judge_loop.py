@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.errors import RunError
 from segpipe.metrics import IouRule, image_iou
 from segpipe.models.judge import Judge, Judgement, ShownMask
@@ -332,7 +333,7 @@ def test_every_loss_reaches_what_it_is_about() -> None:
     judging_losses(judgement, lesson_of([0, 1], [0, 0]), IGNORED, TRUTHS, "every_class").total.backward()
     for name in ("realness", "correctness", "presence", "image_iou"):
         assert getattr(judgement, name).grad is not None, name
-        assert value.grad.abs().sum() > 0, name
+        assert getattr(judgement, name).grad.abs().sum() > 0, name
 
 
 def test_a_share_of_the_images_is_degraded_and_none_changes_its_kind() -> None:
@@ -361,7 +362,8 @@ def test_a_judge_is_shown_what_the_mixture_says(unseen: float, rows: torch.Tenso
     halves = {Source.TRUTH: 0.5, Source.MADE_WRONG: 0.5}
     watched = replace(labelled, pixels=watch)
     scoring = begin(watched, views=80, mixture=Mixture(halves, unseen, degraded=0.0))
-    scoring.parts = replace(scoring.parts, tuning=scoring.parts.taught[:1])
+    # Too few to learn anything else than lessons from.
+    scoring.parts = replace(scoring.parts, judged=scoring.parts.judged[:9], tuning=torch.arange(0))
     scoring.run(lambda: None)
     assert len(asked) >= 24
     assert set(asked) <= set(rows.tolist())
@@ -423,3 +425,15 @@ def test_a_judge_that_comes_to_nothing_ends_the_stage_in_one_line(value: float) 
     with pytest.raises(RunError, match=r"diverged in round 1 of \d+ of learning to judge: .*another --seed"):
         scoring.run(lambda: kept.append(1))
     assert (kept, scoring.history) == ([], [])
+
+
+def test_what_looks_unlike_all_that_was_learnt_from_scores_lower(taught: Taught) -> None:
+    scoring = taught.scoring
+    images, masks = drawn_blocks(12, seed=9)
+    known, _ = scoring.judge_images(torch.from_numpy(images).float(), torch.from_numpy(masks))
+    noise = 255 * torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    strange, _ = scoring.judge_images(noise, torch.from_numpy(masks))
+    place = SCORE_PARTS.index("familiarity")
+    assert np.median(known[:, place]) == 0
+    assert np.median(strange[:, place]) < -0.1
+    assert scoring.judge.combination[1 + place] == 1
