@@ -18,8 +18,9 @@ JOINED = np.array([part in ("expected_iou", "own_iou") for part in SCORE_PARTS])
 # Images held back are of the groups that taught the judge, or near them, and cannot tell what it costs to
 # look like none of these: twice as far from them is half the odds.
 FAMILIARITY = np.array([float(part == "familiarity") for part in SCORE_PARTS])
-# Bias, then a weight per part: what the judge sees in pixels and what the generator believes count alike.
-UNFITTED = (0.0, *(JOINED / JOINED.sum() + FAMILIARITY).tolist())
+# Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
+# video that it does not know the generator's own belief is the better guess.
+UNFITTED = (0.0, *(float(part in ("own_iou", "familiarity")) for part in SCORE_PARTS))
 # Pulls towards that: a handful of tuning images can say little against it.
 RIDGE = 0.02
 

@@ -294,12 +294,12 @@ class Scoring:
 
     def _fit_score(self) -> None:
         if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():
-            logger.info("too few images to hold one back: both expected IoUs make the score, as they are")
+            logger.info("too few images to hold one back: the generator's own belief makes the score")
             return
         parts, ious = self.tuning_views()
         if len(ious) < FEWEST_IMAGES:
             logger.info(
-                "%d views of tuning images are too few to fit: both expected IoUs make the score",
+                "%d views of tuning images are too few to fit: the generator's own belief makes the score",
                 len(ious),
             )
             return

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import fit_combination
 
-BOTH_ALIKE = [0.0, 0.5, 0.0, 0.0, 0.0, 0.5, 1.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
 
 
 def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -83,14 +83,14 @@ def test_a_part_that_never_varies_weighs_nothing_and_harms_nothing() -> None:
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(expit(parts[:, 0]).mean(), abs=1e-3)
 
 
-def test_no_part_that_varies_leaves_both_alike() -> None:
-    assert fit_combination(np.full((50, 6), 2.0), np.linspace(0, 1, 50)).tolist() == BOTH_ALIKE
+def test_no_part_that_varies_leaves_the_own_belief_alone() -> None:
+    assert fit_combination(np.full((50, 6), 2.0), np.linspace(0, 1, 50)).tolist() == OWN_ALONE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])
-def test_fewer_than_ten_images_leave_both_alike(n_images: int) -> None:
+def test_fewer_than_ten_images_leave_the_own_belief_alone(n_images: int) -> None:
     parts = drawn_parts(n_images)
-    assert fit_combination(parts, expit(5 * parts[:, 2])).tolist() == BOTH_ALIKE
+    assert fit_combination(parts, expit(5 * parts[:, 2])).tolist() == OWN_ALONE
 
 
 @pytest.mark.parametrize("iou", [0.0, 1.0])

@@ -57,9 +57,9 @@ def test_the_parts_of_the_score_by_hand() -> None:
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
 
-def test_before_any_fit_the_score_is_the_mean_logit_of_both_expected_ious() -> None:
+def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() -> None:
     verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
-    assert verdict.score.item() == pytest.approx((logit(EXPECTED_IOU) + logit(OWN_IOU)) / 2)
+    assert verdict.score.sigmoid().item() == pytest.approx(OWN_IOU)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:

@@ -211,7 +211,7 @@ def test_a_stage_stopped_and_restored_ends_as_the_unbroken_one(tmp_path: Path, r
         assert torch.equal(weight, resumed.judge.state_dict()[name]), name
 
 
-def test_without_a_labelled_tuning_image_both_expected_ious_make_the_score(
+def test_without_a_labelled_tuning_image_the_own_belief_makes_the_score(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     images, masks = drawn_blocks(60, seed=3)
@@ -220,8 +220,8 @@ def test_without_a_labelled_tuning_image_both_expected_ious_make_the_score(
     scoring = begin(labelled, views=10)
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
-    assert "both expected IoUs make the score" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5, 1]
+    assert "the generator's own belief makes the score" in caplog.text
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +229,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0.5, 0, 0, 0, 0.5, 1]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -392,7 +392,7 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
         for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
-    assert scoring.judge.combination.tolist() != [0, 0.5, 0, 0, 0, 0.5, 1], (
+    assert scoring.judge.combination.tolist() != [0, 0, 0, 0, 0, 1, 1], (
         "the unseen tuning images fit the score"
     )
 
