@@ -146,11 +146,13 @@ def test_an_output_emptied_in_mid_run_is_told_as_that_and_nothing_is_written_int
     source: str, output: str, labeler: Any, fill: Callable[..., list[str]]
 ) -> None:
     fill(source, 24)
+    # No part of a shard before is under way at that moment.
+    in_one_shard = ONE_BY_ONE.model_copy(update={"shard_images": 24})
     labeler.before = Once(10, lambda: shutil.rmtree(output))
     with pytest.raises(
         RunError, match=r"claim of run r1, .*, is not there any more: OUTPUT was emptied, moved"
     ):
-        label_source(source, output, labeler, ONE_BY_ONE, "r1")
+        label_source(source, output, labeler, in_one_shard, "r1")
     assert not (Path(output) / "manifests").exists()
     assert not (Path(output) / "claims").exists()
     labeler.before = lambda images: None
