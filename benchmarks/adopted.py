@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import click
 import numpy as np
 import torch
 import transformers
+from damaged_half import damaged_half
 from machine import write_results
 from torch import nn
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
@@ -30,7 +31,7 @@ from segpipe.confidence.selective import gap_closed
 from segpipe.config import AdoptSettings
 from segpipe.datasets import Dataset, list_samples, open_dataset, read_sample, write_dataset, write_sample
 from segpipe.degradations import degrade
-from segpipe.evaluation.measure import Pair, measure, read_in_batches
+from segpipe.evaluation.measure import measure
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.models.preprocess import resize_image, resize_mask
 from segpipe.tables import columns
@@ -169,20 +170,10 @@ def agreement(labeler: Labeler, folder: Path, dataset: Dataset) -> float:
 
 def closed(labeler: Labeler, dataset: Dataset, seed: int | None) -> dict[str, float]:
     """Gap closed by each score on split val; a seed degrades a random half of its images."""
-    samples = list_samples(dataset, "val")
-    found = measure(
-        labeler, [sample.key for sample in samples], _batches(labeler, dataset, seed), dataset.ignore_index
-    )
+    samples, damage = list_samples(dataset, "val"), None if seed is None else degrade
+    batches = damaged_half(dataset, samples, labeler.batch_size, damage, seed or 0)
+    found = measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
     return {name: gap_closed(1 - found.image_ious, found.scores[name]) for name in SCORES}
-
-
-def _batches(labeler: Labeler, dataset: Dataset, seed: int | None) -> Iterator[list[Pair]]:
-    samples = list_samples(dataset, "val")
-    rng = np.random.default_rng(seed)
-    half = set() if seed is None else set(rng.permutation(len(samples))[: len(samples) // 2].tolist())
-    rows = iter(range(len(samples)))
-    for pairs in read_in_batches(dataset, samples, labeler.batch_size):
-        yield [(degrade(image, rng) if next(rows) in half else image, truth) for image, truth in pairs]
 
 
 def _means(runs: Sequence[dict[str, float]]) -> dict[str, float]:

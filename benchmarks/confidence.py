@@ -22,17 +22,19 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from damaged_half import damaged_half
 from ensemble import members, pairwise_dice
 from machine import RESULTS, write_results
 from torch import nn
 
 from segpipe import storage
 from segpipe.confidence.calibration_error import expected_calibration_error
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.confidence.selective import coverage_at_risk, gap_closed, paired_bootstrap, selective_metrics
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, list_samples
 from segpipe.degradations import degrade
-from segpipe.evaluation.measure import Measurements, Pair, measure, open_matching_dataset, read_in_batches
+from segpipe.evaluation.measure import Measurements, measure, open_matching_dataset, read_in_batches
 from segpipe.models.inference import predict, prepare
 from segpipe.models.judge import show
 from segpipe.models.labeler import Labeler, load_without_policy
@@ -46,8 +48,7 @@ from segpipe.training.run import train
 SPLIT = "val"
 NETWORKS = 5
 ENSEMBLE = "five_networks"
-OWN_PARTS = ("expected_iou", "correctness", "realness", "image_iou")
-SINGLE_NETWORK_RIVALS = ("max_softmax", "entropy", "soft_dice", "flip_tta")
+SINGLE_NETWORK_RIVALS = ("max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta")
 TIMED_BATCHES = 9
 
 
@@ -90,7 +91,8 @@ def measured(
 ) -> Measurements:
     """All scores on the split; a seed degrades a random half of its images."""
     samples = list_samples(dataset, SPLIT)
-    batches = list(_batches(labeler, dataset, seed))
+    damage = None if seed is None else degrade
+    batches = list(damaged_half(dataset, samples, labeler.batch_size, damage, seed or 0))
     found = measure(labeler, [sample.key for sample in samples], batches, dataset.ignore_index)
     if others:
         networks = [labeler.bundle.generator, *others]
@@ -100,19 +102,6 @@ def measured(
         ]
         found.scores[ENSEMBLE] = torch.cat(agreement).numpy()
     return found
-
-
-def _batches(labeler: Labeler, dataset: Dataset, seed: int | None) -> Iterator[list[Pair]]:
-    samples = list_samples(dataset, SPLIT)
-    rng = np.random.default_rng(seed)
-    half = set() if seed is None else set(rng.permutation(len(samples))[: len(samples) // 2].tolist())
-    row = 0
-    for pairs in read_in_batches(dataset, samples, labeler.batch_size):
-        seen = []
-        for image, truth in pairs:
-            seen.append((degrade(image, rng) if row in half else image, truth))
-            row += 1
-        yield seen
 
 
 def figures(runs: Sequence[Measurements]) -> dict[str, Any]:
@@ -159,7 +148,7 @@ def _run_figures(run: Measurements) -> dict[str, Any]:
         "against": {
             name: paired_bootstrap(losses, scores["discriminator"], values, gap_closed, resamples=1000)
             for name, values in scores.items()
-            if name not in ("discriminator", *OWN_PARTS)
+            if name not in ("discriminator", *SCORE_PARTS)
         },
     }
 

@@ -25,6 +25,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from damaged_half import damaged_half
 from machine import RESULTS, write_results
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,7 @@ from segpipe.confidence.selective import selective_metrics
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.degradations import degrade
-from segpipe.evaluation.measure import Measurements, Pair, measure, read_in_batches, summarise
+from segpipe.evaluation.measure import Measurements, measure, summarise
 from segpipe.groups import group_names
 from segpipe.models.bundle import ModelSpec, build_networks
 from segpipe.models.generators.protocol import Generator
@@ -261,7 +262,7 @@ def stage_2(
 def measured(labeler: Labeler, labelled: Labelled, case: Case, condition: str) -> dict[str, Any]:
     """The model on the group left out."""
     samples = labelled.of(case.group)
-    batches = _batches(labelled.dataset, samples, labeler.batch_size, condition, case.seed)
+    batches = damaged_half(labelled.dataset, samples, labeler.batch_size, CONDITIONS[condition], case.seed)
     found = measure(labeler, [sample.key for sample in samples], batches, labelled.dataset.ignore_index)
     return {"n": len(samples), "mean_iou": summarise(found).mean_iou, **_rankings(found)}
 
@@ -275,19 +276,6 @@ def _rankings(found: Measurements) -> dict[str, Any]:
             name: asdict(selective_metrics(losses, values[known])) for name, values in found.scores.items()
         },
     }
-
-
-def _batches(
-    dataset: Dataset, samples: list[Sample], size: int, condition: str, seed: int
-) -> Iterator[list[Pair]]:
-    damage, draws = CONDITIONS[condition], np.random.default_rng(seed)
-    half = set(draws.permutation(len(samples))[: len(samples) // 2].tolist()) if damage else set()
-    rows = iter(range(len(samples)))
-    for pairs in read_in_batches(dataset, samples, size):
-        yield [
-            (damage(image, draws) if damage and next(rows) in half else image, truth)
-            for image, truth in pairs
-        ]
 
 
 def write(name: str, rows: Sequence[dict[str, Any]]) -> None:

@@ -18,6 +18,8 @@ PIXELS_AT_ONCE = 4_000_000
 # graded: a class that only the mask shows counts by how much of it there is.
 IouRule = Literal["every_class", "graded"]
 IOU_RULE: IouRule = "graded"
+# Of models and policies from before rules had names.
+UNNAMED_RULE: IouRule = "every_class"
 # From this share of the labelled pixels on, a class that only the mask shows counts in full.
 FULL_SHARE = 0.01
 

@@ -15,9 +15,9 @@ from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
-from segpipe.metrics import IouRule
+from segpipe.metrics import UNNAMED_RULE, IouRule
 from segpipe.printable import printable
-from segpipe.validation import told_version
+from segpipe.validation import parse_json, told_version
 
 RECALIBRATE = "run segpipe calibrate again"
 SCHEMA_VERSION = 2  # 2 added the mean loss, groups, guards and the calibration error
@@ -121,7 +121,7 @@ class Policy:
     @property
     def rule(self) -> IouRule:
         """What a mask's IoU is to the promise."""
-        return self.iou_rule or "every_class"
+        return self.iou_rule or UNNAMED_RULE
 
 
 OPTIONAL_FIELDS = frozenset(
@@ -233,7 +233,7 @@ def _content_digest(policy: Policy) -> str:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise _UnfitError(f"is not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -26,6 +26,7 @@ from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
 from segpipe.storage.retry import explained
 from segpipe.tiles import Tiling
+from segpipe.validation import parse_json
 
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
@@ -152,7 +153,7 @@ def _read_record(plan: RunPlan) -> dict[str, Any]:
     """run.json; only the plan's own facts where a kill came before run.json, or it is damaged."""
     plans_own = _header(plan) | {"output": plan.output, "planned": plan.table.num_rows}
     try:
-        return plans_own | json.loads(storage.read_bytes(_record_uri(plan)))
+        return plans_own | parse_json(storage.read_bytes(_record_uri(plan)))
     except NotFoundError:
         return plans_own
     except (TypeError, ValueError, RecursionError) as error:

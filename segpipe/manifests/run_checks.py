@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from segpipe.manifests.chain import ChainedPart, Tip, chain_problems
 from segpipe.manifests.findings import Findings
 from segpipe.manifests.parts import PART_NAME
 from segpipe.manifests.run_files import PLAN, RECORD, plan_uri, require_whole_plan
+from segpipe.validation import parse_json
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _check_models(records: Iterable[_RunRecord], policies: Iterable[Policy], fou
 def _read_record(output: str, run_id: str, found: Findings) -> _RunRecord:
     place = f"runs/{run_id}/run.json"
     try:
-        return _parse_record(json.loads(storage.read_bytes(storage.join(output, place))))
+        return _parse_record(parse_json(storage.read_bytes(storage.join(output, place))))
     except NotFoundError:
         found.add("run", place, "is not there, but parts of this run are")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:

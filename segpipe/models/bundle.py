@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,13 +21,13 @@ from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
 from segpipe.image_range import ImageRange, checked_range
 from segpipe.kinds import ADOPTED_ARCHITECTURES, ARCHITECTURES, Architecture, OneOf
-from segpipe.metrics import IouRule
+from segpipe.metrics import UNNAMED_RULE, IouRule
 from segpipe.models.foreign_check import check_test_vector
 from segpipe.models.generators.foreign import ForeignGenerator, ForeignSpec, build_network
 from segpipe.models.generators.protocol import Generator, build_generator
 from segpipe.models.judge import Discriminator
 from segpipe.models.spec_fields import ClassName, Deviation, Digest, Mean
-from segpipe.validation import first_problem, told_version
+from segpipe.validation import first_problem, parse_json, told_version
 
 BUNDLE_VERSION = 2
 MAX_CARD_BYTES = 4_000_000  # a training's settings and metrics are some kilobytes
@@ -89,7 +88,7 @@ class ModelSpec(BaseModel):
     @property
     def rule(self) -> IouRule:
         """What an image's IoU is to this model."""
-        return self.iou_rule or "every_class"
+        return self.iou_rule or UNNAMED_RULE
 
     @property
     def mask_channels(self) -> int:
@@ -243,7 +242,7 @@ def read_card(url: str) -> ModelCard:
 
 def _parse_card(url: str, content: bytes) -> ModelCard:
     try:
-        version = json.loads(content).get("bundle_version")
+        version = parse_json(content).get("bundle_version")
         if version != BUNDLE_VERSION:
             raise ModelError(
                 f"model at {url} has bundle version {told_version(version)}, not {BUNDLE_VERSION}: retrain it"

@@ -77,11 +77,8 @@ def train(settings: TrainSettings) -> TrainResult:
     corrections = _corrections(settings, model_url, dataset, checkpoint)
     corrected: list[Read] = [partial(open_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
-    groups, val_groups = (
-        learning_groups(train_facts, settings.group_by),
-        groups_of(val_facts, settings.group_by),
-    )
-    warnings += say(shared_groups_line(groups, val_groups, settings.val_split))
+    groups = learning_groups(train_facts, settings.group_by)
+    warnings += say(_shared_groups(groups, val_facts, settings))
     parts = with_corrections(split_parts(n_labelled, groups), n_labelled, len(corrections))
     beginning = begin(settings, found, dataset, train_facts, sizes)
     spec, scale = beginning.spec, beginning.scale
@@ -119,6 +116,10 @@ def train(settings: TrainSettings) -> TrainResult:
         time.monotonic() - started,
         warnings,
     )
+
+
+def _shared_groups(groups: list[str] | None, val_facts: SplitFacts, settings: TrainSettings) -> list[str]:
+    return shared_groups_line(groups, groups_of(val_facts, settings.group_by), settings.val_split)
 
 
 def _digest(read: Read) -> str:
