@@ -238,7 +238,14 @@ def evaluate(as_json: bool, **values: object) -> None:
     if settings.report is None:
         from segpipe.evaluation.measure import evaluate
 
-        result = evaluate(settings.model, settings.data, settings.split, settings.device, settings.allow)
+        result = evaluate(
+            settings.model,
+            settings.data,
+            settings.split,
+            settings.device,
+            settings.allow,
+            settings.group_by,
+        )
         show_result(asdict(result), as_json)
     else:
         _evaluate_and_report(settings, settings.report, as_json)
@@ -253,7 +260,12 @@ def _evaluate_and_report(settings: EvaluateSettings, report: str, as_json: bool)
     labeler = load_without_policy(settings.model, settings.device)
     policy, problem = _policy_to_show(settings.model, labeler)
     measurements = measure_checked(
-        replace(labeler, policy=policy), settings.model, settings.data, settings.split, settings.allow
+        replace(labeler, policy=policy),
+        settings.model,
+        settings.data,
+        settings.split,
+        settings.allow,
+        settings.group_by,
     )
     result = summarise(measurements)
     show_result(asdict(result), as_json)

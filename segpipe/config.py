@@ -386,6 +386,12 @@ class EvaluateSettings(_Settings):
         description="Also write plots and one self-contained page, index.html, to this folder at any fsspec "
         "URL; with the model's policy, if it has one. Unset: figures only.",
     )
+    group_by: RegularExpression | None = Field(
+        None,
+        description="Also measure each group of images by itself: regular expression whose first match in an "
+        "image's key (its first group, if it has one) names its video, camera or laboratory. Unset: as the "
+        "data set's groups.csv says, if it has one.",
+    )
     allow: Allowed = ()
 
 

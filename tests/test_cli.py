@@ -265,7 +265,8 @@ def bucket(squares: Path, tmp_path: Path) -> str:
 
 def test_evaluate_prints_what_contract_c3_names(squares: Path, trained: str, ask: Ask) -> None:
     measured = ask("evaluate", "--data", str(squares), "--model", trained, "--split", "val")
-    names = {"n", "pixel_accuracy", "mean_iou", "per_class_iou", "mean_image_iou", "scores", "warnings"}
+    names = {"n", "pixel_accuracy", "mean_iou", "per_class_iou", "mean_image_iou", "scores", "groups"}
+    names |= {"warnings"}
     assert set(measured) == names
     assert measured["n"] == 4
     assert set(measured["per_class_iou"]) == {"ground", "square"}

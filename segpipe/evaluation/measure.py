@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import islice
 
@@ -15,7 +15,9 @@ from segpipe.confidence.selective import selective_metrics
 from segpipe.config import Check
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
+from segpipe.evaluation.by_group import GroupEvaluation, evaluate_groups
 from segpipe.evaluation.scores import ADVERSARIAL, score_images
+from segpipe.groups import image_groups
 from segpipe.image_range import shown_range
 from segpipe.images import MAX_PIXELS
 from segpipe.inspection.checks import copies, never_shown, require_unseen, require_usable, say, warnings_of
@@ -36,8 +38,8 @@ class Measurements:
     image_ious (n,): mean IoU of each mask, NaN for an image without a labelled pixel. confidences (n,): the
     expected IoU that a manifest would show. class_confidences (n,K): the same of each class, NaN for a class
     not in the mask. scores: (n,) per name, higher is surer; `discriminator` is the one that routes. confusion
-    (K,K): pixel counts, truth by prediction. warnings: what to know of the split and of the figures, a line
-    each.
+    (K,K): pixel counts, truth by prediction. groups (n,): what each image belongs to; None: nothing says.
+    warnings: what to know of the split and of the figures, a line each.
     """
 
     classes: tuple[str, ...]
@@ -47,6 +49,7 @@ class Measurements:
     class_confidences: np.ndarray
     scores: dict[str, np.ndarray]
     confusion: np.ndarray
+    groups: tuple[str, ...] | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -54,7 +57,8 @@ class Measurements:
 class Evaluation:
     """Contract C3: quality of the masks at their own sizes (0 to 1), and the ranking of each score.
 
-    scores: adversarial is None for a model whose generator played no game.
+    scores: adversarial is None for a model whose generator played no game. groups: the same of each group of
+    images by itself, empty where nothing says what belongs together.
     """
 
     n: int
@@ -63,29 +67,42 @@ class Evaluation:
     per_class_iou: dict[str, float | None]
     mean_image_iou: float
     scores: dict[str, dict[str, float] | None]
+    groups: dict[str, GroupEvaluation] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
 def evaluate(
-    model_url: str, data: str, split: str, device: str = "auto", allow: Collection[Check] = ()
+    model_url: str,
+    data: str,
+    split: str,
+    device: str = "auto",
+    allow: Collection[Check] = (),
+    group_by: str | None = None,
 ) -> Evaluation:
     """Label a split and compare with its truth. Raises ModelError, DatasetError, StorageError.
 
-    DatasetError also for what inspection.checks refuses and `allow` does not waive.
+    DatasetError also for what inspection.checks refuses and `allow` does not waive. group_by: see
+    groups.image_groups.
     """
     labeler = load_without_policy(model_url, device)
-    return summarise(measure_checked(labeler, model_url, data, split, allow))
+    return summarise(measure_checked(labeler, model_url, data, split, allow, group_by))
 
 
 def measure_checked(
-    labeler: Labeler, model_url: str, data: str, split: str, allow: Collection[Check]
+    labeler: Labeler,
+    model_url: str,
+    data: str,
+    split: str,
+    allow: Collection[Check],
+    group_by: str | None,
 ) -> Measurements:
-    """As `measure_split`, of a split that is looked at first; with warnings, which are logged.
+    """As `measure_split`, of a split that is looked at first; with groups, and warnings, which are logged.
 
     Raises DatasetError also for a split that is refused: the model at `model_url` has learnt from it, or its
     images cannot be used.
     """
     facts = look_through(open_matching_dataset(labeler, data), split)
+    groups = image_groups(facts.dataset, [sample.key for sample in facts.usable], group_by)
     waived = [
         *require_usable(facts, allow),
         *require_unseen(facts, seen_images(model_url), allow),
@@ -95,7 +112,9 @@ def measure_checked(
     measured = _measure_samples(labeler, facts.dataset, facts.usable, labeler.iou_rule)
     shown = measured.confusion.sum(axis=0).tolist()
     missed = never_shown(labeler.classes, measured.confusion.sum(axis=1).tolist(), shown, split)
-    return replace(measured, warnings=(*known, *say(missed)))
+    return replace(
+        measured, groups=None if groups is None else tuple(groups), warnings=(*known, *say(missed))
+    )
 
 
 def measure_split(labeler: Labeler, data: str, split: str, rule: IouRule) -> Measurements:
@@ -167,6 +186,7 @@ def summarise(measurements: Measurements) -> Evaluation:
         per_class_iou=dict(zip(measurements.classes, quality.per_class_iou, strict=True)),
         mean_image_iou=float(ious.mean()),
         scores=_rankings(measurements.scores, ious, measured),
+        groups=_by_group(measurements),
         warnings=measurements.warnings,
     )
 
@@ -179,6 +199,12 @@ def _rankings(
     }
     found.setdefault(ADVERSARIAL, None)
     return found
+
+
+def _by_group(found: Measurements) -> dict[str, GroupEvaluation]:
+    if found.groups is None:
+        return {}
+    return evaluate_groups(found.groups, found.image_ious, found.confidences, found.scores)
 
 
 def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:

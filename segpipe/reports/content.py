@@ -14,14 +14,26 @@ from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
 from segpipe.confidence.selective import SelectiveMetrics
 from segpipe.redaction import redact
-from segpipe.reports.measured import Measured, Routing, routing_under
-from segpipe.reports.page import Figure, ImageRow, Merit, Page, Picture, PolicyPart, ScoreRow
+from segpipe.reports.measured import ROUTING_SCORE, Measured, Routing, routing_under
+from segpipe.reports.page import (
+    Figure,
+    GroupPart,
+    GroupRow,
+    ImageRow,
+    Merit,
+    Page,
+    Picture,
+    PolicyPart,
+    ScoreRow,
+)
 from segpipe.reports.summary import promise_line
 
 if TYPE_CHECKING:
+    from segpipe.evaluation.by_group import GroupEvaluation
     from segpipe.evaluation.measure import Evaluation
 
 WORST_IMAGES = 10
+MOST_GROUPS = 50
 HIGHER_IS_BETTER = frozenset({"gap_closed", "spearman"})
 MERIT_NAMES = {"aurc": "AURC", "e_aurc": "e-AURC", "augrc": "AUGRC", "spearman": "Spearman"}
 
@@ -67,6 +79,7 @@ def page_content(
         policy=_policy_part(measured, policy, about),
         merits=tuple((_merit_name(merit), merit in HIGHER_IS_BETTER) for merit in merits),
         scores=tuple(_score_row(name, scores, merits) for name in scores),
+        groups=_group_part(evaluation.groups),
         pictures=pictures,
         classes=tuple(Figure(name, iou) for name, iou in evaluation.per_class_iou.items()),
         worst=tuple(_worst(measured, policy)),
@@ -110,6 +123,28 @@ def _is_best(name: str, merit: str, scores: dict[str, dict[str, float]]) -> bool
     sign = 1 if merit in HIGHER_IS_BETTER else -1
     defined = [sign * other[merit] for other in scores.values() if not math.isnan(other[merit])]
     return bool(defined) and sign * scores[name][merit] == max(defined)
+
+
+def _group_part(groups: dict[str, GroupEvaluation]) -> GroupPart | None:
+    if not groups:
+        return None
+    worst_first = sorted(groups, key=lambda name: groups[name].mean_image_iou)
+    rows = tuple(_group_row(name, groups[name]) for name in worst_first[:MOST_GROUPS])
+    return GroupPart(rows, len(worst_first) - len(rows))
+
+
+def _group_row(name: str, group: GroupEvaluation) -> GroupRow:
+    defined = {score: gap for score, gap in group.gap_closed.items() if not math.isnan(gap)}
+    best = max(defined, key=lambda score: defined[score], default=ROUTING_SCORE)
+    return GroupRow(
+        name=name,
+        images=group.n,
+        iou=group.mean_image_iou,
+        confidence=group.mean_confidence,
+        gap_closed=group.gap_closed[ROUTING_SCORE],
+        best_gap_closed=group.gap_closed[best],
+        best_score=best.replace("_", " "),
+    )
 
 
 def _policy_part(measured: Measured, policy: Policy | None, about: ReportFacts) -> PolicyPart:

@@ -34,6 +34,28 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class GroupRow:
+    """A group of images: how many, their mean IoU and confidence, and what of the gap is closed on them by
+    the score that routes, and by the best of all."""
+
+    name: str
+    images: int
+    iou: float
+    confidence: float
+    gap_closed: float
+    best_gap_closed: float
+    best_score: str
+
+
+@dataclass(frozen=True)
+class GroupPart:
+    """The groups of a split, the one with the worst masks first; left_out: so many more are not shown."""
+
+    rows: tuple[GroupRow, ...]
+    left_out: int
+
+
+@dataclass(frozen=True)
 class ImageRow:
     """An image with its raw score, the confidence that is shown, its true IoU and its decision, if any."""
 
@@ -72,7 +94,8 @@ class PolicyPart:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page shows. `merits` are (name, whether higher is better); `worst` starts with the worst."""
+    """What the page shows. `merits` are (name, whether higher is better); `worst` starts with the worst;
+    `groups` is None where nothing says what belongs together."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -81,6 +104,7 @@ class Page:
     policy: PolicyPart
     merits: tuple[tuple[str, bool], ...]
     scores: tuple[ScoreRow, ...]
+    groups: GroupPart | None
     pictures: tuple[Picture, ...]
     classes: tuple[Figure, ...]
     worst: Sequence[ImageRow]

@@ -48,6 +48,35 @@ def measured(
     return Measurements(**values | fields)
 
 
+def test_each_group_stands_by_itself_the_worst_masks_first() -> None:
+    both = measured(
+        [0.9, 0.8, 0.2, 0.4, 0.6],
+        [3.0, 1.0, 2.0, 0.0, 9.0],
+        [0.9, 0.6, 0.7, 0.3, 0.5],
+        groups=("day", "day", "night", "night", "<b>dusk</b>"),
+    )
+    rows = page_of(both, None).rows
+    found = [row for row in rows if row and row[0] in ("day", "night", "<b>dusk</b>")]
+    # The reversed score orders the two of the night right, the routing one those of the day.
+    assert found == [
+        ["night", "2", "0.3000", "0.5000", "-1.0000", "1.0000", "entropy"],
+        ["<b>dusk</b>", "1", "0.6000", "0.5000", "–", "–", "discriminator"],
+        ["day", "2", "0.8500", "0.7500", "1.0000", "1.0000", "discriminator"],
+    ]
+
+
+def test_of_many_groups_the_worst_are_shown_and_the_rest_is_counted() -> None:
+    many = measured(
+        [number / 100 for number in range(60)],
+        [float(number) for number in range(60)],
+        groups=tuple(f"camera-{number:02d}" for number in range(60)),
+    )
+    part = page_content(measured_images(many), summarise(many), None, ABOUT, ()).groups
+    assert part is not None
+    assert [row.name for row in part.rows] == [f"camera-{number:02d}" for number in range(50)]
+    assert part.left_out == 10
+
+
 FOUR = measured([0.9, 0.8, 0.2, 0.4], [3.0, 1.0, 2.0, 0.0], [0.9, 0.6, 0.7, 0.3])
 
 
