@@ -16,7 +16,7 @@ from segpipe.config import Check
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.evaluation.by_group import GroupEvaluation, evaluate_groups
-from segpipe.evaluation.scores import ADVERSARIAL, score_images
+from segpipe.evaluation.scores import ADVERSARIAL, ROUTING_SCORE, score_images
 from segpipe.groups import image_groups
 from segpipe.image_range import shown_range
 from segpipe.images import MAX_PIXELS
@@ -204,7 +204,9 @@ def _rankings(
 def _by_group(found: Measurements) -> dict[str, GroupEvaluation]:
     if found.groups is None:
         return {}
-    return evaluate_groups(found.groups, found.image_ious, found.confidences, found.scores)
+    return evaluate_groups(
+        found.groups, found.image_ious, found.confidences, found.scores, routing=ROUTING_SCORE
+    )
 
 
 def open_matching_dataset(labeler: Labeler, data: str) -> Dataset:

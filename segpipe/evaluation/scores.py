@@ -18,7 +18,7 @@ from segpipe.models.masks import class_logits
 from segpipe.models.tiled import ScaledImage, TiledMask
 from segpipe.models.tiled_logits import whole_image
 
-ADVERSARIAL = "adversarial"
+ROUTING_SCORE, ADVERSARIAL = "discriminator", "adversarial"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def _in_tiles(labeler: Labeler, image: np.ndarray) -> Scored:
 
 def _scores(score: Tensor, parts: Tensor, raw: Tensor | None) -> dict[str, Tensor]:
     return {
-        "discriminator": score,
+        ROUTING_SCORE: score,
         **({} if raw is None else {ADVERSARIAL: raw}),
         **dict(zip(SCORE_PARTS, parts.unbind(dim=1), strict=True)),
     }

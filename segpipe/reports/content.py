@@ -14,7 +14,7 @@ from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
 from segpipe.confidence.selective import SelectiveMetrics
 from segpipe.redaction import redact
-from segpipe.reports.measured import ROUTING_SCORE, Measured, Routing, routing_under
+from segpipe.reports.measured import Measured, Routing, routing_under
 from segpipe.reports.page import (
     Figure,
     GroupPart,
@@ -134,16 +134,14 @@ def _group_part(groups: dict[str, GroupEvaluation]) -> GroupPart | None:
 
 
 def _group_row(name: str, group: GroupEvaluation) -> GroupRow:
-    defined = {score: gap for score, gap in group.gap_closed.items() if not math.isnan(gap)}
-    best = max(defined, key=lambda score: defined[score], default=ROUTING_SCORE)
     return GroupRow(
         name=name,
         images=group.n,
         iou=group.mean_image_iou,
         confidence=group.mean_confidence,
-        gap_closed=group.gap_closed[ROUTING_SCORE],
-        best_gap_closed=group.gap_closed[best],
-        best_score=best.replace("_", " "),
+        gap_closed=group.gap_closed,
+        best_gap_closed=group.best_gap_closed,
+        best_score=group.best_score.replace("_", " "),
     )
 
 

@@ -17,19 +17,23 @@ def test_each_group_has_the_figures_of_its_own_images() -> None:
         ["b", "a", "b", "a", "unknown", "a"],
         np.array([0.2, 0.9, 0.4, 0.5, np.nan, 0.7]),
         np.array([0.5, 0.8, 0.7, 0.6, 0.9, 0.7]),
-        {"right": np.array([1.0, 9, 2, 3, 4, 5]), "wrong": -np.array([1.0, 9, 2, 3, 4, 5])},
+        {"wrong": -np.array([1.0, 9, 2, 3, 4, 5]), "right": np.array([1.0, 9, 2, 3, 4, 5])},
+        routing="wrong",
     )
     assert list(found) == ["a", "b"]  # of "unknown" no IoU is known
     assert found["a"].n == 3
     assert found["a"].mean_image_iou == pytest.approx(0.7)
     assert found["a"].mean_confidence == pytest.approx(0.7)
-    assert found["a"].gap_closed == {"right": pytest.approx(1.0), "wrong": pytest.approx(-1.0)}
-    assert found["b"].gap_closed["right"] == pytest.approx(1.0)
+    assert found["a"].gap_closed == pytest.approx(-1.0)
+    assert (found["a"].best_score, found["a"].best_gap_closed) == ("right", pytest.approx(1.0))
+    assert found["b"].gap_closed == pytest.approx(-1.0)
 
 
 def test_one_image_has_no_order() -> None:
-    found = evaluate_groups(["a"], np.array([0.5]), np.array([0.5]), {"score": np.array([1.0])})
-    assert math.isnan(found["a"].gap_closed["score"])
+    found = evaluate_groups(["a"], np.array([0.5]), np.array([0.5]), {"score": np.array([1.0])}, "score")
+    assert math.isnan(found["a"].gap_closed)
+    assert math.isnan(found["a"].best_gap_closed)
+    assert found["a"].best_score == "score"
 
 
 def test_the_groups_of_a_split_add_up_to_it(streets: str, trained_model: str) -> None:
