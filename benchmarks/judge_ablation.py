@@ -151,11 +151,10 @@ def begin(
     seed: int,
     mixture: Mixture,
 ) -> Scoring:
-    """Stage 2 from the adversarial weights, as `segpipe train` begins it but for the mixture."""
+    """Stage 2 as `segpipe train` begins it but for the mixture."""
     torch.manual_seed(seed)
     _, discriminator = build_networks(bundle.spec)
     judge = discriminator.judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    judge.adversary.load_state_dict(bundle.discriminator.adversary.state_dict())
     return Scoring.begin(seed, bundle.spec, teachers, judge, labelled, parts, views, "cpu", mixture)
 
 

@@ -249,8 +249,7 @@ def stage_2(
     torch.manual_seed(case.seed)
     _, discriminator = build_networks(spec)
     assert discriminator.adversary is not None
-    for network in (discriminator.adversary, discriminator.judge.adversary):
-        network.load_state_dict(trained.adversary)
+    discriminator.adversary.load_state_dict(trained.adversary)
     judge = _channels_last(discriminator.judge)
     teachers = Teachers(trained.generator, trained.earlier)
     views = case.views * VIEWS_SHARE

@@ -1,7 +1,7 @@
-"""The discriminator after its second training: how right a mask is, pixel by pixel and as a whole.
+"""The discriminator in its second life: how right a mask is, pixel by pixel and as a whole.
 
-Its trunk starts as the adversarial discriminator's and goes on telling true masks from others; beside that it
-reads the generator's probabilities, so it starts from what the generator itself believes.
+Its trunk is one like the game's, which tells true masks from others; beside that it reads the generator's
+probabilities, so it starts from what the generator itself believes.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ def _with_all_parts(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: ob
 
 
 class Discriminator(nn.Module):
-    """Both lives of the discriminator: as the game left it, and as the judge that went on from there.
+    """Both lives of the discriminator: as the game left it, and as the judge, which began afresh.
 
-    adversary: None where there was no game, and the judge began afresh.
+    adversary: None where there was no game.
     """
 
     def __init__(self, discriminator: str, channels: int, n_classes: int, *, has_played: bool) -> None:

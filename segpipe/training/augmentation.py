@@ -14,7 +14,11 @@ SCALE_RANGE = (0.6, 1.25)
 ASPECT_RANGE = (0.9, 1.1)
 ROTATION_DEGREES = 5.0
 CROP_PIXELS = 160 * 224
-LIGHT_RANGE = 0.2
+LIGHT_RANGE = 0.4
+CAST_RANGE = 0.2
+MOST_SATURATION = 1.8
+# Of the images, that get another gamma, and that get another saturation.
+CHANGED_SHARE = 0.5
 BLUR_SHARE = 0.15
 NOISE_SHARE = 0.15
 NOISE_DEVIATION = 20.0
@@ -120,13 +124,31 @@ def warp_masks(masks: Tensor, affine: Tensor, size: tuple[int, int], ignore_inde
 
 
 def jitter_light(images: Tensor, generator: Generator) -> Tensor:
-    """Random brightness, contrast and colour cast per image; (B,3,H,W) float 0 to 255, same range."""
+    """Random gamma, contrast, brightness, colour cast and saturation per image; (B,3,H,W) float 0 to 255.
+
+    Another day and another camera look as different as that, and no labels are needed to learn it.
+    """
     count = len(images)
-    cast = torch.exp(_uniform(-LIGHT_RANGE, LIGHT_RANGE, count * 3, generator).view(count, 3, 1, 1) / 3)
-    gain = torch.exp(_uniform(-LIGHT_RANGE, LIGHT_RANGE, count, generator)).view(count, 1, 1, 1)
-    contrast = torch.exp(_uniform(-LIGHT_RANGE, LIGHT_RANGE, count, generator)).view(count, 1, 1, 1)
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    return (((images - mean) * contrast + mean) * gain * cast).clamp(0, 255)
+    gamma = _for_some(_factor(LIGHT_RANGE, count, generator), generator)
+    lit = 255 * (images / 255) ** gamma
+    cast = _factor(CAST_RANGE, count * 3, generator).view(count, 3, 1, 1)
+    gain, contrast = (_factor(LIGHT_RANGE, count, generator) for _ in range(2))
+    mean = lit.mean(dim=(1, 2, 3), keepdim=True)
+    lit = ((lit - mean) * contrast + mean) * gain * cast
+    saturation = _for_some(_uniform(0, MOST_SATURATION, count, generator).view(-1, 1, 1, 1), generator)
+    grey = lit.mean(dim=1, keepdim=True)
+    return (grey + (lit - grey) * saturation).clamp(0, 255)
+
+
+def _factor(spread: float, count: int, generator: Generator) -> Tensor:
+    """(B,1,1,1) factors around 1, as often below it as above."""
+    return torch.exp(_uniform(-spread, spread, count, generator)).view(-1, 1, 1, 1)
+
+
+def _for_some(factors: Tensor, generator: Generator) -> Tensor:
+    """The factors (B,1,1,1) for a share of the images, and 1 for the others."""
+    changed = torch.rand(len(factors), generator=generator).view(-1, 1, 1, 1) < CHANGED_SHARE
+    return torch.where(changed, factors, 1.0)
 
 
 def damage(images: Tensor, generator: Generator) -> Tensor:

@@ -65,8 +65,6 @@ VIEWS_SHARE = 0.3
 MOST_ROUNDS = 20
 BATCH = 8
 RATE = 1e-3
-# A trunk that has played the game knows much already.
-TRUNK_RATE = 3e-4
 WEIGHT_DECAY = 0.01
 _REMEDY = "train again with another --seed"
 # A tuning image is judged as it is, and degraded in so many ways.
@@ -93,7 +91,6 @@ class Scoring:
     spec: ModelSpec
     teachers: Teachers
     judge: Judge
-    trunk_rate: float
     optimizer: torch.optim.Optimizer
     labelled: LabelledPixels
     parts: Parts
@@ -117,7 +114,9 @@ class Scoring:
         device: str,
         mixture: Mixture = MIXTURE,
     ) -> Scoring:
-        """A judge that knows what the adversarial discriminator knows, or nothing where there was no game.
+        """A judge that has learnt nothing yet, nor what the game's discriminator knows: that is the images it
+        was taught by heart, which makes a worse judge of others (Ash and Adams 2020, "On Warm-Starting Neural
+        Network Training").
 
         Of the mixture it is shown what the teachers and parts have.
         """
@@ -128,7 +127,6 @@ class Scoring:
             spec=spec,
             teachers=teachers,
             judge=judge,
-            trunk_rate=RATE if spec.shown_masks is None else TRUNK_RATE,
             optimizer=_make_optimizer(judge),
             labelled=labelled,
             parts=parts,
@@ -187,7 +185,6 @@ class Scoring:
         for step in range(self.steps_per_round):
             share = (number + step / self.steps_per_round) / self.rounds
             set_rate(self.optimizer, RATE * rate_factor(share))
-            self.optimizer.param_groups[0]["lr"] = self.trunk_rate * rate_factor(share)
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
             require_numbers(losses[-1], self._place(number), _REMEDY)
             if whole is not None and step % WHOLE_EVERY == 0:
@@ -360,10 +357,11 @@ class Scoring:
 
 
 def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:
+    # The trunk first, as in the checkpoints of earlier versions, which name parameters by their place.
     trunk = list(judge.adversary.parameters())
     known = {id(parameter) for parameter in trunk}
     rest = [parameter for parameter in judge.parameters() if id(parameter) not in known]
-    return torch.optim.AdamW([{"params": trunk}, {"params": rest}], lr=RATE, weight_decay=WEIGHT_DECAY)
+    return torch.optim.AdamW([*trunk, *rest], lr=RATE, weight_decay=WEIGHT_DECAY)
 
 
 def _at_size(masks: Tensor, size: tuple[int, int]) -> Tensor:

@@ -85,7 +85,6 @@ def judge(
     checkpoint: Checkpoint | None,
 ) -> list[RoundRecord]:
     """Stage 2: the judge of the discriminator learns; its rounds."""
-    discriminator.judge.adversary.load_state_dict(progress.best_discriminator)
     teachers = Teachers(
         _standing_still(generator, progress.best_generator),
         [_standing_still(generator, state) for state in progress.earlier_generators],

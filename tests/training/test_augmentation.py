@@ -73,6 +73,16 @@ def test_one_seed_gives_one_view_and_another_seed_another() -> None:
     assert not torch.equal(first, other)
 
 
+def test_half_of_the_images_lose_or_gain_colour_and_all_stay_in_range() -> None:
+    coloured = torch.tensor([200.0, 100, 50]).view(1, 3, 1, 1).expand(400, 3, 4, 4)
+    lit = jitter_light(coloured, draws())
+    assert lit.min() >= 0
+    assert lit.max() <= 255
+    spread = lit.mean(dim=(2, 3)).amax(dim=1) - lit.mean(dim=(2, 3)).amin(dim=1)
+    assert (spread < 40).float().mean() > 0.05, "some are all but grey"
+    assert (spread > 190).float().mean() > 0.05, "some are more colourful"
+
+
 def test_light_changes_but_a_uniform_image_stays_uniform() -> None:
     lit = jitter_light(torch.full((4, 3, 8, 8), 100.0), draws())
     assert (lit.flatten(2).std(dim=2) < 1e-3).all()

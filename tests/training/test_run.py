@@ -170,7 +170,7 @@ def test_a_training_killed_in_the_second_stage_and_resumed_ends_in_the_same_plac
     check_same_model(train(settings(streets, broken, epochs=EPOCHS, resume=True)), whole)
 
 
-def test_stage_two_goes_on_from_the_game(whole: Whole) -> None:
+def test_stage_two_begins_afresh_and_leaves_the_games_discriminator_as_it_was(whole: Whole) -> None:
     rounds = list(csv.DictReader(io.StringIO((whole.model / "judging.csv").read_text())))
     # 10 of the 12 images teach the generator; 5 epochs of them, three tenths, in batches of 8.
     assert [row["round"] for row in rounds] == ["1", "2"]
@@ -178,8 +178,7 @@ def test_stage_two_goes_on_from_the_game(whole: Whole) -> None:
     bundle = load_bundle(str(whole.model), "cpu")
     before, after = bundle.discriminator.adversary, bundle.discriminator.judge.adversary
     for (name, played), judging in zip(before.named_parameters(), after.parameters(), strict=True):
-        assert not torch.equal(played, judging), name
-        assert (played - judging).abs().max() < 0.05, f"{name}: the judge went on from the game's weights"
+        assert not torch.allclose(played, judging, atol=0.05), f"{name}: the judge begins afresh"
 
 
 def test_resuming_with_other_settings_names_what_differs(streets: str, tmp_path: Path) -> None:
