@@ -397,16 +397,6 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
     )
 
 
-def test_a_fresh_trunk_learns_as_fast_as_the_rest() -> None:
-    fresh = begin_without_a_game(colour_blocks(10, seed=3), views=8)
-    played = begin(colour_blocks(60, seed=3), views=30)
-    for scoring in (fresh, played):
-        scoring.run(lambda: None)
-    trunk, rest = ([group["lr"] for group in one.optimizer.param_groups] for one in (fresh, played))
-    assert trunk[0] == trunk[1]
-    assert rest[0] == pytest.approx(rest[1] * 0.3)
-
-
 def test_what_there_is_not_goes_to_the_masks_of_unseen_images() -> None:
     scoring = begin_without_a_game(colour_blocks(10, seed=3), views=8)
     shares = {source: share for source, share in scoring.mixture.sources.items() if share}
