@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from segpipe import storage
 from segpipe.csv_text import csv_text
 from segpipe.datasets import Dataset
 from segpipe.errors import DatasetError, NotFoundError
+from segpipe.name_groups import group_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +79,15 @@ def group_names(keys: Sequence[str], pattern: str) -> list[str]:
 
     Raises DatasetError for a key without a match.
     """
-    return [_group_name(key, re.compile(pattern)) for key in keys]
+    return [_group_name(key, pattern) for key in keys]
 
 
-def _group_name(key: str, pattern: re.Pattern[str]) -> str:
-    match = pattern.search(key)
-    name = match and match[1 if pattern.groups else 0]
-    if not name:
+def _group_name(key: str, pattern: str) -> str:
+    name = group_of(key, pattern)
+    if name is None:
         raise DatasetError(
-            f"{pattern.pattern!r} finds no group in the image key {key!r}: give a regular expression that "
-            "matches every key"
+            f"{pattern!r} finds no group in the image key {key!r}: give a regular expression that matches "
+            "every key"
         )
     return name
 
