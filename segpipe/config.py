@@ -139,6 +139,31 @@ def _each_class_once(guards: tuple[str, ...]) -> tuple[str, ...]:
 
 Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
 
+
+def class_share(promised: str) -> tuple[str, float]:
+    """Class name and share (between 0 and 1) of CLASS:SHARE; raises ValueError."""
+    name, _, number = promised.rpartition(":")
+    try:
+        share = float(number)
+    except ValueError:
+        share = math.nan
+    if not name or not 0 < share < 1:
+        raise ValueError(
+            f"{promised!r} is not CLASS:SHARE with a share between 0 and 1, for example crack:0.05"
+        )
+    return name, share
+
+
+def _each_class_promised_once(promised: tuple[str, ...]) -> tuple[str, ...]:
+    names = [class_share(one)[0] for one in promised]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{repeated[0]!r} is given twice: give one share per class")
+    return promised
+
+
+ClassShares = Annotated[tuple[str, ...], AfterValidator(_each_class_promised_once)]
+
 _DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."
 
 
@@ -470,6 +495,26 @@ class CalibrateSettings(_Settings):
         description="In place of those two: largest mean loss (0 to 1) of the accepted masks, where a mask "
         "loses 1 - IoU; 0.3 promises a mean IoU of 0.7.",
     )
+    miss: ClassShares = Field(
+        (),
+        description="CLASS:SHARE, for example crack:0.05: of the images that have the class at most this "
+        "share (0 to 1) is accepted with a mask that does not show it; a mask that goes to review misses "
+        "nothing. For rare classes, of which the promise about all masks says nothing; may be given for "
+        "several classes, alone or with the other promises. Takes images with the class: 59 at 0.05 and "
+        "--confidence 0.95, if none of them is missed.",
+    )
+    false_alarm: ClassShares = Field(
+        (),
+        description="CLASS:SHARE: of the images without the class at most this share (0 to 1) is accepted "
+        "with a mask that shows it; may be given for several classes, alone or with the other promises.",
+    )
+    min_object_px: int = Field(
+        1,
+        ge=1,
+        le=10**12,
+        description="An image has a class, and a mask shows it, for --miss and --false-alarm, when at least "
+        "so many of the labelled pixels are of it.",
+    )
     confidence: float = Field(
         0.9,
         gt=0,
@@ -494,8 +539,15 @@ class CalibrateSettings(_Settings):
     @model_validator(mode="after")
     def _one_target(self) -> Self:
         bad_fraction = (self.min_iou is not None, self.max_bad_fraction is not None)
-        if bad_fraction != (self.max_mean_loss is None,) * 2:
-            raise ValueError("give one target: --min-iou with --max-bad-fraction, or --max-mean-loss alone")
+        of_classes = bool(self.miss or self.false_alarm)
+        nothing_of_masks = not any(bad_fraction) and self.max_mean_loss is None
+        if bad_fraction != (self.max_mean_loss is None,) * 2 and not (of_classes and nothing_of_masks):
+            raise ValueError(
+                "give one target: --min-iou with --max-bad-fraction, or --max-mean-loss alone, or --miss or "
+                "--false-alarm with or without one of these"
+            )
+        if self.min_object_px > 1 and not of_classes:
+            raise ValueError("--min-object-px goes with --miss or --false-alarm")
         return self
 
 

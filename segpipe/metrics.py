@@ -96,9 +96,13 @@ def image_iou(
     about its mask and has to be left out of means and of calibration. Raises DatasetError as
     confusion_matrix does.
     """
-    confusion = confusion_matrix(truth, prediction, n_classes, ignore_index)
+    return confusion_iou(confusion_matrix(truth, prediction, n_classes, ignore_index), rule)
+
+
+def confusion_iou(confusion: NDArray[np.int64], rule: IouRule) -> float:
+    """As image_iou, from the image's (K, K) confusion matrix, rows the truth."""
     shared = np.diagonal(confusion)
-    return mean_class_iou(shared, confusion.sum(axis=1), confusion.sum(axis=0), confusion.sum(), rule)
+    return mean_class_iou(shared, confusion.sum(axis=1), confusion.sum(axis=0), int(confusion.sum()), rule)
 
 
 def mean_class_iou(

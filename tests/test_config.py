@@ -11,6 +11,7 @@ from segpipe.config import (
     LabelSettings,
     StorageSettings,
     TrainSettings,
+    class_share,
     guarded_class,
 )
 
@@ -126,6 +127,28 @@ def test_a_guard_is_a_class_and_a_confidence(guard: str, expected: tuple[str, fl
 def test_a_malformed_guard_is_refused_with_an_example(guard: str) -> None:
     with pytest.raises(ValidationError, match=r"for example person:0\.5"):
         CalibrateSettings(**PROMISE, guard=("road:0.2", guard))
+
+
+@pytest.mark.parametrize(
+    "share", ["", "crack", ":0.5", "crack:", "crack:0", "crack:1", "crack:-0.1", "crack:nan"]
+)
+@pytest.mark.parametrize("kind", ["miss", "false_alarm"])
+def test_a_malformed_promise_about_a_class_is_refused_with_an_example(kind: str, share: str) -> None:
+    with pytest.raises(ValidationError, match=r"for example crack:0\.05"):
+        CalibrateSettings(**PLACES, split="val", **{kind: ("road:0.2", share)})
+
+
+def test_a_class_is_promised_once_of_each_kind_alone_or_with_masks() -> None:
+    for masks in ({}, {"min_iou": 0.6, "max_bad_fraction": 0.1}, {"max_mean_loss": 0.3}):
+        both = CalibrateSettings(**PLACES, split="val", **masks, miss=("a:b:0.05",), false_alarm=("a:b:0.1",))
+        assert [class_share(one) for one in (*both.miss, *both.false_alarm)] == [("a:b", 0.05), ("a:b", 0.1)]
+    with pytest.raises(ValidationError, match="'crack' is given twice"):
+        CalibrateSettings(**PLACES, split="val", miss=("crack:0.05", "crack:0.1"))
+    for wrong in ({"min_iou": 0.6}, {"min_iou": 0.6, "max_bad_fraction": 0.1, "max_mean_loss": 0.2}):
+        with pytest.raises(ValidationError, match="give one target"):
+            CalibrateSettings(**PLACES, split="val", **wrong, miss=("crack:0.05",))
+    with pytest.raises(ValidationError, match="goes with --miss"):
+        CalibrateSettings(**PROMISE, min_object_px=5)
 
 
 def test_two_guards_of_one_class_are_refused() -> None:

@@ -14,11 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.stats import binom
 
+from segpipe.confidence import class_test
 from segpipe.confidence.betting import LARGEST_BET
 from segpipe.confidence.display import displayed
+from segpipe.printable import printable
 
 if TYPE_CHECKING:
-    from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
+    from segpipe.confidence.policy import (
+        BadFractionPromise,
+        ClassPromise,
+        MaskPromise,
+        MeanLossPromise,
+        Policy,
+    )
 
 N_QUANTILES = 101  # the minimum, every percentile, the maximum
 ROUNDING = 1e-9  # of quantiles, which are interpolated
@@ -32,6 +40,7 @@ def disagreements(policy: Policy) -> Iterator[str]:
     if policy.model_digest is not None and not policy.model_digest.startswith(policy.model_id):
         yield f"model_digest does not begin with model_id {policy.model_id}"
     yield from _without_threshold(policy) if policy.threshold is None else _with(policy, policy.threshold)
+    yield from _class_promises(policy)
 
 
 def _counts(policy: Policy) -> Iterator[str]:
@@ -41,7 +50,9 @@ def _counts(policy: Policy) -> Iterator[str]:
         yield f"accepted {policy.accepted} is more than n_calibration {policy.n_calibration}"
     if policy.accepted + (policy.held_back or 0) > policy.n_calibration:
         yield f"accepted {policy.accepted} and held_back {policy.held_back} are more than n_calibration"
-    if (policy.labelled_images_needed == 0) != (policy.threshold is not None):
+    suffice = policy.labelled_images_needed == 0
+    # Of masks there may be enough where it is a class that is not proven.
+    if suffice != (policy.threshold is not None) and not (suffice and policy.class_promises):
         yield "labelled_images_needed is 0 with a threshold, and never without"
 
 
@@ -65,8 +76,14 @@ def _without_threshold(policy: Policy) -> Iterator[str]:
         yield "without a threshold accepted is 0, p_value 1 and what was found among the accepted null"
 
 
-def _found(promised: BadFractionPromise | MeanLossPromise) -> float | None:
-    return promised.bad if promised.target == "bad_fraction" else promised.mean_loss
+def _found(promised: MaskPromise) -> float | None:
+    match promised.target:
+        case "bad_fraction":
+            return promised.bad
+        case "mean_loss":
+            return promised.mean_loss
+        case "classes":
+            return None
 
 
 def _with(policy: Policy, threshold: float) -> Iterator[str]:
@@ -76,10 +93,13 @@ def _with(policy: Policy, threshold: float) -> Iterator[str]:
         yield f"more of those scores are at least threshold {threshold:g}: accepted {policy.accepted}"
     if policy.p_value > 1 - policy.confidence:
         yield f"p_value {policy.p_value:g} is above 1 - confidence {policy.confidence:g}"
-    if policy.promised.target == "bad_fraction":
-        yield from _counted_bad(policy, policy.promised)
-    else:
-        yield from _averaged(policy, policy.promised)
+    match policy.promised.target:
+        case "bad_fraction":
+            yield from _counted_bad(policy, policy.promised)
+        case "mean_loss":
+            yield from _averaged(policy, policy.promised)
+        case "classes":
+            yield from _of_classes_alone(policy)
     if (found := _mean_iou_found(policy.promised, policy.accepted)) is not None:
         yield from _shown(policy, found)
 
@@ -116,11 +136,15 @@ def _scored(policy: Policy) -> int:
     return policy.n_calibration - (0 if policy.guards else policy.held_back or 0)
 
 
-def _mean_iou_found(promised: BadFractionPromise | MeanLossPromise, accepted: int) -> float | None:
+def _mean_iou_found(promised: MaskPromise, accepted: int) -> float | None:
     """What the mean IoU of the accepted calibration images was, or was at least."""
-    if promised.target == "mean_loss":
-        return None if promised.mean_loss is None else 1 - promised.mean_loss
-    return None if promised.bad is None else promised.min_iou * (1 - promised.bad / max(accepted, 1))
+    match promised.target:
+        case "mean_loss":
+            return None if promised.mean_loss is None else 1 - promised.mean_loss
+        case "bad_fraction":
+            return None if promised.bad is None else promised.min_iou * (1 - promised.bad / max(accepted, 1))
+        case "classes":
+            return None
 
 
 def _shown(policy: Policy, found: float) -> Iterator[str]:
@@ -160,3 +184,39 @@ def _averaged(policy: Policy, promised: MeanLossPromise) -> Iterator[str]:
     log_smallest = -policy.accepted * math.log1p(LARGEST_BET * limit / (1 - limit))
     if policy.p_value < math.exp(log_smallest) * (1 - TOLERANCE):
         yield f"p_value {policy.p_value:g} is too small for accepted {policy.accepted}"
+
+
+def _of_classes_alone(policy: Policy) -> Iterator[str]:
+    largest = max((one.p_value for one in policy.class_promises), default=1.0)
+    if not math.isclose(policy.p_value, largest, rel_tol=TOLERANCE):
+        yield f"p_value {policy.p_value:g} is not the largest of its classes', {largest:g}"
+
+
+def _class_promises(policy: Policy) -> Iterator[str]:
+    named = [(one.kind, one.class_index) for one in policy.class_promises]
+    if len(set(named)) < len(named) or (policy.promised.target == "classes" and not named):
+        yield "class_promises promise nothing, or the same twice"
+    for one in policy.class_promises:
+        yield from _counted_class(policy, one)
+
+
+def _counted_class(policy: Policy, one: ClassPromise) -> Iterator[str]:
+    about = f"class_promises of {one.kind} {printable(one.class_name)}"
+    if one.n_images > policy.n_calibration:
+        yield f"{about}: n_images {one.n_images} is more than n_calibration {policy.n_calibration}"
+    if policy.threshold is None:
+        if (one.found, one.p_value) != (None, 1):
+            yield f"{about}: without a threshold found is null and p_value 1"
+    elif one.found is None or one.found > one.n_images or one.labelled_images_needed != 0:
+        yield f"{about}: found {one.found} of {one.n_images}, {one.labelled_images_needed} more needed"
+    else:
+        yield from _tested_class(policy, one, about)
+
+
+def _tested_class(policy: Policy, one: ClassPromise, about: str) -> Iterator[str]:
+    assert one.found is not None  # there is a threshold
+    p_value = class_test.p_value(one.found, one.n_images, one.max_share)
+    if not math.isclose(one.p_value, p_value, rel_tol=TOLERANCE):
+        yield f"{about}: p_value {one.p_value:g} of {one.found} of {one.n_images} is {p_value:g}"
+    if one.p_value > 1 - policy.confidence:
+        yield f"{about}: p_value {one.p_value:g} is above 1 - confidence {policy.confidence:g}"

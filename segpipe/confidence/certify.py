@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,11 +12,16 @@ from numpy.typing import ArrayLike, NDArray
 from segpipe.confidence import guarantee
 from segpipe.confidence.arithmetic import N_QUANTILES
 from segpipe.confidence.calibration_error import cross_validated_error
+from segpipe.confidence.class_test import ThresholdBound, p_value, threshold_bound
 from segpipe.confidence.display import fit_display_map
-from segpipe.confidence.guarantee import Certificate, MeanLossCertificate
 from segpipe.confidence.policy import (
     BadFractionPromise,
+    ClassesOnly,
     ClassGuard,
+    ClassPromise,
+    ClassPromiseKind,
+    GroupCertificate,
+    MaskPromise,
     MeanLossPromise,
     Policy,
     holds_back,
@@ -41,6 +47,25 @@ class MeanLoss:
 
 
 @dataclass(frozen=True)
+class ClassTarget:
+    """Wanted of one of the model's classes: see policy.ClassPromise."""
+
+    kind: ClassPromiseKind
+    class_name: str
+    class_index: int
+    max_share: float
+    min_object_px: int
+
+
+@dataclass(frozen=True)
+class ClassPixels:
+    """Labelled pixels of each class in n images, (n, K) each: by the truth, and by the mask."""
+
+    true: NDArray[np.int64]
+    shown: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class _Display:
     """The map from scores to the confidence that is shown, and how far that lies from the true IoU."""
 
@@ -49,11 +74,52 @@ class _Display:
     error: float | None
 
 
+@dataclass(frozen=True)
+class _Images:
+    """n calibration images: scores, the same with -inf for what no threshold accepts, IoUs: (n,) each."""
+
+    scores: NDArray[np.float64]
+    acceptable: NDArray[np.float64]
+    ious: NDArray[np.float64]
+    group: NDArray[np.str_] | None
+    pixels: ClassPixels | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be promised, at once."""
+
+    masks: BadFraction | MeanLoss | None
+    classes: tuple[ClassTarget, ...]
+    confidence: float
+    candidate_thresholds: ArrayLike | None
+
+
+@dataclass(frozen=True)
+class _OfMasks:
+    """The loosest threshold that keeps the promise about masks, None when none does, and its evidence."""
+
+    promised: MaskPromise
+    threshold: float | None
+    p_value: float
+    labelled_images_needed: int | None
+
+
+@dataclass(frozen=True)
+class _OfClass:
+    """The images that a promise about a class counts (rows), those with a wrong mask, what that allows."""
+
+    target: ClassTarget
+    acceptable: NDArray[np.float64]
+    wrong: NDArray[np.bool_]
+    bound: ThresholdBound
+
+
 def make_policy(
     scores: ArrayLike,
     image_ious: ArrayLike,
     model_id: str,
-    target: BadFraction | MeanLoss,
+    target: BadFraction | MeanLoss | None,
     confidence: float,
     calibration_fingerprint: str,
     created_at: str,
@@ -62,6 +128,8 @@ def make_policy(
     group: Sequence[str] | None = None,
     guards: Sequence[ClassGuard] = (),
     class_confidences: ArrayLike | None = None,
+    class_targets: Sequence[ClassTarget] = (),
+    class_pixels: ClassPixels | None = None,
     model_digest: str | None = None,
     warnings: Sequence[str] = (),
     iou_rule: IouRule | None = None,
@@ -72,37 +140,41 @@ def make_policy(
     when its IoU is below the target's minimum. `group` (n,) names what each image belongs to (see
     guarantee.certify). `guards` need `class_confidences` (n, K), 0 to 1, NaN for a class not in the mask: an
     image that a guard holds back counts as not accepted, so the promise is about what is accepted really.
+    `class_targets` need `class_pixels`; with them `target` may be None. One threshold keeps all that is
+    wanted, each at `confidence`, and all of it together, too (see class_test).
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
     images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
     `warnings` are kept in the policy, one line each, and so is `iou_rule`, by which the IoUs were measured.
 
     Raises PolicyError when the inputs are empty, differ in length or are out of range (a NaN IoU is an image
-    without a labelled pixel: leave it out), or no score is finite.
+    without a labelled pixel: leave it out), no score is finite, or nothing is wanted.
     """
     score_values, ious = _checked_calibration(scores, image_ious)
-    drawn = _one_per_group(len(score_values), group)
-    score_quantiles = _quantiles(score_values[drawn])
-    acceptable = _acceptable(score_values, guards, class_confidences)
-    if candidate_thresholds is None:
-        candidate_thresholds = _quantile_thresholds(acceptable[drawn], target, confidence)
-    promised, certificate = _certified(
-        target, acceptable[drawn], ious[drawn], candidate_thresholds, confidence
+    _check_wanted(target, class_targets, class_pixels, len(score_values))
+    images = _Images(
+        score_values,
+        _acceptable(score_values, guards, class_confidences),
+        ious,
+        _checked_group(group, len(score_values)),
+        class_pixels,
     )
+    wanted = _Wanted(target, tuple(class_targets), float(confidence), candidate_thresholds)
+    certificate = _certificate("", images, wanted)
     display = _displayed(score_values, ious, group)
     policy = Policy(
         policy_id="",
         model_id=model_id,
-        promised=promised,
-        confidence=certificate.confidence,
+        promised=certificate.promised,
+        confidence=wanted.confidence,
         threshold=certificate.threshold,
         accepted=certificate.accepted,
         p_value=certificate.p_value,
         n_calibration=certificate.n_calibration,
-        n_images=len(score_values),
+        n_images=certificate.n_images,
         labelled_images_needed=certificate.labelled_images_needed,
         guards=tuple(guards),
-        score_quantiles=score_quantiles,
+        score_quantiles=certificate.score_quantiles,
         display_scores=display.scores,
         display_values=display.values,
         calibration_error=display.error,
@@ -110,10 +182,109 @@ def make_policy(
         created_at=created_at,
         model_digest=model_digest,
         warnings=tuple(warnings),
-        held_back=int(np.isneginf(acceptable[drawn]).sum()),
+        held_back=certificate.held_back,
         iou_rule=iou_rule,
+        class_promises=certificate.class_promises,
     )
     return sealed(policy)
+
+
+def _check_wanted(
+    target: BadFraction | MeanLoss | None,
+    class_targets: Sequence[ClassTarget],
+    pixels: ClassPixels | None,
+    n_images: int,
+) -> None:
+    if target is None and not class_targets:
+        raise PolicyError("nothing is to be promised: give a target for masks or for a class")
+    if class_targets and (pixels is None or not len(pixels.true) == len(pixels.shown) == n_images):
+        raise PolicyError(f"a promise about a class needs the class pixels of all {n_images} images")
+    for wanted in class_targets:
+        guarantee.check_target(f"share of {wanted.class_name!r}", wanted.max_share, 0.5)
+
+
+def _certificate(name: str, images: _Images, wanted: _Wanted) -> GroupCertificate:
+    """What the images prove, with one threshold for all that is wanted."""
+    drawn = _one_per_group(np.arange(len(images.scores)), images.group)
+    score_quantiles, acceptable = _quantiles(images.scores[drawn]), images.acceptable[drawn]
+    classes = [_of_class(one, images, wanted.confidence) for one in wanted.classes]
+    lowest = max((one.bound.above for one in classes), default=-math.inf)
+    masks = _of_masks(wanted, acceptable, images.ious[drawn], lowest)
+    promises = tuple(_class_promise(one, masks.threshold, acceptable) for one in classes)
+    return GroupCertificate(
+        group=name,
+        promised=masks.promised,
+        threshold=masks.threshold,
+        accepted=0 if masks.threshold is None else int((acceptable >= masks.threshold).sum()),
+        p_value=max((one.p_value for one in promises), default=1.0)
+        if isinstance(masks.promised, ClassesOnly)
+        else masks.p_value,
+        n_calibration=len(drawn),
+        n_images=len(images.scores),
+        labelled_images_needed=masks.labelled_images_needed,
+        held_back=int(np.isneginf(acceptable).sum()),
+        score_quantiles=score_quantiles,
+        class_promises=promises,
+    )
+
+
+def _of_class(target: ClassTarget, images: _Images, confidence: float) -> _OfClass:
+    assert images.pixels is not None  # checked with the targets
+    true = images.pixels.true[:, target.class_index] >= target.min_object_px
+    shown = images.pixels.shown[:, target.class_index] >= target.min_object_px
+    concerned = true if target.kind == "miss" else ~true
+    rows = _one_per_group(np.flatnonzero(concerned), images.group)
+    wrong, acceptable = (true != shown)[rows], images.acceptable[rows]
+    bound = threshold_bound(acceptable[wrong], len(rows), target.max_share, confidence)
+    return _OfClass(target, acceptable, wrong, bound)
+
+
+def _class_promise(found: _OfClass, threshold: float | None, acceptable: NDArray[np.float64]) -> ClassPromise:
+    """In the policy's words; `acceptable` (n,) are the scores of all images that were drawn."""
+    target, n_images, bound = found.target, len(found.wrong), found.bound
+    accepted = None if threshold is None else int((found.acceptable[found.wrong] >= threshold).sum())
+    can_pass = math.isinf(bound.above) or (acceptable > bound.above).any()
+    return ClassPromise(
+        kind=target.kind,
+        class_name=target.class_name,
+        class_index=target.class_index,
+        max_share=float(target.max_share),
+        min_object_px=target.min_object_px,
+        n_images=n_images,
+        found=accepted,
+        p_value=1.0 if accepted is None else p_value(accepted, n_images, target.max_share),
+        labelled_images_needed=bound.labelled_images_needed if can_pass else None,
+    )
+
+
+def _of_masks(
+    wanted: _Wanted, acceptable: NDArray[np.float64], ious: NDArray[np.float64], lowest: float
+) -> _OfMasks:
+    """The loosest threshold above `lowest` that keeps the promise about masks, if there is to be one."""
+    if wanted.masks is None:
+        return _above(_candidates(wanted, acceptable), lowest, acceptable)
+    candidates = _candidates(wanted, acceptable)
+    alone = _certified(wanted.masks, acceptable, ious, candidates, wanted.confidence)
+    if alone.threshold is None or alone.threshold > lowest:
+        return alone
+    higher = [candidate for candidate in candidates if candidate > lowest]
+    together = _certified(wanted.masks, acceptable, ious, higher, wanted.confidence)
+    return replace(together, labelled_images_needed=0)  # of masks: it is a class that wants more
+
+
+def _above(candidates: Sequence[float], lowest: float, acceptable: NDArray[np.float64]) -> _OfMasks:
+    surest = acceptable.max(initial=-math.inf)
+    allowed = [candidate for candidate in candidates if lowest < candidate <= surest]
+    return _OfMasks(ClassesOnly(), min(allowed, default=None), 1.0, 0 if allowed else None)
+
+
+def _candidates(wanted: _Wanted, acceptable: NDArray[np.float64]) -> tuple[float, ...]:
+    """The thresholds to choose from; for promises about classes alone any will do, so all scores."""
+    if wanted.candidate_thresholds is not None:
+        return tuple(np.asarray(wanted.candidate_thresholds, dtype=np.float64).ravel().tolist())
+    if wanted.masks is None:
+        return tuple(np.unique(acceptable[np.isfinite(acceptable)]).tolist())
+    return _quantile_thresholds(acceptable, wanted.masks, wanted.confidence)
 
 
 def _checked_calibration(
@@ -134,12 +305,20 @@ def _checked_calibration(
     return score_values, ious
 
 
-def _one_per_group(n_images: int, group: Sequence[str] | None) -> NDArray[np.int64]:
+def _checked_group(group: Sequence[str] | None, n_images: int) -> NDArray[np.str_] | None:
     if group is None:
-        return np.arange(n_images)
+        return None
     if len(group) != n_images:
         raise PolicyError(f"{n_images} scores and {len(group)} group labels differ: give one label per image")
-    return guarantee.one_per_group(group)
+    guarantee.one_per_group(group)  # which every image must have
+    return np.asarray([str(label) for label in group])
+
+
+def _one_per_group(rows: NDArray[np.int64], group: NDArray[np.str_] | None) -> NDArray[np.int64]:
+    """All of the rows, or one of each group that is among them."""
+    if group is None or not rows.size:
+        return rows
+    return rows[guarantee.one_per_group(group[rows].tolist())]
 
 
 def _acceptable(
@@ -190,16 +369,18 @@ def _certified(
     ious: NDArray[np.float64],
     thresholds: ArrayLike,
     confidence: float,
-) -> tuple[BadFractionPromise, Certificate] | tuple[MeanLossPromise, MeanLossCertificate]:
+) -> _OfMasks:
     match target:
         case BadFraction(min_iou, limit):
             if not 0 < min_iou <= 1:
                 raise PolicyError(f"min IoU {min_iou} is outside (0, 1]: 0.6 is a usual choice")
             counted = guarantee.certify(scores, ious < min_iou, thresholds, limit, confidence)
-            return BadFractionPromise(float(min_iou), counted.max_bad_fraction, counted.bad), counted
+            promised = BadFractionPromise(float(min_iou), counted.max_bad_fraction, counted.bad)
+            return _OfMasks(promised, counted.threshold, counted.p_value, counted.labelled_images_needed)
         case MeanLoss(limit):
             averaged = guarantee.certify_mean_loss(scores, 1 - ious, thresholds, limit, confidence)
-            return MeanLossPromise(averaged.max_mean_loss, averaged.mean_loss), averaged
+            lost = MeanLossPromise(averaged.max_mean_loss, averaged.mean_loss)
+            return _OfMasks(lost, averaged.threshold, averaged.p_value, averaged.labelled_images_needed)
 
 
 def _quantiles(scores: NDArray[np.float64]) -> tuple[float, ...]:

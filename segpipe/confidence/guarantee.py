@@ -108,7 +108,7 @@ def certify(
     have, or a number is out of range.
     """
     score_values, is_bad = _checked_images(scores, bad)
-    _check_target("max bad fraction", max_bad_fraction, confidence)
+    check_target("max bad fraction", max_bad_fraction, confidence)
     drawn = _drawn(len(score_values), group)
     sequence = _accepted_and_bad(score_values[drawn], is_bad[drawn], _strict_to_loose(candidate_thresholds))
     first = int(np.searchsorted(sequence.accepted, fewest_accepted(0, max_bad_fraction, confidence)))
@@ -145,7 +145,7 @@ def certify_mean_loss(
     beforehand (seeded). Raises PolicyError as certify does.
     """
     score_values, loss_values = _checked_losses(scores, losses)
-    _check_target("max mean loss", max_mean_loss, confidence)
+    check_target("max mean loss", max_mean_loss, confidence)
     drawn = np.random.default_rng(SEED).permutation(_drawn(len(score_values), group))
     drawn_scores, drawn_losses = score_values[drawn], loss_values[drawn]
     thresholds = _strict_to_loose(candidate_thresholds)
@@ -220,7 +220,7 @@ def coverages_to_test(n_calibration: int, max_bad_fraction: float, confidence: f
     forgive up to three bad ones, fewer if that takes over a quarter of the images. Where even all images
     without a bad one are too few, they start at one image, only to tell how many more are needed.
     """
-    _check_target("max bad fraction", max_bad_fraction, confidence)
+    check_target("max bad fraction", max_bad_fraction, confidence)
     enough = [fewest_accepted(bad, max_bad_fraction, confidence) for bad in range(BAD_TOLERATED_AT_START + 1)]
     affordable = [n for n in enough if n <= SHARE_SPENT_ON_START * n_calibration] or enough[:1]
     return _coverages(n_calibration, affordable[-1])
@@ -234,7 +234,7 @@ def coverages_to_test_mean_loss(
     The first accepts a quarter of the images: more where so few cannot pass without any loss, fewer where
     fewer pass at a mean loss of 0.8 times the largest one.
     """
-    _check_target("max mean loss", max_mean_loss, confidence)
+    check_target("max mean loss", max_mean_loss, confidence)
     fewest = losses_needed([0.0], max_mean_loss, confidence) or n_calibration + 1
     plenty = losses_needed([LOSS_TOLERATED_AT_START * max_mean_loss], max_mean_loss, confidence)
     affordable = int(SHARE_SPENT_ON_START * n_calibration)
@@ -288,7 +288,8 @@ def _drawn(n_images: int, group: Sequence[object] | None) -> NDArray[np.int64]:
     return one_per_group(group)
 
 
-def _check_target(name: str, limit: float, confidence: float) -> None:
+def check_target(name: str, limit: float, confidence: float) -> None:
+    """Raise PolicyError for a limit or a confidence that is not between 0 and 1."""
     if not 0 < limit < 1:
         raise PolicyError(f"{name} {limit} is outside (0, 1): 0.1 is a usual choice")
     if not 0 < confidence < 1:

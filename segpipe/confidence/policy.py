@@ -16,6 +16,7 @@ from segpipe.confidence.display import displayed
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
 from segpipe.metrics import UNNAMED_RULE, IouRule
+from segpipe.name_groups import group_of
 from segpipe.printable import printable
 from segpipe.validation import parse_json, told_version
 
@@ -26,6 +27,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+PromiseAbout = Literal["groups", "masks"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,42 @@ class MeanLossPromise:
 
 
 @dataclass(frozen=True)
+class ClassesOnly:
+    """Nothing is promised about the masks as such, only what the policy's `class_promises` say."""
+
+    target: Literal["classes"] = "classes"
+
+
+MaskPromise = BadFractionPromise | MeanLossPromise | ClassesOnly
+ClassPromiseKind = Literal["miss", "false_alarm"]
+
+
+@dataclass(frozen=True)
+class ClassPromise:
+    """How rarely a mask is accepted that is wrong about whether a class is there.
+
+    miss: of the images that have the class, at most `max_share` are accepted with a mask that does not show
+    it. false_alarm: of the images that do not have it, at most that share with a mask that does. A truth has
+    a class, and a mask shows it, when at least `min_object_px` of the labelled pixels are of it.
+
+    It rests on the `n_images` calibration images that have the class (or have not), one of each group where
+    there are groups. `found` of them are accepted and wrong, and `p_value` is the probability of so few if
+    the promise were false (None and 1 when nothing is accepted). `labelled_images_needed`: so many more such
+    images could prove it, 0 when these can, None when no number is expected to help.
+    """
+
+    kind: ClassPromiseKind
+    class_name: Line
+    class_index: Count
+    max_share: OpenShare
+    min_object_px: Annotated[int, Field(ge=1, le=2**53)]
+    n_images: Count
+    found: Count | None
+    p_value: Share
+    labelled_images_needed: Count | None
+
+
+@dataclass(frozen=True)
 class Guard:
     """Wanted: a mask that shows `class_name` with a class confidence below `min_confidence` is reviewed."""
 
@@ -68,6 +106,28 @@ class ClassGuard:
     class_name: Line
     class_index: Count
     min_confidence: Share
+
+
+@dataclass(frozen=True)
+class GroupCertificate:
+    """What the images of one group alone, such as a camera, prove: as the fields of Policy with these names.
+
+    Its confidence is the policy's and its own: of many groups some may be wrong.
+    """
+
+    group: Line
+    promised: Annotated[MaskPromise, Field(discriminator="target")]
+    threshold: float | None
+    accepted: Count
+    p_value: Share
+    n_calibration: Count
+    n_images: Count
+    labelled_images_needed: Count | None
+    held_back: Count
+    score_quantiles: tuple[float, ...]
+    class_promises: tuple[ClassPromise, ...]
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -90,13 +150,24 @@ class Policy:
     `warnings` are lines about the calibration images that whoever relies on the promise should know.
     `held_back` counts those of the n_calibration images that no threshold accepts: without a finite score, or
     held back by a guard (None in a policy of a version that did not store it). `iou_rule` says what a mask's
-    IoU is (see metrics; None in a policy of a version that knew every_class only). These came after the first
-    version: absent, that is None or empty, they are neither in the file nor in the id.
+    IoU is (see metrics; None in a policy of a version that knew every_class only).
+
+    `class_promises` hold as well, with the same threshold. `group_by` is the pattern (see name_groups) that
+    made the calibration images' groups, None where there are none or a table named them; `promises_about`
+    says what is drawn at random where there are: an image of a random group, so that each group weighs one,
+    or an accepted mask, so that each image does. `tested_on` whole_groups: the test used all images of each
+    group, and `accepted` and `bad` count images, not groups. With `per`, a pattern, `certificates` stand for
+    each group of images by itself, the policy's own threshold is None, and what has no certificate is
+    reviewed. `calibration_error_floor` is the calibration error that a perfect map would show on so many
+    images.
+
+    What came after the first version, `model_digest` and all after it, is neither in the file nor in the id
+    when it is absent, that is None or empty.
     """
 
     policy_id: Line
     model_id: Line
-    promised: Annotated[BadFractionPromise | MeanLossPromise, Field(discriminator="target")]
+    promised: Annotated[MaskPromise, Field(discriminator="target")]
     confidence: OpenShare
     threshold: float | None
     accepted: Count
@@ -115,6 +186,13 @@ class Policy:
     warnings: tuple[str, ...] = ()
     held_back: Count | None = None
     iou_rule: IouRule | None = None
+    class_promises: tuple[ClassPromise, ...] = ()
+    group_by: str | None = None
+    promises_about: PromiseAbout | None = None
+    tested_on: Literal["whole_groups"] | None = None
+    per: str | None = None
+    certificates: tuple[GroupCertificate, ...] = ()
+    calibration_error_floor: Share | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -123,10 +201,32 @@ class Policy:
         """What a mask's IoU is to the promise."""
         return self.iou_rule or UNNAMED_RULE
 
+    @property
+    def accepts_some(self) -> bool:
+        """Whether there is a mask that it would accept: without a threshold there is none."""
+        return self.threshold is not None or any(one.threshold is not None for one in self.certificates)
+
 
 OPTIONAL_FIELDS = frozenset(
     field.name for field in dataclasses.fields(Policy) if field.default is not dataclasses.MISSING
 )
+
+
+def for_image(policy: Policy, name: str) -> Policy | None:
+    """The policy as it stands for the image of this name, its URI or key: with a threshold of its own group.
+
+    The policy itself where it is for all images alike; None where the image's group has no certificate.
+    """
+    if policy.per is None:
+        return policy
+    group = group_of(name, policy.per)
+    return next((for_group(policy, one) for one in policy.certificates if one.group == group), None)
+
+
+def for_group(policy: Policy, certificate: GroupCertificate) -> Policy:
+    """The policy as it stands for one group of images; its id stays."""
+    own = {name: value for name, value in vars(certificate).items() if name != "group"}
+    return dataclasses.replace(policy, per=None, certificates=(), **own)
 
 
 def on_classes(guards: Sequence[Guard], classes: Sequence[str]) -> tuple[ClassGuard, ...]:
@@ -242,7 +342,8 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def _typed(content: dict[str, Any]) -> Policy:
-    kind = MeanLossPromise if content.get("target") == "mean_loss" else BadFractionPromise
+    kinds = {"mean_loss": MeanLossPromise, "classes": ClassesOnly}
+    kind = kinds.get(str(content.get("target")), BadFractionPromise)
     of_promise = {field.name for field in dataclasses.fields(kind)}
     of_policy = {field.name for field in dataclasses.fields(Policy)} - {"promised"}
     missing = (of_policy | of_promise) - OPTIONAL_FIELDS - content.keys()

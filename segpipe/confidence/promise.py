@@ -2,46 +2,121 @@
 
 from __future__ import annotations
 
-from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
+from collections.abc import Iterator
+
+from segpipe.confidence.policy import (
+    BadFractionPromise,
+    ClassesOnly,
+    ClassPromise,
+    MaskPromise,
+    MeanLossPromise,
+    Policy,
+)
 
 
 def promise(policy: Policy) -> str:
     """The sentence a user signs; without a threshold, what would be needed for one."""
-    grouped = policy.n_calibration < policy.n_images
-    weights = ", each group of images counting once" if grouped else ""
-    target = f"{_wanted(policy.promised)}, with {_percent(policy.confidence)} confidence{weights}"
-    counted = _counted(policy.n_calibration, grouped, "calibration")
+    target = f"{_wanted(policy)}, with {_percent(policy.confidence)} confidence{_weights(policy)}"
+    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
     if policy.threshold is not None:
-        found = _found(policy.promised)
-        return f"{target} (accepted {policy.accepted} of {counted}, {found})"
+        found = "".join(f", {found}" for found in _found(policy))
+        return f"{target} (accepted {policy.accepted} of {counted}{found})"
     return f"nothing is accepted: {counted} cannot prove that {target}; {_remedy(policy)}"
 
 
-def _wanted(promised: BadFractionPromise | MeanLossPromise) -> str:
+def _is_grouped(policy: Policy) -> bool:
+    return policy.n_calibration < policy.n_images
+
+
+def _weights(policy: Policy) -> str:
+    return ", each group of images counting once" if _is_grouped(policy) else ""
+
+
+def _wanted(policy: Policy) -> str:
+    parts = [*_wanted_of_masks(policy.promised), *(_wanted_of_class(one) for one in policy.class_promises)]
+    return ", and ".join(parts)
+
+
+def _wanted_of_masks(promised: MaskPromise) -> Iterator[str]:
     match promised:
         case BadFractionPromise():
-            return (
+            yield (
                 f"at most {_percent(promised.max_bad_fraction)} of accepted masks have IoU below "
                 f"{_iou(promised.min_iou)}"
             )
         case MeanLossPromise():
-            return f"accepted masks have a mean IoU of at least {_iou(1 - promised.max_mean_loss)}"
+            yield f"accepted masks have a mean IoU of at least {_iou(1 - promised.max_mean_loss)}"
+        case ClassesOnly():
+            return
 
 
-def _found(promised: BadFractionPromise | MeanLossPromise) -> str:
-    match promised:
+def _wanted_of_class(one: ClassPromise) -> str:
+    share, name = _percent(one.max_share), repr(one.class_name)
+    size = "" if one.min_object_px == 1 else f" (at least {one.min_object_px} pixels of it)"
+    if one.kind == "miss":
+        return f"of the images that have {name}{size} at most {share} are accepted with a mask without it"
+    return f"of the images without {name}{size} at most {share} are accepted with a mask that shows it"
+
+
+def _found(policy: Policy) -> Iterator[str]:
+    match policy.promised:
         case BadFractionPromise():
-            return f"{promised.bad} bad"
+            yield f"{policy.promised.bad} bad"
         case MeanLossPromise():
-            assert promised.mean_loss is not None  # a threshold accepts something
-            return f"mean IoU {1 - promised.mean_loss:.2f}"
+            assert policy.promised.mean_loss is not None  # a threshold accepts something
+            yield f"mean IoU {1 - policy.promised.mean_loss:.2f}"
+        case ClassesOnly():
+            pass
+    for one in policy.class_promises:
+        wrong = "accepted without it" if one.kind == "miss" else "accepted with it shown"
+        yield f"of {_with_class(one, policy)} {one.found} {wrong}"
+
+
+def _with_class(one: ClassPromise, policy: Policy, more: str = "") -> str:
+    """So many images, or groups of them, that have the class or have it not."""
+    preposition = "with" if one.kind == "miss" else "without"
+    count = one.labelled_images_needed if more else one.n_images
+    assert count is not None  # asked for only where there is one
+    kind = "labelled" if more else "calibration"
+    return f"{_counted(count, _is_grouped(policy), kind, more)} {preposition} {one.class_name!r}"
 
 
 def _remedy(policy: Policy) -> str:
-    if policy.labelled_images_needed is None:
-        return f"more labels are not expected to help: improve the model, {_easier(policy.promised)}"
-    more, grouped = policy.labelled_images_needed, policy.n_calibration < policy.n_images
-    return f"about {_counted(more, grouped, 'labelled', 'more ')} {'is' if more == 1 else 'are'} needed"
+    parts = [*_remedy_of_masks(policy), *(_remedy_of_class(one, policy) for one in _unproven(policy))]
+    return "; ".join(parts) or (
+        "each can be kept by itself, but no threshold keeps all: improve the model, or promise less"
+    )
+
+
+def _unproven(policy: Policy) -> list[ClassPromise]:
+    return [one for one in policy.class_promises if one.labelled_images_needed != 0]
+
+
+def _remedy_of_masks(policy: Policy) -> Iterator[str]:
+    more = policy.labelled_images_needed
+    if isinstance(policy.promised, ClassesOnly) or more == 0:
+        return
+    if more is None:
+        yield f"more labels are not expected to help: improve the model, {_easier(policy.promised)}"
+        return
+    yield f"about {_counted(more, _is_grouped(policy), 'labelled', 'more ')} {_are(more)} needed"
+
+
+def _remedy_of_class(one: ClassPromise, policy: Policy) -> str:
+    more = one.labelled_images_needed
+    if more is None:
+        wrong = "do not show" if one.kind == "miss" else "show"
+        return (
+            f"the surest masks of all wrongly {wrong} {one.class_name!r}: improve the model, or allow a "
+            "larger share"
+        )
+    return (
+        f"{_with_class(one, policy, 'more ')} {_are(more)} needed (there {_are(one.n_images)} {one.n_images})"
+    )
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _counted(count: int, grouped: bool, kind: str, more: str = "") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import compress
@@ -10,11 +10,11 @@ from itertools import compress
 import numpy as np
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
-from segpipe.confidence.policy import Guard, Policy, on_classes, to_json
-from segpipe.config import CalibrateSettings, guarded_class
+from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss, make_policy
+from segpipe.confidence.policy import ClassPromiseKind, Guard, Policy, on_classes, to_json
+from segpipe.config import CalibrateSettings, class_share, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
-from segpipe.errors import DatasetError
+from segpipe.errors import DatasetError, PolicyError
 from segpipe.evaluation.measure import open_matching_dataset, read_in_batches
 from segpipe.groups import image_groups
 from segpipe.inspection.checks import (
@@ -27,7 +27,7 @@ from segpipe.inspection.checks import (
 )
 from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.inspection.looks import value_counts
-from segpipe.metrics import image_iou
+from segpipe.metrics import confusion_iou, confusion_matrix
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
@@ -36,11 +36,12 @@ from segpipe.training.learnt_images import seen_images
 @dataclass(frozen=True)
 class _Measured:
     """Raw scores (n,), IoUs (n,), NaN without a labelled pixel, and class confidences (n, K) of n images;
-    shown_pixels (256,): pixels of each class in all masks together."""
+    class_pixels: labelled ones; shown_pixels (256,): pixels of each class in all masks together."""
 
     scores: np.ndarray
     ious: np.ndarray
     class_confidences: np.ndarray
+    class_pixels: ClassPixels
     shown_pixels: np.ndarray
 
 
@@ -53,6 +54,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     """
     labeler = load_without_policy(settings.model, settings.device)
     guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], labeler.classes)
+    class_targets = _class_targets(settings, labeler.classes)
     dataset = open_matching_dataset(labeler, settings.data)
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
     names = image_groups(dataset, keys, settings.group_by)
@@ -67,6 +69,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     warnings += say(never_shown(labeler.classes, there, shown, settings.split))
     # An image without one labelled pixel says nothing about its mask.
     labelled = ~np.isnan(measured.ious)
+    pixels = ClassPixels(measured.class_pixels.true[labelled], measured.class_pixels.shown[labelled])
+    warnings += say(_too_rare(labeler.classes, pixels.true, settings))
     policy = make_policy(
         measured.scores[labelled],
         measured.ious[labelled],
@@ -78,6 +82,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
         guards=guards,
         class_confidences=measured.class_confidences[labelled],
+        class_targets=class_targets,
+        class_pixels=pixels,
         model_digest=labeler.digest,
         iou_rule=labeler.bundle.spec.iou_rule,
         warnings=warnings,
@@ -86,12 +92,58 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     return policy
 
 
-def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss:
+def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss | None:
     if settings.max_mean_loss is not None:
         return MeanLoss(settings.max_mean_loss)
-    assert settings.min_iou is not None  # the settings hold one target
-    assert settings.max_bad_fraction is not None
+    if settings.min_iou is None or settings.max_bad_fraction is None:  # the settings hold both or none
+        return None
     return BadFraction(settings.min_iou, settings.max_bad_fraction)
+
+
+def _class_targets(settings: CalibrateSettings, classes: Sequence[str]) -> list[ClassTarget]:
+    """What is to be promised of classes. Raises PolicyError for a class that the model has not."""
+    by_kind: dict[ClassPromiseKind, tuple[str, ...]] = {
+        "miss": settings.miss,
+        "false_alarm": settings.false_alarm,
+    }
+    return [
+        ClassTarget(kind, name, _index(name, classes), share, settings.min_object_px)
+        for kind, promised in by_kind.items()
+        for name, share in map(class_share, promised)
+    ]
+
+
+def _index(name: str, classes: Sequence[str]) -> int:
+    if name not in classes:
+        raise PolicyError(
+            f"cannot promise anything of {name!r}, the model has no such class: its classes are "
+            f"{', '.join(classes)}"
+        )
+    return classes.index(name)
+
+
+def _too_rare(classes: Sequence[str], true: np.ndarray, settings: CalibrateSettings) -> list[str]:
+    """That the promise about masks says nothing of some classes, in one line, or none.
+
+    `true` (n, K) are labelled pixels: fewer images have such a class than masks may be bad, so a model that
+    never shows it can keep the promise.
+    """
+    allowed = settings.max_bad_fraction or settings.max_mean_loss
+    promised = {class_share(one)[0] for one in settings.miss}
+    with_class = dict(zip(classes, (true >= settings.min_object_px).sum(axis=0).tolist(), strict=True))
+    rare = {
+        name: count
+        for name, count in with_class.items()
+        if allowed and 0 < count < allowed * len(true) and name not in promised
+    }
+    if not rare:
+        return []
+    named = ", ".join(f"{name!r} {count} ({count / len(true):.2g})" for name, count in rare.items())
+    return [
+        "the promise about masks says nothing of a class that is rarer than the masks that may be bad "
+        f"({allowed:g}): of {len(true)} images have {named}; a model that never shows it could be certified "
+        f"all the same, so add --miss {next(iter(rare))}:SHARE"
+    ]
 
 
 def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> list[str]:
@@ -120,7 +172,7 @@ def _checked(facts: SplitFacts, groups: Mapping[str, str] | None, settings: Cali
 
 
 def _measure(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Measured:
-    scores, ious, class_confidences = [], [], []
+    scores, ious, class_confidences, true, seen = [], [], [], [], []
     n_classes, shown = len(labeler.classes), np.zeros(256, np.int64)
     with track(len(samples), "calibrate") as progress:
         for pairs in read_in_batches(dataset, samples, labeler.batch_size):
@@ -128,8 +180,12 @@ def _measure(labeler: Labeler, dataset: Dataset, samples: list[Sample]) -> _Meas
                 pairs, labeler.label_pixels(image for image, _ in pairs), strict=True
             ):
                 scores.append(labeled.discriminator_score)
-                ious.append(image_iou(truth, labeled.mask, n_classes, dataset.ignore_index, labeler.iou_rule))
+                confusion = confusion_matrix(truth, labeled.mask, n_classes, dataset.ignore_index)
+                ious.append(confusion_iou(confusion, labeler.iou_rule))
                 class_confidences.append(labeled.class_confidences)
+                true.append(confusion.sum(axis=1))
+                seen.append(confusion.sum(axis=0))
                 shown += value_counts(labeled.mask)
             progress.advance(len(pairs))
-    return _Measured(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences), shown)
+    pixels = ClassPixels(np.asarray(true), np.asarray(seen))
+    return _Measured(np.asarray(scores), np.asarray(ious), np.asarray(class_confidences), pixels, shown)

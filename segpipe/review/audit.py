@@ -22,7 +22,7 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.confidence.confidence_sequence import losses_until_below, mean_interval, p_values_above
-from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
+from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
@@ -86,7 +86,7 @@ class PolicyAudit:
     policy_id: str
     model_id: str
     promise: str
-    target: Literal["bad_fraction", "mean_loss"]
+    target: Literal["bad_fraction", "mean_loss", "classes"]
     limit: float
     confidence: float
     state: State
@@ -150,6 +150,8 @@ def in_words(audit: PolicyAudit) -> str:
             f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy all masks "
             "go to review: look at the masks found bad, then calibrate on images like these, or retrain"
         )
+    if audit.target == "classes":
+        return "not covered: what is promised is about classes, and the audit only sees what masks lose"
     if not audit.drawn:
         return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
     if audit.state == "kept":
@@ -214,9 +216,7 @@ def _draft_iou(row: dict[str, Any], rule: IouRule) -> float | None:
     return every_class if graded is None else graded
 
 
-def _loss(
-    verdict: str | None, draft_iou: float | None, promised: BadFractionPromise | MeanLossPromise
-) -> float | None:
+def _loss(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -> float | None:
     """What a mask loses by the policy's own measure, 0 to 1; None when nobody has said what is right."""
     iou = {"accepted": 1.0, "corrected": draft_iou, "rejected": 0.0}.get(str(verdict))
     if iou is None or not 0 <= iou <= 1:
@@ -240,7 +240,8 @@ def _audited(
         target=policy.promised.target,
         limit=limit,
         confidence=policy.confidence,
-        state="broken" if lower > limit else "kept" if upper <= limit else "undecided",
+        # A limit of 1 is no promise that could be kept.
+        state="broken" if lower > limit else "kept" if upper <= limit < 1 else "undecided",
         suspended=suspended,
         in_use=in_use,
         accepted=accepted,
@@ -261,13 +262,15 @@ def _audited(
     )
 
 
-def _limit(promised: BadFractionPromise | MeanLossPromise) -> tuple[float, bool]:
-    """The promised limit, and whether it is one of bad masks."""
+def _limit(promised: MaskPromise) -> tuple[float, bool]:
+    """The promised limit, and whether it is one of bad masks; any loss is allowed where masks have none."""
     match promised:
         case BadFractionPromise():
             return promised.max_bad_fraction, True
         case MeanLossPromise():
             return promised.max_mean_loss, False
+        case ClassesOnly():
+            return 1.0, False
 
 
 def _answered(audits: Iterable[Audit]) -> Iterator[tuple[datetime, float]]:

@@ -22,6 +22,8 @@ from segpipe.groups import group_names
 from segpipe.metrics import image_iou
 from segpipe.models.bundle import read_card
 
+MASKS_NOT: dict[str, Any] = {"min_iou": None, "max_bad_fraction": None}
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -165,3 +167,61 @@ def test_a_calibration_killed_at_its_write_leaves_one_whole_policy_and_the_next_
     assert left is not None
     assert (left == before) != is_written
     assert calibrated(streets, model) == segpipe.load_model(model, "cpu").policy
+
+
+def counted(data: str, model: str, name: str, at_least: int) -> list[tuple[float, bool, bool]]:
+    """Score, whether the truth has the class, whether the mask shows it, of each image."""
+    dataset, labeler = open_dataset(data), segpipe.load_model(model, "cpu")
+    index, found = list(labeler.classes).index(name), []
+    for sample in list_samples(dataset, "calibration"):
+        image, truth = read_sample(dataset, sample)
+        (labeled,) = labeler.label([image])
+        labelled = truth != dataset.ignore_index
+        has, shows = ((mask[labelled] == index).sum() >= at_least for mask in (truth, labeled.mask))
+        found.append((labeled.discriminator_score, bool(has), bool(shows)))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["miss", "false_alarm"])
+@pytest.mark.parametrize("at_least", [1, 120])
+def test_a_class_is_promised_by_the_labelled_pixels_of_each_image(
+    easy_streets: str, model: str, kind: str, at_least: int
+) -> None:
+    seen = counted(easy_streets, model, "tree", at_least)
+    concerned = [one for one in seen if one[1] == (kind == "miss")]
+    policy = calibrated(
+        easy_streets, model, **{kind: ("tree:0.3",)}, min_object_px=at_least, **MASKS_NOT, confidence=0.6
+    )
+    (promised,) = policy.class_promises
+    assert promised.n_images == len(concerned)
+    if len(concerned) < 3:
+        assert policy.threshold is None
+        return
+    assert policy.threshold is not None
+    wrong = [score for score, has, shows in concerned if has != shows]
+    assert promised.found == sum(score >= policy.threshold - 1e-4 for score in wrong)
+    assert policy == from_json(storage.read_bytes(f"{model}/policy.json").decode())
+
+
+def test_a_class_the_model_has_not_cannot_be_promised(streets: str, model: str) -> None:
+    with pytest.raises(PolicyError, match=r"cannot promise anything of 'unicorn'.* its classes are sky, "):
+        calibrated(streets, model, miss=("unicorn:0.5",))
+    assert not Path(model, "policy.json").exists()
+
+
+def test_a_class_too_rare_for_the_promise_about_masks_is_named_with_its_number(
+    easy_streets: str, model: str
+) -> None:
+    n, classes = (
+        len(list_samples(open_dataset(easy_streets), "calibration")),
+        open_dataset(easy_streets).classes,
+    )
+    has = {name: sum(one[1] for one in counted(easy_streets, model, name, 1)) for name in classes}
+    rare = {name: count for name, count in has.items() if 0 < count < 0.9 * n}
+    assert rare
+    policy = calibrated(easy_streets, model, max_bad_fraction=0.9)
+    (said,) = [line for line in policy.warnings if "says nothing of a class" in line]
+    assert all(f"'{name}' {count} (" in said for name, count in rare.items())
+    assert all(f"'{name}'" not in said for name in set(classes) - set(rare))
+    promised = calibrated(easy_streets, model, max_bad_fraction=0.9, miss=[f"{name}:0.5" for name in rare])
+    assert not any("says nothing of a class" in line for line in promised.warnings)
