@@ -528,6 +528,13 @@ class CalibrateSettings(_Settings):
         "groups.csv says, and without one images are independent. Frames of one video are not: they count as "
         "one, else the promise is void.",
     )
+    per: RegularExpression | None = Field(
+        None,
+        description="Regular expression that finds in an image's key, and in its address when it is "
+        "labelled, what it comes from, such as a camera or a site, for example 'cam\\d+': each of these "
+        "groups gets a certificate of its own, with the confidence asked for, where it has the labels, and "
+        "all other images go to review.",
+    )
     guard: Guards = Field(
         (),
         description="CLASS:CONFIDENCE, for example person:0.5: a mask that shows the class with less class "

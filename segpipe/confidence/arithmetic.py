@@ -7,7 +7,9 @@ are not in the file. Never trust a policy from a place you do not trust: calibra
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from segpipe.confidence.policy import (
         BadFractionPromise,
         ClassPromise,
+        GroupCertificate,
         MaskPromise,
         MeanLossPromise,
         Policy,
@@ -35,12 +38,63 @@ TOLERANCE = 1e-6  # of the p-value, relative: it is recomputed, maybe by another
 
 def disagreements(policy: Policy) -> Iterator[str]:
     """What in the policy cannot be, a phrase each; nothing for every policy that make_policy makes."""
-    yield from _counts(policy)
     yield from _score_map(policy)
     if policy.model_digest is not None and not policy.model_digest.startswith(policy.model_id):
         yield f"model_digest does not begin with model_id {policy.model_id}"
+    yield from _evidence(policy)
+    if (
+        policy.threshold is not None
+        and (found := _mean_iou_found(policy.promised, policy.accepted)) is not None
+    ):
+        yield from _shown(policy, found)
+    yield from _certificates(policy)
+
+
+def _evidence(policy: Policy) -> Iterator[str]:
+    """What a threshold rests on, the policy's own or that of one group."""
+    yield from _counts(policy)
+    if len(policy.score_quantiles) != N_QUANTILES or not _rises(policy.score_quantiles):
+        yield f"score_quantiles are not {N_QUANTILES} rising numbers"
+        return
     yield from _without_threshold(policy) if policy.threshold is None else _with(policy, policy.threshold)
     yield from _class_promises(policy)
+
+
+def _certificates(policy: Policy) -> Iterator[str]:
+    if (policy.per is None) != (not policy.certificates) or (
+        policy.certificates and policy.threshold is not None
+    ):
+        yield "certificates are there with per alone, and without a threshold for all"
+    if policy.per is not None and not _compiles(policy.per):
+        yield "per is no regular expression"
+    groups = [one.group for one in policy.certificates]
+    if len(set(groups)) < len(groups) or sum(one.n_images for one in policy.certificates) > policy.n_images:
+        yield "certificates name a group twice, or more images than there are"
+    for one in policy.certificates:
+        yield from (f"certificate of {printable(one.group)}: {what}" for what in _of_group(policy, one))
+
+
+def _of_group(policy: Policy, certificate: GroupCertificate) -> Iterator[str]:
+    own = policy.of_group(certificate)
+    if _promised(own) != _promised(policy):
+        yield "it promises something else than the policy"
+    yield from _evidence(own)
+
+
+def _promised(policy: Policy) -> tuple[object, ...]:
+    """What is promised, without what was found."""
+    masks = asdict(policy.promised) | {"bad": None, "mean_loss": None}
+    return masks, *(
+        (one.kind, one.class_index, one.max_share, one.min_object_px) for one in policy.class_promises
+    )
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _counts(policy: Policy) -> Iterator[str]:
@@ -57,8 +111,6 @@ def _counts(policy: Policy) -> Iterator[str]:
 
 
 def _score_map(policy: Policy) -> Iterator[str]:
-    if len(policy.score_quantiles) != N_QUANTILES or not _rises(policy.score_quantiles):
-        yield f"score_quantiles are not {N_QUANTILES} rising numbers"
     if not 1 <= len(policy.display_scores) == len(policy.display_values):
         yield "display_scores and display_values are not as many"
     if not all(low < high for low, high in pairwise(policy.display_scores)):
@@ -100,8 +152,6 @@ def _with(policy: Policy, threshold: float) -> Iterator[str]:
             yield from _averaged(policy, policy.promised)
         case "classes":
             yield from _of_classes_alone(policy)
-    if (found := _mean_iou_found(policy.promised, policy.accepted)) is not None:
-        yield from _shown(policy, found)
 
 
 def _most_accepted(policy: Policy, threshold: float) -> int:

@@ -130,6 +130,9 @@ def make_policy(
     class_confidences: ArrayLike | None = None,
     class_targets: Sequence[ClassTarget] = (),
     class_pixels: ClassPixels | None = None,
+    group_by: str | None = None,
+    per: str | None = None,
+    per_group: Sequence[str | None] = (),
     model_digest: str | None = None,
     warnings: Sequence[str] = (),
     iou_rule: IouRule | None = None,
@@ -140,6 +143,9 @@ def make_policy(
     when its IoU is below the target's minimum. `group` (n,) names what each image belongs to (see
     guarantee.certify). `guards` need `class_confidences` (n, K), 0 to 1, NaN for a class not in the mask: an
     image that a guard holds back counts as not accepted, so the promise is about what is accepted really.
+    `group_by` is the pattern that made the groups, if one did; kept. With `per`, a pattern kept as well, and
+    `per_group` (n,), what it finds in each image's name, each group has a certificate and nothing holds for
+    all images alike; None belongs to no group and proves nothing.
     `class_targets` need `class_pixels`; with them `target` may be None. One threshold keeps all that is
     wanted, each at `confidence`, and all of it together, too (see class_test).
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
@@ -161,6 +167,9 @@ def make_policy(
     )
     wanted = _Wanted(target, tuple(class_targets), float(confidence), candidate_thresholds)
     certificate = _certificate("", images, wanted)
+    certificates = _certificates(images, per_group, wanted)
+    if per is not None:
+        certificate = _unproven(certificate)
     display = _displayed(score_values, ious, group)
     policy = Policy(
         policy_id="",
@@ -185,6 +194,9 @@ def make_policy(
         held_back=certificate.held_back,
         iou_rule=iou_rule,
         class_promises=certificate.class_promises,
+        group_by=group_by,
+        per=per,
+        certificates=certificates,
     )
     return sealed(policy)
 
@@ -201,6 +213,52 @@ def _check_wanted(
         raise PolicyError(f"a promise about a class needs the class pixels of all {n_images} images")
     for wanted in class_targets:
         guarantee.check_target(f"share of {wanted.class_name!r}", wanted.max_share, 0.5)
+
+
+def _certificates(
+    images: _Images, per_group: Sequence[str | None], wanted: _Wanted
+) -> tuple[GroupCertificate, ...]:
+    """One of each group, in the order of their names; of a group without a finite score there is none."""
+    if not any(per_group):
+        return ()
+    groups = np.asarray([name or "" for name in per_group])
+    rows = [np.flatnonzero(groups == name) for name in np.unique(groups) if name]
+    return tuple(
+        _certificate(str(groups[of_group[0]]), _some(images, of_group), wanted)
+        for of_group in rows
+        if np.isfinite(_some(images, _one_per_group(of_group, images.group)).scores).any()
+    )
+
+
+def _some(images: _Images, rows: NDArray[np.int64]) -> _Images:
+    pixels = images.pixels
+    return _Images(
+        images.scores[rows],
+        images.acceptable[rows],
+        images.ious[rows],
+        None if images.group is None else images.group[rows],
+        None if pixels is None else ClassPixels(pixels.true[rows], pixels.shown[rows]),
+    )
+
+
+def _unproven(certificate: GroupCertificate) -> GroupCertificate:
+    """What is wanted and counted, with no threshold."""
+    promised = certificate.promised
+    match promised:
+        case BadFractionPromise():
+            promised = replace(promised, bad=None)
+        case MeanLossPromise():
+            promised = replace(promised, mean_loss=None)
+    classes = tuple(replace(one, found=None, p_value=1.0) for one in certificate.class_promises)
+    return replace(
+        certificate,
+        promised=promised,
+        threshold=None,
+        accepted=0,
+        p_value=1.0,
+        labelled_images_needed=None,
+        class_promises=classes,
+    )
 
 
 def _certificate(name: str, images: _Images, wanted: _Wanted) -> GroupCertificate:

@@ -206,6 +206,11 @@ class Policy:
         """Whether there is a mask that it would accept: without a threshold there is none."""
         return self.threshold is not None or any(one.threshold is not None for one in self.certificates)
 
+    def of_group(self, certificate: GroupCertificate) -> Policy:
+        """The policy as it stands for the images of one group; its id stays."""
+        own = {name: value for name, value in vars(certificate).items() if name != "group"}
+        return dataclasses.replace(self, per=None, certificates=(), **own)
+
 
 OPTIONAL_FIELDS = frozenset(
     field.name for field in dataclasses.fields(Policy) if field.default is not dataclasses.MISSING
@@ -220,13 +225,7 @@ def for_image(policy: Policy, name: str) -> Policy | None:
     if policy.per is None:
         return policy
     group = group_of(name, policy.per)
-    return next((for_group(policy, one) for one in policy.certificates if one.group == group), None)
-
-
-def for_group(policy: Policy, certificate: GroupCertificate) -> Policy:
-    """The policy as it stands for one group of images; its id stays."""
-    own = {name: value for name, value in vars(certificate).items() if name != "group"}
-    return dataclasses.replace(policy, per=None, certificates=(), **own)
+    return next((policy.of_group(one) for one in policy.certificates if one.group == group), None)
 
 
 def on_classes(guards: Sequence[Guard], classes: Sequence[str]) -> tuple[ClassGuard, ...]:

@@ -8,20 +8,57 @@ from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassesOnly,
     ClassPromise,
+    GroupCertificate,
     MaskPromise,
     MeanLossPromise,
     Policy,
 )
+from segpipe.printable import printable
+
+GROUPS_NAMED = 6
 
 
 def promise(policy: Policy) -> str:
     """The sentence a user signs; without a threshold, what would be needed for one."""
     target = f"{_wanted(policy)}, with {_percent(policy.confidence)} confidence{_weights(policy)}"
-    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
+    if policy.per is not None:
+        return _by_group(policy, target)
     if policy.threshold is not None:
-        found = "".join(f", {found}" for found in _found(policy))
-        return f"{target} (accepted {policy.accepted} of {counted}{found})"
+        return f"{target} ({_evidence(policy)})"
+    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
     return f"nothing is accepted: {counted} cannot prove that {target}; {_remedy(policy)}"
+
+
+def _by_group(policy: Policy, target: str) -> str:
+    """What each group's own certificate says, and what becomes of the other groups."""
+    proven = [one for one in policy.certificates if one.threshold is not None]
+    unproven = [one for one in policy.certificates if one.threshold is None]
+    if not proven:
+        of_each = "; ".join(_some([_why_not(policy, one) for one in unproven]))
+        return f"nothing is accepted: of no group is it proven that {target}: {of_each}"
+    certified = ", ".join(
+        _some([f"{printable(one.group)} ({_evidence(policy.of_group(one))})" for one in proven])
+    )
+    others = "; ".join(_some([_why_not(policy, one) for one in unproven]))
+    reviewed = f"; without a certificate, so all to review: {others}" if others else ""
+    return (
+        f"{target}, of each of {len(proven)} groups by itself, so that of many certificates some may be "
+        f"wrong: {certified}{reviewed}; every other group goes to review"
+    )
+
+
+def _why_not(policy: Policy, one: GroupCertificate) -> str:
+    return f"{printable(one.group)} ({_remedy(policy.of_group(one))})"
+
+
+def _some(named: list[str]) -> list[str]:
+    more = len(named) - GROUPS_NAMED
+    return [*named[:GROUPS_NAMED], *([f"{more} more"] if more > 0 else [])]
+
+
+def _evidence(policy: Policy) -> str:
+    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
+    return f"accepted {policy.accepted} of {counted}{''.join(f', {found}' for found in _found(policy))}"
 
 
 def _is_grouped(policy: Policy) -> bool:

@@ -160,6 +160,6 @@ def check_policy(model: str | None) -> Finding:
         return Finding(
             "policy", "warn", "none of this model: all masks go to review", "run segpipe calibrate"
         )
-    if policy.threshold is None:
+    if not policy.accepts_some:
         return Finding("policy", "warn", promise_line(policy), "calibrate on more images, or promise less")
     return Finding("policy", "ok", promise_line(policy))

@@ -29,6 +29,7 @@ from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.inspection.looks import value_counts
 from segpipe.metrics import confusion_iou, confusion_matrix
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
+from segpipe.name_groups import group_of
 from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
 
@@ -59,6 +60,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
     names = image_groups(dataset, keys, settings.group_by)
     groups = None if names is None else dict(zip(keys, names, strict=True))
+    per_group = _certified_apart(keys, settings.per)
     calibration_fingerprint = fingerprint(dataset, settings.split)
     known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
     facts = look_through(dataset, settings.split)
@@ -70,6 +72,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     # An image without one labelled pixel says nothing about its mask.
     labelled = ~np.isnan(measured.ious)
     pixels = ClassPixels(measured.class_pixels.true[labelled], measured.class_pixels.shown[labelled])
+    warnings += say(_outside(keys, per_group, settings.per))
     warnings += say(_too_rare(labeler.classes, pixels.true, settings))
     policy = make_policy(
         measured.scores[labelled],
@@ -80,6 +83,9 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         calibration_fingerprint,
         datetime.now(UTC).isoformat(timespec="seconds"),
         group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
+        group_by=settings.group_by,
+        per=settings.per,
+        per_group=[per_group.get(one.key) for one in compress(facts.usable, labelled)],
         guards=guards,
         class_confidences=measured.class_confidences[labelled],
         class_targets=class_targets,
@@ -90,6 +96,36 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
+
+
+def _certified_apart(keys: Sequence[str], per: str | None) -> dict[str, str]:
+    """The group of each image that gets a certificate of its own; none without a pattern.
+
+    Raises DatasetError for a pattern that finds nothing, or not the same in an image's address as in its key:
+    labelling goes by the address.
+    """
+    if per is None:
+        return {}
+    found = {key: group_of(key, per) for key in keys}
+    for key, group in found.items():
+        if group_of(f"s3://-/{key}.-", per) != group:
+            raise DatasetError(
+                f"{per!r} finds another group in the image key {key!r} than in the address of such an image, "
+                "which labelling goes by: give a regular expression that is not bound to the beginning or "
+                r"the end, such as 'cam\d+'"
+            )
+    named = {key: group for key, group in found.items() if group is not None}
+    if not named:
+        raise DatasetError(f"{per!r} finds no group in any image key, such as {keys[0]!r}")
+    return named
+
+
+def _outside(keys: Sequence[str], per_group: Mapping[str, str], per: str | None) -> list[str]:
+    """That some images belong to no group, in one line, or none."""
+    if per is None or len(per_group) == len(keys):
+        return []
+    count = len(keys) - len(per_group)
+    return [f"{count} of {len(keys)} images belong to no group by {per!r}: they prove nothing"]
 
 
 def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss | None:

@@ -159,7 +159,7 @@ def _mean_by_group(ious: NDArray[np.float64], groups: list[str]) -> NDArray[np.f
 
 
 def _require_promise(candidate: Labeler, url: str) -> None:
-    if candidate.policy is None or candidate.policy.threshold is None:
+    if candidate.policy is None or not candidate.policy.accepts_some:
         raise ModelError(f"{url} has no policy that accepts anything: run `segpipe calibrate` on it first")
 
 

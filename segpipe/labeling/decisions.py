@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.drift import Drift, detect_drift
-from segpipe.confidence.policy import check_policy_for_model, is_guarded
+from segpipe.confidence.group_drift import detect_group_drift
+from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
 from segpipe.manifests.policies import is_suspended, suspension_uri
+from segpipe.name_groups import group_of
+from segpipe.printable import printable
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -31,13 +34,15 @@ class Rules:
     """What decides about a shard's masks.
 
     audit_share (0 to 1) of the accepted ones people look at all the same. drifted: the run's scores are not
-    like the calibration's; suspended: the policy was shown broken; either way nothing is accepted.
+    like the calibration's; suspended: the policy was shown broken; either way nothing is accepted, and of
+    drifted_groups nothing of these groups (see policy.per).
     """
 
     policy: Policy | None
     audit_share: float
     drifted: bool
     suspended: bool
+    drifted_groups: frozenset[str] = frozenset()
 
 
 def decide(rows: Iterable[Row], rules: Rules) -> list[Row]:
@@ -54,7 +59,7 @@ def _decide(row: Row, rules: Rules) -> Row:
     decision, reason = _routed(row, rules.policy)
     if rules.suspended:
         decision, reason = "review", "suspended"
-    elif rules.drifted:
+    elif rules.drifted or (reason != "uncertified_group" and _is_of_drifted_group(row, rules)):
         decision, reason = "review", "drift"
     if decision == "review":  # a person sees it anyway, so it is no audit
         return replace(row, decision=decision, reason=reason, audit=False, inclusion_probability=1.0)
@@ -64,11 +69,20 @@ def _decide(row: Row, rules: Rules) -> Row:
     )
 
 
+def _is_of_drifted_group(row: Row, rules: Rules) -> bool:
+    assert rules.policy is not None  # which is what drift is tested against
+    per = rules.policy.per
+    return per is not None and group_of(row.image_uri, per) in rules.drifted_groups
+
+
 def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:
+    own = for_image(policy, row.image_uri)
+    if own is None or (policy.per is not None and own.threshold is None):
+        return "review", "uncertified_group"
     assert row.class_confidences is not None  # a labelled image has them
     score = math.nan if row.discriminator_score is None else row.discriminator_score
     by_class = [math.nan if value is None else value for value in row.class_confidences]
-    return route(score, by_class, policy, row.model_id)
+    return route(score, by_class, own, row.model_id)
 
 
 def route(
@@ -95,6 +109,41 @@ def tested_for_drift(
         return None
     scores = [row.discriminator_score for row in first_shard if row.discriminator_score is not None]
     return detect_drift(scores, policy, settings.drift_false_alarm_rate)
+
+
+def groups_tested_for_drift(
+    first_shard: Iterable[Row], policy: Policy | None, settings: LabelSettings
+) -> dict[str, Drift]:
+    """The same for each group that has a certificate of its own; nothing for a policy without such."""
+    if policy is None or policy.per is None:
+        return {}
+    scores = [
+        (row.image_uri, row.discriminator_score) for row in first_shard if row.discriminator_score is not None
+    ]
+    return detect_group_drift(scores, policy, settings.drift_false_alarm_rate)
+
+
+def groups_drifted(drifts: Mapping[str, Drift], settings: LabelSettings) -> frozenset[str]:
+    """The groups whose masks of the run all go to review."""
+    return frozenset(group for group, drift in drifts.items() if has_drifted(drift, settings))
+
+
+def log_group_drift(drifts: Mapping[str, Drift], run_id: str, settings: LabelSettings) -> None:
+    """Log the groups with an alarm, what it leads to and what to do about it."""
+    for group, drift in drifts.items():
+        if drift.alarm:
+            logger.warning(
+                "drift: the images of group %s in run %s are not like its calibration images: p = %.2g over "
+                "%d scores, alarm at %g; %s; look at the images, recalibrate or retrain",
+                printable(group),
+                run_id,
+                drift.p_value,
+                drift.n_scores,
+                drift.false_alarm_rate,
+                "masks are accepted as usual"
+                if settings.drift_warn_only
+                else "all masks of that group go to review, those of other groups do not",
+            )
 
 
 def has_drifted(drift: Drift | None, settings: LabelSettings) -> bool:
@@ -124,7 +173,7 @@ def log_drift(drift: Drift | None, run_id: str, settings: LabelSettings) -> None
 
 def find_suspension(output: str, policy: Policy | None) -> bool:
     """Whether the policy is suspended in OUTPUT; says so in the log, with the remedy. StorageError."""
-    if policy is None or policy.threshold is None or not is_suspended(output, policy.policy_id):
+    if policy is None or not policy.accepts_some or not is_suspended(output, policy.policy_id):
         return False
     logger.warning(
         "policy %s is suspended: the audit has shown that its promise is broken; all masks go to review "

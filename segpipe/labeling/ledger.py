@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,8 +17,11 @@ from segpipe.labeling.decisions import (
     Rules,
     decide,
     find_suspension,
+    groups_drifted,
+    groups_tested_for_drift,
     has_drifted,
     log_drift,
+    log_group_drift,
     tested_for_drift,
 )
 from segpipe.labeling.items import FinishedShard, ImageLabeler
@@ -39,7 +43,8 @@ logger = logging.getLogger(__name__)
 class Ledger:
     """The state of a run that is going on.
 
-    drift: the verdict on its first shard, None before it and where nothing is at stake; suspended: whether
+    drift: the verdict on its first shard, None before it and where nothing is at stake; drift_by_group: those
+    on the groups that have certificates of their own, none before it and without such; suspended: whether
     the policy was found suspended, which stays so to the run's end; tip: the part committed last.
     """
 
@@ -51,6 +56,7 @@ class Ledger:
     drift: Drift | None
     tip: Tip | None
     suspended: bool = False
+    drift_by_group: Mapping[str, Drift] = field(default_factory=dict)
 
     def commit(self, shard: FinishedShard) -> None:
         """Decide about the shard's masks and create its part, once the run surely holds its claim.
@@ -58,13 +64,16 @@ class Ledger:
         Raises RunError when the claim is lost, PolicyError, StorageError.
         """
         self.drift = self.drift or self._test_drift(shard)
+        self.drift_by_group = self.drift_by_group or self._test_groups(shard)
         self.suspended = self.suspended or find_suspension(self.plan.output, self.policy)
         drifted = has_drifted(self.drift, self.settings)
-        rules = Rules(self.policy, self.settings.audit_share, drifted, self.suspended)
+        drifted_groups = groups_drifted(self.drift_by_group, self.settings)
+        rules = Rules(self.policy, self.settings.audit_share, drifted, self.suspended, drifted_groups)
         rows = decide(shard.rows, rules)
         self.claim.require_newest()
         link = link_after(self.tip)
-        metadata = to_metadata(shard.seconds, shard.legs, shard.threads, self.drift) | link_metadata(link)
+        timing = (shard.seconds, shard.legs, shard.threads)
+        metadata = to_metadata(*timing, self.drift, self.drift_by_group) | link_metadata(link)
         digest = _commit(self.plan, shard.shard, rows_table(rows, self.classes, metadata))
         self.tip = Tip(link.number, digest) if digest else self._committed_meanwhile(shard.shard)
 
@@ -80,22 +89,41 @@ class Ledger:
         log_drift(drift, self.plan.run_id, self.settings)
         return drift
 
+    def _test_groups(self, first: FinishedShard) -> Mapping[str, Drift]:
+        drifts = groups_tested_for_drift(first.rows, self.policy, self.settings)
+        log_group_drift(drifts, self.plan.run_id, self.settings)
+        return drifts
+
 
 def open_ledger(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Ledger:
     """The ledger of a run, with what its committed parts say; keeps the policy in OUTPUT. StorageError."""
     parts = finished_parts(plan)
-    drift = _committed_drift(parts, plan, settings)
+    drift, drift_by_group = _committed_drift(parts, plan, settings)
     tip = find_tip(uri for _, uri in parts)
     if labeler.policy:
         keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
-    return Ledger(plan, labeler.policy, tuple(labeler.classes), settings, claim, drift, tip)
+    return Ledger(
+        plan,
+        labeler.policy,
+        tuple(labeler.classes),
+        settings,
+        claim,
+        drift,
+        tip,
+        drift_by_group=drift_by_group,
+    )
 
 
-def _committed_drift(parts: list[tuple[int, str]], plan: RunPlan, settings: LabelSettings) -> Drift | None:
-    """The verdict that the run's first part was committed with; None when there is no part or no verdict."""
-    drift = read_totals(min(parts)[1]).drift if parts else None
-    log_drift(drift, plan.run_id, settings)
-    return drift
+def _committed_drift(
+    parts: list[tuple[int, str]], plan: RunPlan, settings: LabelSettings
+) -> tuple[Drift | None, Mapping[str, Drift]]:
+    """The verdicts that the run's first part was committed with; none when there is no part or no verdict."""
+    if not parts:
+        return None, {}
+    first = read_totals(min(parts)[1])
+    log_drift(first.drift, plan.run_id, settings)
+    log_group_drift(first.drift_by_group, plan.run_id, settings)
+    return first.drift, first.drift_by_group
 
 
 def _commit(plan: RunPlan, shard: int, table: pa.Table) -> str | None:

@@ -6,15 +6,16 @@ import heapq
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.confidence.drift import Drift, drift_metadata, drift_of_metadata
+from segpipe.confidence.group_drift import group_drift_metadata, group_drift_of_metadata
 from segpipe.labeling.items import Legs, Threads, bottleneck, legs_of, per_thread
 from segpipe.labeling.plan import RunPlan, finished_parts
 from segpipe.manifests.parts import telling_damage
@@ -45,7 +46,8 @@ class RunSummary:
     row before the run was planned. seconds is the time spent labelling, over all resumes; legs are seconds
     per leg, summed over threads, bottleneck is the longest leg of the busier threads, None without work.
     reasons counts rows per reason, skipped the objects left aside. drift is what the drift gate found, None
-    when nothing could be accepted anyway or nothing was labelled. worst are up to ten failed images, one for
+    when nothing could be accepted anyway or nothing was labelled, and where the policy has certificates per
+    group, whose verdicts are in drift_by_group. worst are up to ten failed images, one for
     each reason among them, and the ten of the lowest confidence.
     """
 
@@ -69,6 +71,7 @@ class RunSummary:
     skipped: dict[str, int]
     drift: Drift | None
     worst: tuple[WorstImage, ...]
+    drift_by_group: Mapping[str, Drift] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,23 @@ class PartTotals:
     occupied: Legs
     drift: Drift | None
     worst: tuple[WorstImage, ...]
+    drift_by_group: Mapping[str, Drift]
 
 
-def to_metadata(seconds: float, legs: Legs, threads: Threads, drift: Drift | None) -> dict[str, str]:
+def to_metadata(
+    seconds: float,
+    legs: Legs,
+    threads: Threads,
+    drift: Drift | None,
+    drift_by_group: Mapping[str, Drift] = {},
+) -> dict[str, str]:
     """A part's own figures as the metadata it is committed with."""
     timing = {
         _SECONDS: repr(seconds),
         _LEGS: json.dumps(asdict(legs)),
         _OCCUPIED: json.dumps(asdict(per_thread(legs, threads))),
     }
-    return timing | drift_metadata(drift)
+    return timing | drift_metadata(drift) | group_drift_metadata(drift_by_group)
 
 
 def summarise_run(plan: RunPlan) -> RunSummary:
@@ -101,7 +111,7 @@ def summarise_run(plan: RunPlan) -> RunSummary:
 
 def _sum_parts(plan: RunPlan) -> PartTotals:
     uris = [uri for _, uri in finished_parts(plan)]
-    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), Legs(), None, ())
+    totals = PartTotals(Counter(), Counter(), 0.0, Legs(), Legs(), None, (), {})
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         for part in pool.map(read_totals, uris):
             totals = _add_totals(totals, part)
@@ -129,6 +139,7 @@ def _part_totals(table: pa.Table) -> PartTotals:
         occupied=legs_of(json.loads(metadata[_OCCUPIED.encode()])),
         drift=drift_of_metadata(metadata),
         worst=_worst(WorstImage(**row) for row in table.to_pylist()),
+        drift_by_group=group_drift_of_metadata(metadata),
     )
 
 
@@ -141,6 +152,7 @@ def _add_totals(one: PartTotals, other: PartTotals) -> PartTotals:
         one.occupied + other.occupied,
         one.drift or other.drift,
         _worst((*one.worst, *other.worst)),
+        one.drift_by_group or other.drift_by_group,
     )
 
 
@@ -185,4 +197,5 @@ def _summarise(plan: RunPlan, totals: PartTotals) -> RunSummary:
         skipped=plan.skipped,
         drift=totals.drift,
         worst=totals.worst,
+        drift_by_group=totals.drift_by_group,
     )

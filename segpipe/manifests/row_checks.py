@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from segpipe.confidence.audit_draw import is_drawn
-from segpipe.confidence.policy import Policy, display_confidence, holds_back
+from segpipe.confidence.policy import Policy, display_confidence, for_image, holds_back
 from segpipe.errors import FailureReason
+from segpipe.name_groups import group_of
 
 CHECKED_COLUMNS = (
     "image_uri",
@@ -31,7 +32,7 @@ CHECKED_COLUMNS = (
 )
 REASONS: Mapping[str, frozenset[str]] = {
     "accepted": frozenset({"confident"}),
-    "review": frozenset({"low_confidence", "no_policy", "drift", "suspended"}),
+    "review": frozenset({"low_confidence", "no_policy", "uncertified_group", "drift", "suspended"}),
     "failed": frozenset(get_args(FailureReason)),
 }
 CONFIDENCE_TOLERANCE = 1e-6
@@ -39,12 +40,13 @@ CONFIDENCE_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Grounds:
-    """What a part's rows were decided on: the kept policies by id, which of them are suspended, and whether
-    the part itself says that its run's images had drifted."""
+    """What a part's rows were decided on: the kept policies by id, which of them are suspended, and what the
+    part itself says of drift: whether all of its run's images had drifted, and which groups of them."""
 
     policies: Mapping[str, Policy]
     suspended: frozenset[str]
     drifted: bool
+    drifted_groups: frozenset[str] = frozenset()
 
 
 def row_problems(row: Mapping[str, Any], grounds: Grounds) -> Iterator[str]:
@@ -85,7 +87,13 @@ def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterat
         yield f"of model {row['model_id']} under a policy of model {policy.model_id}"
         return
     score = math.nan if row["discriminator_score"] is None else row["discriminator_score"]
-    yield from _reason(row, score, policy, grounds)
+    if (own := for_image(policy, row["image_uri"])) is None or (policy.per and own.threshold is None):
+        is_suspended = row["reason"] == "suspended" and policy.policy_id in grounds.suspended
+        if row["reason"] != "uncertified_group" and not is_suspended:
+            yield f"{row['reason']}, but its group of images has no certificate"
+    else:
+        yield from _reason(row, score, own, grounds)
+        yield from _drift(row, policy, grounds)
     yield from _audit(row)
     shown = display_confidence(policy, score)
     if row["confidence"] is None or not math.isclose(row["confidence"], shown, abs_tol=CONFIDENCE_TOLERANCE):
@@ -101,10 +109,16 @@ def _reason(row: Mapping[str, Any], score: float, policy: Policy, grounds: Groun
             yield f"low_confidence, but score {score:.6g} reaches the threshold and no guard holds it back"
         case "no_policy":
             yield f"no_policy, but policy_id {policy.policy_id}"
-        case "drift" if not grounds.drifted:
-            yield "drift, but its part tells of no alarm"
+        case "uncertified_group":
+            yield "uncertified_group, but there is a certificate for it"
         case "suspended" if policy.policy_id not in grounds.suspended:
             yield "suspended, but the policy is not"
+
+
+def _drift(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
+    group = None if policy.per is None else group_of(row["image_uri"], policy.per)
+    if row["reason"] == "drift" and not (grounds.drifted or group in grounds.drifted_groups):
+        yield "drift, but its part tells of no alarm"
 
 
 def _against_accepting(

@@ -13,7 +13,9 @@ import pyarrow as pa
 from segpipe.errors import FailureReason
 
 Decision = Literal["accepted", "review", "failed"]
-RoutingReason = Literal["confident", "low_confidence", "audit", "no_policy", "drift", "suspended"]
+RoutingReason = Literal[
+    "confident", "low_confidence", "audit", "no_policy", "uncertified_group", "drift", "suspended"
+]
 Reason = RoutingReason | FailureReason
 
 FARTHEST_AHEAD = timedelta(days=366)  # of a stamp; no clock is wrong by more, so that is damage

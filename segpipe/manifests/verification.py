@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from segpipe import storage
 from segpipe.concurrency import ordered_map
 from segpipe.confidence.drift import drift_of_metadata
+from segpipe.confidence.group_drift import group_drift_of_metadata
 from segpipe.confidence.policy import Policy
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import compacted
@@ -168,12 +169,12 @@ def _check_parts(
         for key, content in ordered_map(pool, read, listed, 2 * _READERS):
             bar.advance()
             try:
-                link, drifted, table = _parse_part(key, content)
+                link, drifted, drifted_groups, table = _parse_part(key, content)
             except StorageError as error:
                 found.add("part", key, str(error))
                 continue
             checked.append(ChainedPart(key, part_digest(content), link))
-            _check_rows(key, table, Grounds(policies, suspended, drifted), found)
+            _check_rows(key, table, Grounds(policies, suspended, drifted, drifted_groups), found)
             unknown |= set(table["policy_id"].unique().to_pylist()) - policies.keys() - {None}
             connection.register("new", table)
             connection.execute(_ADD_ROWS, {"part": key})
@@ -191,13 +192,17 @@ def _keys_of_parts(output: str, found: Findings) -> list[str]:
     return [key for key in keys if PART_NAME.fullmatch(key)]
 
 
-def _parse_part(key: str, content: bytes) -> tuple[Any, bool, pa.Table]:
-    """A part's link, whether it tells of a drift alarm, and its rows. StorageError for a damaged one."""
+def _parse_part(key: str, content: bytes) -> tuple[Any, bool, frozenset[str], pa.Table]:
+    """A part's link, whether it tells of a drift alarm, of which groups, and its rows.
+
+    StorageError for a damaged one.
+    """
     table = part_rows(key, content)
     with telling_damage(key):
         metadata = pq.read_metadata(pa.BufferReader(content)).metadata or {}
         drift = drift_of_metadata(metadata)
-        return link_of_metadata(metadata), drift is not None and drift.alarm, table
+        alarmed = frozenset(group for group, one in group_drift_of_metadata(metadata).items() if one.alarm)
+        return link_of_metadata(metadata), drift is not None and drift.alarm, alarmed, table
 
 
 def _check_rows(key: str, table: pa.Table, grounds: Grounds, found: Findings) -> None:

@@ -13,6 +13,7 @@ from scipy.stats import rankdata
 from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
 from segpipe.confidence.selective import SelectiveMetrics
+from segpipe.printable import printable
 from segpipe.redaction import redact
 from segpipe.reports.measured import Measured, Routing, routing_under
 from segpipe.reports.page import (
@@ -159,11 +160,23 @@ def _policy_part(measured: Measured, policy: Policy | None, about: ReportFacts) 
 
 def _policy_facts(policy: Policy) -> Iterator[tuple[str, str]]:
     yield "policy", f"{policy.policy_id}, made {policy.created_at}"
-    yield "threshold", "none" if policy.threshold is None else f"{policy.threshold:.6g}"
+    yield from thresholds(policy)
     for guard in policy.guards:
         yield "guard", f"{guard.class_name} below {guard.min_confidence:g} goes to review"
     if policy.calibration_error is not None:
         yield "calibration error", f"{policy.calibration_error:.3f}, on calibration images not fitted to"
+
+
+def thresholds(policy: Policy) -> Iterator[tuple[str, str]]:
+    """The score from which masks are accepted, of all images or of each group by itself."""
+    if policy.per is None:
+        yield "threshold", _shown_threshold(policy.threshold)
+    for one in policy.certificates:
+        yield f"threshold of {printable(one.group)}", _shown_threshold(one.threshold)
+
+
+def _shown_threshold(threshold: float | None) -> str:
+    return "none" if threshold is None else f"{threshold:.6g}"
 
 
 def _outcome(measured: Measured, routing: Routing) -> Iterator[Figure]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from segpipe.confidence.promise import promise
 from segpipe.reports import summary as words
+from segpipe.reports.content import thresholds
 from segpipe.review.audit import in_words, waiting_in_words
 from segpipe.tables import columns
 
@@ -22,7 +23,7 @@ def policy_lines(policy: Policy) -> list[tuple[str, str]]:
     error = policy.calibration_error
     return [
         ("promise", promise(policy)),
-        ("threshold", str(policy.threshold)),
+        *thresholds(policy),
         *(("guard", guard) for guard in guards),
         (
             "calibration error",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.confidence.policy import BadFractionPromise, Policy, is_guarded
+from segpipe.confidence.policy import BadFractionPromise, Policy, for_image, is_guarded
 
 if TYPE_CHECKING:
     from segpipe.evaluation.measure import Measurements
@@ -59,10 +59,16 @@ def measured_images(measurements: Measurements) -> Measured:
     )
 
 
+def _threshold(policy: Policy, key: str) -> float:
+    """Of the image of this key; above all scores where nothing is accepted."""
+    own = for_image(policy, key)
+    return math.inf if own is None or own.threshold is None else own.threshold
+
+
 def routing_under(policy: Policy, measured: Measured) -> Routing:
     """What the policy's threshold and guards do with these images."""
     scores = measured.routing_scores
-    threshold = math.inf if policy.threshold is None else policy.threshold
+    threshold = [_threshold(policy, key) for key in measured.keys]
     promised = policy.promised
     min_iou = promised.min_iou if isinstance(promised, BadFractionPromise) else None
     guarded = np.array([is_guarded(policy, row) for row in measured.class_confidences.tolist()], dtype=bool)

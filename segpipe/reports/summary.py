@@ -12,6 +12,7 @@ from segpipe.confidence.promise import promise
 from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.policies import suspension_uri
+from segpipe.printable import printable
 from segpipe.redaction import redact
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from segpipe.models.labeler import Passes
     from segpipe.tiles import Tiling
 
-_REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "drift", "suspended"})
+_REVIEWED = frozenset({"low_confidence", "audit", "no_policy", "uncertified_group", "drift", "suspended"})
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def drift_line(summary: RunSummary) -> str | None:
     """Whether the scores still look like the calibration's; None when nothing could be accepted anyway."""
     drift = summary.drift
     if drift is None:
-        return None
+        return _group_drift_line(summary)
     rate = f"{drift.false_alarm_rate:g}"
     if drift.p_value is None:
         return f"not tested: too few scores ({drift.n_scores}) for a false alarm rate of {rate}"
@@ -74,6 +75,30 @@ def drift_line(summary: RunSummary) -> str | None:
         f"ALARM, the images are not like the calibration images ({tested}); "
         f"{'all masks went to review' if reviewed else 'only warned of, masks were accepted'}: "
         "look at the images, recalibrate or retrain"
+    )
+
+
+def _group_drift_line(summary: RunSummary) -> str | None:
+    """The same of groups that are tested by themselves; None without such."""
+    drifts = summary.drift_by_group
+    if not drifts:
+        return None
+    alarmed = {group: drift for group, drift in drifts.items() if drift.alarm}
+    untested = sum(drift.p_value is None for drift in drifts.values())
+    rest = (
+        f"{len(drifts) - len(alarmed) - untested} groups show none, {untested} have too few scores for a test"
+    )
+    if not alarmed:
+        return f"none found ({rest})"
+    named = ", ".join(
+        f"{printable(group)} (p = {drift.p_value:.2g} over {drift.n_scores} scores, alarm at "
+        f"{drift.false_alarm_rate:.2g})"
+        for group, drift in alarmed.items()
+    )
+    what = "their masks went to review" if "drift" in summary.reasons else "only warned of"
+    return (
+        f"ALARM, not like their calibration images: {named}; {what}; {rest}: look at the images, "
+        "recalibrate or retrain"
     )
 
 

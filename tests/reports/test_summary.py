@@ -52,7 +52,7 @@ def test_decisions_are_listed_accepted_first_with_their_share() -> None:
 
 
 def test_every_reason_of_the_manifest_belongs_to_the_decision_it_has_there() -> None:
-    review = ["low_confidence", "audit", "no_policy", "drift", "suspended"]
+    review = ["low_confidence", "audit", "no_policy", "uncertified_group", "drift", "suspended"]
     failed = ["unreadable", "unsupported", "too_large", "storage", "inference"]
     counts = words.decision_counts(changed(reasons=dict.fromkeys(["confident", *review, *failed], 1)))
     decisions = {count.reason: count.decision for count in counts}
