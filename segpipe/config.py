@@ -528,6 +528,13 @@ class CalibrateSettings(_Settings):
         "groups.csv says, and without one images are independent. Frames of one video are not: they count as "
         "one, else the promise is void.",
     )
+    promise_about: Literal["groups", "masks"] = Field(
+        "groups",
+        description="What is drawn at random in what is promised, where images belong to groups: an image of "
+        "a random group, so that each group weighs one, or a mask among all that are accepted, so that large "
+        "groups weigh more. The promise about masks takes more groups, the more their sizes differ; groups "
+        "to come must be no larger than the largest of these.",
+    )
     per: RegularExpression | None = Field(
         None,
         description="Regular expression that finds in an image's key, and in its address when it is "

@@ -100,14 +100,24 @@ def _compiles(pattern: str) -> bool:
 def _counts(policy: Policy) -> Iterator[str]:
     if not 1 <= policy.n_calibration <= policy.n_images:
         yield f"n_calibration {policy.n_calibration} is not from 1 to n_images {policy.n_images}"
-    if policy.accepted > policy.n_calibration:
+    if policy.whole_groups is not None:
+        yield from _counts_of_whole_groups(policy, policy.whole_groups)
+    elif policy.accepted > policy.n_calibration:
         yield f"accepted {policy.accepted} is more than n_calibration {policy.n_calibration}"
-    if policy.accepted + (policy.held_back or 0) > policy.n_calibration:
+    elif policy.accepted + (policy.held_back or 0) > policy.n_calibration:
         yield f"accepted {policy.accepted} and held_back {policy.held_back} are more than n_calibration"
     suffice = policy.labelled_images_needed == 0
     # Of masks there may be enough where it is a class that is not proven.
     if suffice != (policy.threshold is not None) and not (suffice and policy.class_promises):
         yield "labelled_images_needed is 0 with a threshold, and never without"
+
+
+def _counts_of_whole_groups(policy: Policy, n_groups: int) -> Iterator[str]:
+    """Then accepted counts images; at least two a group, and one of each group was drawn, or of some."""
+    if policy.promises_about is None or not 1 <= 2 * n_groups <= policy.n_images:
+        yield f"whole_groups {n_groups} of n_images {policy.n_images}"
+    if policy.accepted > policy.n_images or policy.n_calibration > n_groups:
+        yield f"accepted {policy.accepted} of n_images {policy.n_images} in whole_groups {n_groups}"
 
 
 def _score_map(policy: Policy) -> Iterator[str]:
@@ -139,10 +149,10 @@ def _found(promised: MaskPromise) -> float | None:
 
 
 def _with(policy: Policy, threshold: float) -> Iterator[str]:
-    if not 1 <= policy.accepted <= _most_accepted(policy, threshold):
-        yield f"so many of those scores are not at least threshold {threshold:g}: accepted {policy.accepted}"
-    if policy.accepted < _fewest_accepted(policy, threshold):
-        yield f"more of those scores are at least threshold {threshold:g}: accepted {policy.accepted}"
+    if policy.accepted < 1:
+        yield f"with a threshold accepted {policy.accepted}"
+    elif policy.whole_groups is None:
+        yield from _counted_by_quantiles(policy, threshold)
     if policy.p_value > 1 - policy.confidence:
         yield f"p_value {policy.p_value:g} is above 1 - confidence {policy.confidence:g}"
     match policy.promised.target:
@@ -152,6 +162,13 @@ def _with(policy: Policy, threshold: float) -> Iterator[str]:
             yield from _averaged(policy, policy.promised)
         case "classes":
             yield from _of_classes_alone(policy)
+
+
+def _counted_by_quantiles(policy: Policy, threshold: float) -> Iterator[str]:
+    if policy.accepted > _most_accepted(policy, threshold):
+        yield f"so many of those scores are not at least threshold {threshold:g}: accepted {policy.accepted}"
+    if policy.accepted < _fewest_accepted(policy, threshold):
+        yield f"more of those scores are at least threshold {threshold:g}: accepted {policy.accepted}"
 
 
 def _most_accepted(policy: Policy, threshold: float) -> int:
@@ -221,17 +238,24 @@ def _counted_bad(policy: Policy, promised: BadFractionPromise) -> Iterator[str]:
     if promised.bad is None or promised.bad > policy.accepted:
         yield f"bad {promised.bad} of accepted {policy.accepted}"
         return
+    if policy.whole_groups is not None:
+        yield from _bet(policy, promised.max_bad_fraction, policy.whole_groups)
+        return
     p_value = float(binom.cdf(promised.bad, policy.accepted, promised.max_bad_fraction))
     if not math.isclose(policy.p_value, p_value, rel_tol=TOLERANCE):
         yield f"p_value {policy.p_value:g} of {promised.bad} bad of {policy.accepted} is {p_value:g}"
 
 
 def _averaged(policy: Policy, promised: MeanLossPromise) -> Iterator[str]:
-    """The losses are not there; but no bet wins more than the largest one on a loss of 0."""
     if promised.mean_loss is None:
         yield "mean_loss is null with a threshold"
-    limit = promised.max_mean_loss
-    log_smallest = -policy.accepted * math.log1p(LARGEST_BET * limit / (1 - limit))
+    n_bets = policy.accepted if policy.whole_groups is None else policy.whole_groups
+    yield from _bet(policy, promised.max_mean_loss, n_bets)
+
+
+def _bet(policy: Policy, limit: float, n_bets: int) -> Iterator[str]:
+    """The losses are not there; but no bet wins more than the largest one on a loss of 0."""
+    log_smallest = -n_bets * math.log1p(LARGEST_BET * limit / (1 - limit))
     if policy.p_value < math.exp(log_smallest) * (1 - TOLERANCE):
         yield f"p_value {policy.p_value:g} is too small for accepted {policy.accepted}"
 

@@ -177,6 +177,24 @@ def one_per_group(group: Sequence[object]) -> NDArray[np.int64]:
     of the images within their group, and in no group on the size of another. Raises PolicyError for an image
     without a label (None, NaN or empty): it may belong with any other.
     """
+    labels, sizes = _labels(group)
+    drawn = np.floor(np.random.default_rng(SEED).random(len(sizes)) * sizes).astype(np.int64)
+    return np.argsort(labels, kind="stable")[np.cumsum(sizes) - sizes + drawn]
+
+
+def one_per_group_by_size(group: Sequence[object]) -> NDArray[np.int64]:
+    """As one_per_group, of groups that are kept in proportion to their size, the largest one surely.
+
+    So each image drawn is a random one of all images, and no two are of one group.
+    """
+    rows = one_per_group(group)
+    _, sizes = _labels(group)
+    kept = np.random.default_rng(SEED + 1).random(len(sizes)) < sizes / sizes.max(initial=1)
+    return rows[kept]
+
+
+def _labels(group: Sequence[object]) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+    """The label of each image as text, and how many images have each, in the order of the labels."""
     for row, label in enumerate(group):
         if label is None or label == "" or label != label:
             raise PolicyError(
@@ -184,10 +202,7 @@ def one_per_group(group: Sequence[object]) -> NDArray[np.int64]:
                 "none a name of its own"
             )
     labels = np.asarray([str(label) for label in group])
-    _, sizes = np.unique(labels, return_counts=True)
-    rows_by_group = np.argsort(labels, kind="stable")
-    drawn = np.floor(np.random.default_rng(SEED).random(len(sizes)) * sizes).astype(np.int64)
-    return rows_by_group[np.cumsum(sizes) - sizes + drawn]
+    return labels, np.unique(labels, return_counts=True)[1]
 
 
 def candidate_thresholds(scores: ArrayLike, coverages: Sequence[float]) -> tuple[float, ...]:

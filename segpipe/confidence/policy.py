@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
+from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
 from segpipe.metrics import UNNAMED_RULE, IouRule
@@ -27,7 +28,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
-PromiseAbout = Literal["groups", "masks"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,8 @@ class GroupCertificate:
     n_images: Count
     labelled_images_needed: Count | None
     held_back: Count
+    largest_group: Count | None
+    whole_groups: Count | None
     score_quantiles: tuple[float, ...]
     class_promises: tuple[ClassPromise, ...]
 
@@ -155,8 +157,10 @@ class Policy:
     `class_promises` hold as well, with the same threshold. `group_by` is the pattern (see name_groups) that
     made the calibration images' groups, None where there are none or a table named them; `promises_about`
     says what is drawn at random where there are: an image of a random group, so that each group weighs one,
-    or an accepted mask, so that each image does. `tested_on` whole_groups: the test used all images of each
-    group, and `accepted` and `bad` count images, not groups. With `per`, a pattern, `certificates` stand for
+    or an accepted mask, of groups of at most `largest_group` images, so that each image does (then the
+    n_calibration images were drawn from groups kept in proportion to their size). Where the test of the
+    promise about masks used all images of so many `whole_groups`, `accepted` and what was found among them
+    count images. With `per`, a pattern, `certificates` stand for
     each group of images by itself, the policy's own threshold is None, and what has no certificate is
     reviewed. `calibration_error_floor` is the calibration error that a perfect map would show on so many
     images.
@@ -189,7 +193,8 @@ class Policy:
     class_promises: tuple[ClassPromise, ...] = ()
     group_by: str | None = None
     promises_about: PromiseAbout | None = None
-    tested_on: Literal["whole_groups"] | None = None
+    largest_group: Count | None = None
+    whole_groups: Count | None = None
     per: str | None = None
     certificates: tuple[GroupCertificate, ...] = ()
     calibration_error_floor: Share | None = None

@@ -25,8 +25,7 @@ def promise(policy: Policy) -> str:
         return _by_group(policy, target)
     if policy.threshold is not None:
         return f"{target} ({_evidence(policy)})"
-    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
-    return f"nothing is accepted: {counted} cannot prove that {target}; {_remedy(policy)}"
+    return f"nothing is accepted: {_rests_on(policy)} cannot prove that {target}; {_remedy(policy)}"
 
 
 def _by_group(policy: Policy, target: str) -> str:
@@ -57,8 +56,13 @@ def _some(named: list[str]) -> list[str]:
 
 
 def _evidence(policy: Policy) -> str:
-    counted = _counted(policy.n_calibration, _is_grouped(policy), "calibration")
-    return f"accepted {policy.accepted} of {counted}{''.join(f', {found}' for found in _found(policy))}"
+    return f"accepted {policy.accepted} of {_rests_on(policy)}{''.join(f', {one}' for one in _found(policy))}"
+
+
+def _rests_on(policy: Policy) -> str:
+    if policy.whole_groups is not None:
+        return f"{_counted(policy.n_images, False, 'calibration')} in {policy.whole_groups} groups"
+    return _counted(policy.n_calibration, _is_grouped(policy), "calibration")
 
 
 def _is_grouped(policy: Policy) -> bool:
@@ -66,7 +70,10 @@ def _is_grouped(policy: Policy) -> bool:
 
 
 def _weights(policy: Policy) -> str:
-    return ", each group of images counting once" if _is_grouped(policy) else ""
+    if policy.promises_about == "masks":
+        return f", each mask counting once, of groups of at most {policy.largest_group} images"
+    is_about_groups = policy.promises_about == "groups" and policy.n_calibration < policy.n_images
+    return ", each group of images counting once" if is_about_groups or _is_grouped(policy) else ""
 
 
 def _wanted(policy: Policy) -> str:

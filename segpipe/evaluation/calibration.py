@@ -59,6 +59,11 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     dataset = open_matching_dataset(labeler, settings.data)
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
     names = image_groups(dataset, keys, settings.group_by)
+    if names is None and settings.promise_about == "masks":
+        raise DatasetError(
+            f"{settings.data} has no groups, so its images are drawn one by one and a promise about a random "
+            "mask is the usual one: leave out --promise-about, or name groups with --group-by"
+        )
     groups = None if names is None else dict(zip(keys, names, strict=True))
     per_group = _certified_apart(keys, settings.per)
     calibration_fingerprint = fingerprint(dataset, settings.split)
@@ -84,6 +89,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         datetime.now(UTC).isoformat(timespec="seconds"),
         group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
         group_by=settings.group_by,
+        promise_about=settings.promise_about,
         per=settings.per,
         per_group=[per_group.get(one.key) for one in compress(facts.usable, labelled)],
         guards=guards,
