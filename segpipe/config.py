@@ -627,6 +627,15 @@ class QueueSettings(_Settings):
     minutes: float | None = Field(
         None, gt=0, description="At most as many masks as take so long, by the median of the reviews so far."
     )
+    random_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Share (0 to 1) of the doubtful masks asked for that is drawn at random, whatever their "
+        "order or class: what the next model learns from those stands for all that nobody has looked at. A "
+        "fifth costs little of what a minute buys; with 0 corrections count hard images more than the bucket "
+        "has them.",
+    )
 
 
 def _without_control(title: str) -> str:

@@ -91,6 +91,10 @@ def item_id(image_uri: str, image_etag: str, model_id: str, mask_sha256: str) ->
     return hashlib.sha256("\n".join((image_uri, image_etag, model_id, mask_sha256)).encode()).hexdigest()[:32]
 
 
+# The same in SQL, of a manifest row.
+ITEM_ID = "left(sha256(concat_ws(chr(10), image_uri, image_etag, model_id, mask_sha256)), 32)"
+
+
 def append_reviews(output: str, reviews: Iterable[Review]) -> list[Review]:
     """Add the decisions that the log does not have yet; returns those added. Raises StorageError."""
     candidates = {review.review_id: review for review in reviews}

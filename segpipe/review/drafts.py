@@ -15,7 +15,7 @@ from segpipe.errors import ArchivedError, DeniedError, ImageError, NotFoundError
 from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
-from segpipe.review.queue import QueueItem
+from segpipe.review.queue_item import QueueItem
 from segpipe.review.tasks import ITEM_ID
 
 # Label Studio and browsers cut blanks off the ends of an address, and drop control characters from it.

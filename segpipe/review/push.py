@@ -18,7 +18,8 @@ from segpipe.review.drafts import draft_task, why_not_shown
 from segpipe.review.label_config import label_config, require_labels
 from segpipe.review.label_studio import LabelStudio, Project, RefusedError, in_one_line
 from segpipe.review.model_classes import classes_by_model
-from segpipe.review.queue import QueueItem, make_queue
+from segpipe.review.queue import take_queue
+from segpipe.review.queue_item import QueueItem
 from segpipe.review.tasks import IMAGE_URI, ListedTask, listed_tasks
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def push(output: str, settings: PushSettings, chosen: QueueSettings, server: Lab
     A mask that cannot be sent is left out and named. A push that was killed is finished by the next one, and
     a task that lost its draft in the server is sent again. Raises ReviewError, StorageError, NotFoundError.
     """
-    queue = make_queue(output, chosen)
+    queue = take_queue(output, chosen)
     classes = classes_of(output)
     project = _project(server, settings.project, classes)
     _remove_bare(server, project)

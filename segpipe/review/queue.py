@@ -1,50 +1,37 @@
-"""What people should look at next: doubtful masks by what a minute buys, and the audits hidden among them."""
+"""What people should look at next: doubtful masks, and the audits hidden among them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+import duckdb
 
 from segpipe import storage
 from segpipe.config import QueueSettings
-from segpipe.errors import RunError
-from segpipe.manifests.query import query
-from segpipe.manifests.reviews import item_id
+from segpipe.errors import AlreadyExistsError, RunError
+from segpipe.manifests.queues import Selection, add_selection, read_selected
 from segpipe.manifests.store import classes_of
+from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
+from segpipe.review.draw import Order, choose_doubtful
+from segpipe.review.queue_item import QueueItem, queue_item
 
 MINUTES_AT_FIRST = 2.0  # per mask, until there are reviews that say how long one takes
 
-_MINUTES = "SELECT median(minutes) AS minutes FROM reviews WHERE minutes > 0"
+_MINUTES = "SELECT median(minutes) FROM reviews WHERE minutes > 0"
+_WAITING = "SELECT count(*) FROM review_queue"
 # Audits count in the order in which they were labelled, up to the oldest open one: so the oldest come first.
 _AUDITS = """
     SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, confidence, audit
     FROM review_queue WHERE audit
     ORDER BY labeled_at, run_id, shard, image_uri LIMIT $limit"""
-_DOUBTFUL = """
-    SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, confidence, audit
-    FROM review_queue WHERE NOT audit AND $chosen
-    ORDER BY $order, image_uri LIMIT $limit"""
 _LOWEST_CONFIDENCE = "confidence NULLS FIRST"
 # Of each class its share of the pixels, as far as its label is doubtful: the expected share of wrong pixels.
 _MOST_WRONG_PIXELS = """
     list_sum(list_transform(list_zip(class_fractions, class_confidences),
         lambda one: one[1] * (1 - coalesce(one[2], 0)))) DESC NULLS FIRST"""
-
-
-@dataclass(frozen=True)
-class QueueItem:
-    """A mask to look at. is_audit is for whoever keeps count, never for the reviewer."""
-
-    item_id: str
-    image_uri: str
-    mask_uri: str
-    mask_sha256: str
-    model_id: str
-    confidence: float | None
-    is_audit: bool
 
 
 @dataclass(frozen=True)
@@ -56,38 +43,71 @@ class Queue:
     minutes: float
 
 
+@dataclass(frozen=True)
+class _Proposed:
+    """A queue, and what it would add, under this number, to what was selected before."""
+
+    queue: Queue
+    number: int
+    selection: Selection
+
+
 def make_queue(output: str, settings: QueueSettings) -> Queue:
     """The masks under OUTPUT that fit the budget.
 
-    All open audits that do, oldest first, and then doubtful masks in the order asked for; the audits stand
-    among them at places that say nothing. Raises NotFoundError, StorageError, RunError for an unknown class.
+    All open audits that do, oldest first, and then doubtful masks: a share drawn at random, the others in the
+    order asked for. Audits and draws stand among the others at places that say nothing. The same queue for
+    all who ask, until a push records it or a decision comes. Raises NotFoundError, StorageError, RunError for
+    an unknown class.
     """
+    return _propose(storage.normalise(output), settings).queue
+
+
+def take_queue(output: str, settings: QueueSettings) -> Queue:
+    """As make_queue, with a record of what was chosen and drawn, written before anyone is asked."""
     output = storage.normalise(output)
-    minutes_each = _minutes_each(output)
-    limit = _limit(settings, minutes_each)
-    audits = _items(output, _AUDITS.replace("$limit", str(limit)))
-    doubtful = _items(output, _doubtful(output, settings, limit - len(audits)))
-    items = mixed(audits, doubtful)
-    (counted,) = query(output, "SELECT count(*) AS waiting FROM review_queue").to_pylist()
-    return Queue(tuple(items), counted["waiting"], len(items) * minutes_each)
+    while True:
+        proposed = _propose(output, settings)
+        if not (proposed.selection.drawn or proposed.selection.chosen):
+            return proposed.queue
+        try:
+            add_selection(output, proposed.number, proposed.selection)
+        except AlreadyExistsError:
+            continue  # another push was quicker: what it has drawn is drawn
+        return proposed.queue
 
 
-def mixed(audits: Sequence[QueueItem], doubtful: Sequence[QueueItem]) -> list[QueueItem]:
+def _propose(output: str, settings: QueueSettings) -> _Proposed:
+    selected = read_selected(output)
+    order = _order(output, settings)
+    with open_views(output) as connection:
+        minutes_each = _minutes_each(connection)
+        limit = _limit(settings, minutes_each)
+        audits = _audits(connection, limit)
+        room = limit - len(audits)
+        doubtful = choose_doubtful(connection, selected, order, room, settings.random_share)
+        (waiting,) = connection.sql(_WAITING).fetchall()[0]
+    items = mixed([*audits, *doubtful.drawn], doubtful.chosen)
+    queue = Queue(tuple(items), waiting, len(items) * minutes_each)
+    return _Proposed(queue, selected.next_number, doubtful.selection)
+
+
+def mixed(hidden: Sequence[QueueItem], others: Sequence[QueueItem]) -> list[QueueItem]:
     """Both in one row, each in its own order; who stands where is drawn by a digest of the items."""
-    total = len(audits) + len(doubtful)
-    places = sorted(range(total), key=lambda place: _draw([*audits, *doubtful][place], place))
-    of_audits = set(places[: len(audits)])
-    remaining = {True: iter(audits), False: iter(doubtful)}
-    return [next(remaining[place in of_audits]) for place in range(total)]
+    items = [*hidden, *others]
+    places = sorted(range(len(items)), key=lambda place: _draw(items[place], place))
+    of_hidden = set(places[: len(hidden)])
+    remaining = {True: iter(hidden), False: iter(others)}
+    return [next(remaining[place in of_hidden]) for place in range(len(items))]
 
 
 def _draw(item: QueueItem, place: int) -> bytes:
     return hashlib.sha256(f"segpipe.queue\n{item.item_id}\n{place}".encode()).digest()
 
 
-def _minutes_each(output: str) -> float:
-    (found,) = query(output, _MINUTES).to_pylist()
-    return MINUTES_AT_FIRST if found["minutes"] is None else float(found["minutes"])
+def _minutes_each(connection: duckdb.DuckDBPyConnection) -> float:
+    (found,) = connection.sql(_MINUTES).fetchall()[0]
+    return MINUTES_AT_FIRST if found is None else float(found)
 
 
 def _limit(settings: QueueSettings, minutes_each: float) -> int:
@@ -95,13 +115,17 @@ def _limit(settings: QueueSettings, minutes_each: float) -> int:
     return min(fits, settings.limit)
 
 
-def _doubtful(output: str, settings: QueueSettings, limit: int) -> str:
-    order, chosen = {"confidence": _LOWEST_CONFIDENCE, "gain": _MOST_WRONG_PIXELS}[settings.order], "true"
-    if settings.class_name is not None:
-        place = _class_place(output, settings.class_name)
-        chosen = f"class_fractions[{place}] > 0"
-        order = f"class_fractions[{place}] * (1 - coalesce(class_confidences[{place}], 0)) DESC"
-    return _DOUBTFUL.replace("$chosen", chosen).replace("$order", order).replace("$limit", str(limit))
+def _audits(connection: duckdb.DuckDBPyConnection, limit: int) -> list[QueueItem]:
+    rows = connection.sql(_AUDITS.replace("$limit", str(limit))).to_arrow_table().to_pylist()
+    return [queue_item(row) for row in rows]
+
+
+def _order(output: str, settings: QueueSettings) -> Order:
+    if settings.class_name is None:
+        return Order("true", {"confidence": _LOWEST_CONFIDENCE, "gain": _MOST_WRONG_PIXELS}[settings.order])
+    place = _class_place(output, settings.class_name)
+    doubt = f"class_fractions[{place}] * (1 - coalesce(class_confidences[{place}], 0))"
+    return Order(f"coalesce(class_fractions[{place}] > 0, false)", f"{doubt} DESC")
 
 
 def _class_place(output: str, name: str) -> int:
@@ -110,20 +134,3 @@ def _class_place(output: str, name: str) -> int:
     if name not in classes:
         raise RunError(f"no class {name!r} under {redact(output)}: there are {', '.join(classes)}")
     return classes.index(name) + 1
-
-
-def _items(output: str, sql: str) -> list[QueueItem]:
-    return [_item(row) for row in query(output, sql).to_pylist()]
-
-
-def _item(row: dict[str, Any]) -> QueueItem:
-    name = item_id(row["image_uri"], row["image_etag"], row["model_id"], row["mask_sha256"])
-    return QueueItem(
-        name,
-        row["image_uri"],
-        row["mask_uri"],
-        row["mask_sha256"],
-        row["model_id"],
-        row["confidence"],
-        row["audit"],
-    )

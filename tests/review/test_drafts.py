@@ -15,7 +15,7 @@ from segpipe.errors import ArchivedError, DeniedError, ReviewError, StorageError
 from segpipe.images import class_palette, encode_mask
 from segpipe.review.brush import decode_brush
 from segpipe.review.drafts import draft_task
-from segpipe.review.queue import QueueItem
+from segpipe.review.queue_item import QueueItem
 
 CLASSES = ("road", "car")
 MASK = np.array([[0, 0, 1], [0, 1, 0]], np.uint8)

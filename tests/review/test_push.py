@@ -27,6 +27,7 @@ from segpipe.config import PushSettings, QueueSettings
 from segpipe.errors import ReviewError
 from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.query import query
+from segpipe.manifests.queues import read_selected
 from segpipe.review.label_config import label_config
 from segpipe.review.label_studio import open_label_studio
 from segpipe.review.push import SENDINGS, TASKS_PER_REQUEST, push
@@ -235,6 +236,22 @@ def test_killed_at_any_request_a_push_is_finished_by_the_next(
             break
     assert ("POST", "import") in requests
     assert len(requests) == survived, "all were tried"
+
+
+def test_what_a_killed_push_had_drawn_is_drawn(made: ReviewedOutput, monkeypatch: pytest.MonkeyPatch) -> None:
+    made.label(*(f"https://raw/{number:02d}.png" for number in range(20)))
+    asked = {"limit": 10, "random_share": 0.5}
+    with fake_studio() as studio:
+        with monkeypatch.context() as patched:
+            killing(patched, 0, after=False)
+            with pytest.raises(KilledError):
+                made.push(studio, **asked)
+        (before,) = read_selected(made.root).selections.values()
+        assert len(before.drawn) == 5
+        assert made.push(studio, **asked).pushed == 10
+        sent = {task["data"]["segpipe_item_id"] for task in studio.tasks.values()}
+        assert sent == {*before.drawn, *before.chosen}
+        assert len(read_selected(made.root).selections) == 1
 
 
 def killing(patched: pytest.MonkeyPatch, survived: int, *, after: bool) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from segpipe import storage
-from segpipe.config import CalibrateSettings, TrainSettings
+from segpipe.config import CalibrateSettings, QueueSettings, TrainSettings
 from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.evaluation.calibration import calibrate
@@ -25,6 +25,7 @@ from segpipe.images import class_palette, encode_mask
 from segpipe.manifests.reviews import Review, append_reviews, item_id
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
+from segpipe.review.queue import take_queue
 from segpipe.training.corrections import Correction, find_corrections, read_correction, weights
 from segpipe.training.run import train
 
@@ -141,6 +142,68 @@ def test_corrections_are_read_and_compared_in_the_data_sets_range(
     (found,) = find_corrections([reviewed.output], dataset)
     assert found.image_uri == str(other)
     assert np.array_equal(read_correction(found, dataset)[0], np.repeat(grey[::-1, :, None], 3, axis=2))
+
+
+def test_under_a_budget_the_accepted_half_weighs_half(
+    reviewed: Reviewed, make_row: Callable[..., Row], caplog: pytest.LogCaptureFixture
+) -> None:
+    """1,000 masks, half of them accepted; ten audits and 90 doubtful masks fit the budget."""
+    rows = []
+    for n in range(1000):
+        image = reviewed.raw / f"{n:04d}.png"
+        decided = {"decision": "accepted", "audit": n < 10, "inclusion_probability": 0.02}
+        waiting = {"decision": "review", "confidence": n / 1000, "inclusion_probability": 1.0}
+        rows.append(
+            make_row(
+                image_uri=str(image), mask_sha256="d", image_etag="", **(decided if n < 500 else waiting)
+            )
+        )
+        if n < 10 or n >= 500:
+            image.write_bytes(noise(n))
+            rows[-1] = replace(rows[-1], image_etag=storage.etag(str(image)))
+    table = rows_table(rows, reviewed.dataset.classes)
+    assert commit_part(reviewed.output, date(2026, 11, 24), "r", 0, table)
+    queue = take_queue(reviewed.output, QueueSettings(limit=100))
+    by_image = {row.image_uri: row for row in rows}
+    uri, final = f"{reviewed.output}/reviews/masks/all.png", encode_mask(mask(), class_palette(3))
+    storage.put(uri, final)
+    append_reviews(
+        reviewed.output,
+        [
+            Review(
+                review_id=item.item_id, item_id=item.item_id, image_uri=item.image_uri,
+                image_etag=by_image[item.image_uri].image_etag, model_id="m", draft_mask_sha256="d",
+                verdict="corrected", final_mask_uri=uri, final_mask_sha256=hashlib.sha256(final).hexdigest(),
+                draft_iou=0.5, overlap_pixels=0, audit=item.is_audit,
+                inclusion_probability=by_image[item.image_uri].inclusion_probability, reviewer="a",
+                minutes=1.0, reviewed_at=NOON, origin="test",
+            )
+            for item in queue.items
+        ],
+    )  # fmt: skip
+    found = find_corrections([reviewed.output], reviewed.dataset)
+    assert len(found) == 100
+    share = dict(zip((one.image_uri for one in found), np.array(weights(found)) / 100, strict=True))
+    accepted = sum(value for image, value in share.items() if by_image[image].decision == "accepted")
+    assert accepted == pytest.approx(0.5)
+    # 72 were chosen by doubt and weigh a thousandth each; 18 drawn ones stand for the other 428.
+    doubtful = sorted(image for image in share if by_image[image].decision == "review")
+    assert sum(share[image] == pytest.approx(1 / 1000) for image in doubtful) == 72
+    assert [share[image] for image in doubtful[:72]] == pytest.approx([1 / 1000] * 72)
+    assert [share[image] for image in doubtful[72:]] == pytest.approx([428 / 18 / 1000] * 18)
+    assert "by which chance" not in caplog.text
+
+
+def test_an_output_without_a_record_of_its_queues_goes_on_as_before(
+    reviewed: Reviewed, caplog: pytest.LogCaptureFixture
+) -> None:
+    reviewed.add(noise(1), mask(), audit=0.25)
+    reviewed.add(noise(2), mask())
+    found = find_corrections([reviewed.output], reviewed.dataset)
+    assert [one.inclusion_probability for one in found] == [0.25, 1]
+    said = [line for line in caplog.messages if "by which chance" in line]
+    assert len(said) == 1
+    assert said[0].endswith("push with a --random-share above 0")
 
 
 def test_an_image_that_is_another_now_is_left_out(reviewed: Reviewed) -> None:
