@@ -17,7 +17,8 @@ from flows.run_log import library_log, without_secrets
 from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
-from segpipe.review.audit import audit_output, in_words, suspend_broken
+from segpipe.review.audit import audit_output, suspend_broken
+from segpipe.review.audit_words import in_words
 from segpipe.sources.sources_file import Problem, Source, find_sources, read_sources
 
 

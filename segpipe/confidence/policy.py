@@ -207,6 +207,10 @@ class Policy:
         return self.iou_rule or UNNAMED_RULE
 
     @property
+    def family(self) -> str:
+        """The id under which its audits and its suspension count."""
+        return self.policy_id
+
     def accepts_some(self) -> bool:
         """Whether there is a mask that it would accept: without a threshold there is none."""
         return self.threshold is not None or any(one.threshold is not None for one in self.certificates)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from segpipe.confidence.promise import promise
 from segpipe.reports import summary as words
 from segpipe.reports.content import thresholds
-from segpipe.review.audit import in_words, waiting_in_words
+from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
 from segpipe.tables import columns
 
 if TYPE_CHECKING:
@@ -69,13 +69,18 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
         (month, f"{month_found['estimate']:.3g} over {month_found['audited']} audits")
         for month, month_found in found.by_month.items()
     ]
-    unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn"
-    waiting = waiting_in_words(found)
+    unwatched = f"; {found.unwatched} had no chance to be drawn" if found.unwatched else ""
+    unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn{unwatched}"
+    more = {
+        "skipped": skips_in_words(found),
+        "waiting": waiting_in_words(found),
+        "a night": night_in_words(found),
+    }
     return [
         ("policy", f"{found.policy_id} of model {found.model_id}{' (in use)' if found.in_use else ''}"),
         ("promise", found.promise),
         ("audit", in_words(found)),
         ("drawn", f"{found.drawn} of {found.accepted} accepted masks; {unanswered}"),
-        *([("waiting", waiting)] if waiting else []),
+        *((name, text) for name, text in more.items() if text),
         *months,
     ]

@@ -10,53 +10,72 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from itertools import groupby, takewhile
-from statistics import fmean
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
+import duckdb
 import numpy as np
+import pyarrow as pa
+from scipy.stats import binom
 
 from segpipe import storage
-from segpipe.confidence.confidence_sequence import losses_until_below, mean_interval, p_values_above
-from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
+from segpipe.confidence.confidence_sequence import lower_end, p_values_above
+from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
+from segpipe.confidence.sampled_mean import sampled_mean
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
+from segpipe.review import audit_nights
+from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_of
+from segpipe.review.audit_words import in_words
 
 logger = logging.getLogger(__name__)
 
 State = Literal["kept", "undecided", "broken"]
+Series = str  # the family that audits count under
 
 _AUDITS = """
-    SELECT l.policy_id, l.labeled_at, l.image_uri, r.verdict, r.draft_iou,
-        r.draft_iou_graded,
+    SELECT coalesce(f.family, l.policy_id) AS series, l.policy_id, l.labeled_at, l.image_uri,
+        coalesce(l.inclusion_probability, 1) AS share, r.verdict, r.draft_iou, r.draft_iou_graded,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
-    FROM labels l
+    FROM labels l LEFT JOIN families f USING (policy_id)
     LEFT JOIN reviews r ON (r.image_uri, r.image_etag, r.model_id, r.draft_mask_sha256)
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
     WHERE l.decision = 'accepted' AND l.audit AND l.policy_id IS NOT NULL
-    ORDER BY l.policy_id, l.labeled_at, l.image_uri"""
+    ORDER BY series, l.labeled_at, l.image_uri"""
 _ACCEPTED = """
-    SELECT policy_id, count(*) AS accepted FROM labels
-    WHERE decision = 'accepted' AND policy_id IS NOT NULL GROUP BY policy_id"""
+    SELECT coalesce(f.family, l.policy_id) AS series, epoch_us(l.labeled_at) // 86400000000 AS day,
+        coalesce(l.inclusion_probability, 1) AS share, count(*) AS accepted,
+        count(*) FILTER (c.cutoff IS NULL OR l.labeled_at < c.cutoff) AS masks
+    FROM labels l LEFT JOIN families f USING (policy_id)
+    LEFT JOIN cutoffs c ON c.series = coalesce(f.family, l.policy_id)
+    WHERE l.decision = 'accepted' AND l.policy_id IS NOT NULL
+    GROUP BY ALL ORDER BY ALL"""
 _NEWEST = """
-    SELECT policy_id FROM labels WHERE $model_id IS NULL OR model_id = $model_id
+    SELECT coalesce(f.family, policy_id) FROM labels LEFT JOIN families f USING (policy_id)
+    WHERE $model_id IS NULL OR model_id = $model_id
     ORDER BY labeled_at DESC, run_id DESC, shard DESC LIMIT 1"""
+_FAMILIES = pa.schema([("policy_id", pa.string()), ("family", pa.string())])
+_CUTOFFS = pa.schema([("series", pa.string()), ("cutoff", pa.timestamp("us", tz="UTC"))])
 
 
 @dataclass(frozen=True)
 class Audit:
-    """One mask drawn for the audit; loss (0 to 1) is None without an answer, decided: somebody was asked."""
+    """One mask drawn for the audit; loss (0 to 1) is None without an answer, decided: somebody was asked.
+
+    `share` (0 to 1) was its chance to be drawn.
+    """
 
     labeled_at: datetime
     image_uri: str
+    share: float
     loss: float | None
     decided: bool
     in_queue: bool
@@ -66,6 +85,11 @@ class Audit:
         """Whether an answer is still to come."""
         return not self.decided and self.in_queue
 
+    @property
+    def night(self) -> date:
+        """The UTC day it was labelled on."""
+        return self.labeled_at.astimezone(UTC).date()
+
 
 @dataclass(frozen=True)
 class PolicyAudit:
@@ -74,19 +98,27 @@ class PolicyAudit:
     `limit` is the promised largest share of bad masks, or mean loss (`target` says which; 0 to 1), among the
     `accepted` masks, `confidence` the policy's. Of the `drawn` ones `audited` are answered and count, `bad`
     of them (None for a mean loss); `held_back` are answered but behind the oldest of the `open` ones;
-    `skipped` and `withdrawn` (the image changed, or another model took over) have no answer.
+    `skipped` and `withdrawn` (the image changed, or another model took over) have no answer. `unwatched` of
+    the accepted ones could not be drawn, their run's audit share being 0: nothing here speaks of them.
 
-    `estimate` is their bad share or mean loss; `lower` to `upper` its confidence sequence: it holds at every
-    moment at once; `p_value` is that of the promise being kept all the time, valid whenever it is looked at.
-    `more_needed`: so many more audits like these would show the promise kept; None: no number would.
-    `by_month` counts audits and their estimate by the month the masks were labelled in. `in_use`: the newest
-    mask was labelled under this policy.
+    `estimate` is the bad share or mean loss of all accepted masks, each counting once however likely it was
+    to be drawn. On some of the `nights` the share surely was above `lower`; of all masks accepted so far it
+    is at most `upper`, or `upper_with_skips` if all skipped ones are bad. `p_value` is that of the promise
+    being kept all the time, valid whenever it is looked at. `more_needed`: so many more audits like the last
+    would show the promise kept; None: no number would. `by_month` counts audits and their estimate by the
+    month the masks were labelled in. `in_use`: the newest mask was labelled under this policy.
+
+    `recent` are the last nights; `kept_over` those that show the promise kept (None unless state is kept),
+    `last_kept` the last date on which it was shown so. `got_worse`: it was shown kept once, and the last
+    nights surely are worse than those that showed it. `masks_a_night` is the median of the accepted masks of
+    a night, `night_above` the probability (0 to 1) that so many hold more bad ones than the promised share
+    by chance, were the bad share of all just `estimate` (None for a mean loss).
     """
 
     policy_id: str
     model_id: str
     promise: str
-    target: Literal["bad_fraction", "mean_loss", "classes"]
+    target: Literal["bad_fraction", "mean_loss"]
     limit: float
     confidence: float
     state: State
@@ -107,28 +139,47 @@ class PolicyAudit:
     withdrawn: int
     oldest_open: str | None
     by_month: dict[str, dict[str, float]]
+    unwatched: int
+    nights: int
+    upper_with_skips: float
+    recent: Window | None
+    kept_over: Window | None
+    last_kept: str | None
+    got_worse: bool
+    masks_a_night: int
+    night_above: float | None
+
+
+@dataclass(frozen=True)
+class _Series:
+    """What was accepted and audited under one promise; `nights` reach up to the oldest open audit."""
+
+    audits: Sequence[Audit]
+    nights: Sequence[Night]
+    accepted: int
+    unwatched: int
+    masks_by_night: Mapping[date, int]
 
 
 def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     """What the audits say about each policy that has labelled into OUTPUT, oldest first; writes nothing.
 
-    Only of one model when `model_id` is given. Raises NotFoundError when OUTPUT does not exist, PolicyError
-    when the policy of audited masks is missing or damaged there, StorageError.
+    Policies of one family are one. Only of one model when `model_id` is given. Raises NotFoundError when
+    OUTPUT does not exist, PolicyError when the policy of audited masks is missing or damaged there,
+    StorageError.
     """
     output = storage.normalise(output)
-    audits, accepted, newest = _read(output, model_id)
-    kept = policies.kept_policies(output)
-    _require_kept(audits, kept, output)
-    found = [policies.parse_kept(output, name, text) for name, text in kept.items()]
+    texts = policies.kept_policies(output)
+    kept = [policies.parse_kept(output, name, text) for name, text in texts.items()]
+    found, newest = _read(output, kept, model_id)
     return [
         _audited(
             policy,
-            [_as_audit(row, policy) for row in audits.get(policy.policy_id, [])],
-            accepted=accepted.get(policy.policy_id, 0),
-            suspended=policies.is_suspended(output, policy.policy_id),
-            in_use=policy.policy_id == newest,
+            found.get(policy.family, _Series([], [], 0, 0, {})),
+            suspended=policies.is_suspended(output, policy.family),
+            in_use=policy.family == newest,
         )
-        for policy in sorted(found, key=lambda policy: policy.created_at)
+        for policy in _newest_of_each_family(kept)
         if model_id in (None, policy.model_id)
     ]
 
@@ -143,72 +194,92 @@ def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAud
     return [audit for audit in broken if policies.suspend(output, audit.policy_id, _evidence(audit))]
 
 
-def in_words(audit: PolicyAudit) -> str:
-    """The verdict on a policy's promise, and what to do."""
-    if audit.suspended or audit.state == "broken":
-        return (
-            f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy all masks "
-            "go to review: look at the masks found bad, then calibrate on images like these, or retrain"
-        )
-    if audit.target == "classes":
-        return "not covered: what is promised is about classes, and the audit only sees what masks lose"
-    if not audit.drawn:
-        return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
-    if audit.state == "kept":
-        return f"promise holds so far: {_found(audit)}"
-    if audit.more_needed is None:
-        return f"not yet known, and the audits look no better than promised: {_found(audit)}"
-    return f"not yet enough audits: {_found(audit)}; {audit.more_needed} more like these would show it kept"
-
-
-def waiting_in_words(audit: PolicyAudit) -> str | None:
-    """Which answers are missing; None when none is."""
-    if not audit.open:
-        return None
-    held_back = f", {audit.held_back} answered ones wait behind the oldest" if audit.held_back else ""
-    return f"{audit.open} audits to answer{held_back}: {audit.oldest_open} is next (answer or skip it)"
-
-
-def _found(audit: PolicyAudit) -> str:
-    what = "bad share" if audit.target == "bad_fraction" else "mean loss"
-    if audit.estimate is None:
-        return f"{what} unknown, no audit is answered"
-    counted = f"{audit.bad} bad of {audit.audited}" if audit.bad is not None else f"{audit.audited} audits"
-    return f"{what} {audit.estimate:.3g} ({counted}), between {audit.lower:.3g} and {audit.upper:.3g}"
+def _newest_of_each_family(kept: Iterable[Policy]) -> list[Policy]:
+    by_family = {policy.family: policy for policy in sorted(kept, key=lambda policy: policy.created_at)}
+    return sorted(by_family.values(), key=lambda policy: policy.created_at)
 
 
 def _read(
-    output: str, model_id: str | None
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, int], str | None]:
-    """The audited rows and the number of accepted ones by policy id, and the policy last used."""
+    output: str, kept: Sequence[Policy], model_id: str | None
+) -> tuple[dict[Series, _Series], Series | None]:
+    """What was accepted and audited of each family, and the family last used."""
+    families = [{"policy_id": policy.policy_id, "family": policy.family} for policy in kept]
     with open_views(output) as connection:
-        rows = connection.sql(_AUDITS).to_arrow_table().to_pylist()
-        accepted = connection.sql(_ACCEPTED).fetchall()
-        newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchone()
-    grouped = groupby(rows, key=lambda row: row["policy_id"])
-    by_policy = {str(policy_id): list(group) for policy_id, group in grouped}
-    return by_policy, dict(accepted), newest[0] if newest else None
+        connection.register("families", pa.Table.from_pylist(families, _FAMILIES))
+        newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchall()
+        audits = _read_audits(connection, {policy.policy_id: policy for policy in kept}, output)
+        cutoffs = [{"series": name, "cutoff": _cutoff(found)} for name, found in audits.items()]
+        connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
+        cells = connection.sql(_ACCEPTED).to_arrow_table().to_pylist()
+    by_series: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    for cell in cells:
+        by_series[cell["series"]].append(cell)
+    found = {name: _series(audits.get(name, []), of_one) for name, of_one in by_series.items()}
+    return found, newest[0][0] if newest else None
 
 
-def _require_kept(audits: Iterable[str], kept: Iterable[str], output: str) -> None:
-    if missing := sorted(set(audits) - set(kept)):
+def _read_audits(
+    connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], output: str
+) -> dict[Series, list[Audit]]:
+    rows = connection.sql(_AUDITS).to_arrow_table().to_pylist()
+    _require_kept((row["policy_id"] for row in rows), kept, output)
+    audits: defaultdict[str, list[Audit]] = defaultdict(list)
+    for row in rows:
+        audits[row["series"]].append(_as_audit(row, kept[row["policy_id"]]))
+    return audits
+
+
+def _require_kept(audited: Iterable[str], kept: Iterable[str], output: str) -> None:
+    if missing := sorted(set(audited) - set(kept)):
         raise PolicyError(
             f"{policies.kept_uri(output, missing[0])} is missing, so what was promised "
             "about the audited masks is unknown: put the policy.json of that calibration there"
         )
 
 
-def _as_audit(row: dict[str, Any], policy: Policy) -> Audit:
+def _cutoff(audits: Sequence[Audit]) -> datetime | None:
+    """When the oldest open audit was labelled: masks from then on do not count yet."""
+    return min((audit.labeled_at for audit in audits if audit.is_open), default=None)
+
+
+def _reached(audits: Sequence[Audit]) -> list[Audit]:
+    cutoff = _cutoff(audits)
+    return [audit for audit in audits if cutoff is None or audit.labeled_at < cutoff]
+
+
+def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]]) -> _Series:
+    accepted = [
+        Accepted(
+            date(1970, 1, 1) + timedelta(cell["day"]), cell["share"], cell["masks"], float(cell["masks"])
+        )
+        for cell in cells
+        if cell["masks"]
+    ]
+    drawn = [Drawn(one.night, one.share, 1.0, one.loss) for one in _reached(audits) if one.decided]
+    by_night: defaultdict[date, int] = defaultdict(int)
+    for cell in accepted:
+        by_night[cell.night] += cell.masks
+    return _Series(
+        audits=audits,
+        nights=audit_nights.nights_of(accepted, drawn),
+        accepted=sum(cell["accepted"] for cell in cells),
+        unwatched=sum(cell["accepted"] for cell in cells if not cell["share"]),
+        masks_by_night=by_night,
+    )
+
+
+def _as_audit(row: Mapping[str, Any], policy: Policy) -> Audit:
     return Audit(
         labeled_at=row["labeled_at"],
         image_uri=row["image_uri"],
+        share=row["share"],
         loss=_loss(row["verdict"], _draft_iou(row, policy.rule), policy.promised),
         decided=row["verdict"] is not None,
         in_queue=row["in_queue"],
     )
 
 
-def _draft_iou(row: dict[str, Any], rule: IouRule) -> float | None:
+def _draft_iou(row: Mapping[str, Any], rule: IouRule) -> float | None:
     """By the policy's rule. A decision of a version without the graded one has the other, which is never
     higher and so flatters no promise."""
     graded: float | None = row["draft_iou_graded"] if rule == "graded" else None
@@ -216,7 +287,9 @@ def _draft_iou(row: dict[str, Any], rule: IouRule) -> float | None:
     return every_class if graded is None else graded
 
 
-def _loss(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -> float | None:
+def _loss(
+    verdict: str | None, draft_iou: float | None, promised: BadFractionPromise | MeanLossPromise
+) -> float | None:
     """What a mask loses by the policy's own measure, 0 to 1; None when nobody has said what is right."""
     iou = {"accepted": 1.0, "corrected": draft_iou, "rejected": 0.0}.get(str(verdict))
     if iou is None or not 0 <= iou <= 1:
@@ -224,64 +297,96 @@ def _loss(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -
     return float(iou < promised.min_iou) if isinstance(promised, BadFractionPromise) else 1 - iou
 
 
-def _audited(
-    policy: Policy, audits: list[Audit], *, accepted: int, suspended: bool, in_use: bool
-) -> PolicyAudit:
-    reached = list(takewhile(lambda audit: not audit.is_open, audits))
-    counted = list(_answered(reached))
-    losses = np.array([loss for _, loss in counted])
+def _audited(policy: Policy, series: _Series, *, suspended: bool, in_use: bool) -> PolicyAudit:
     limit, is_bad_fraction = _limit(policy.promised)
-    lower, upper = mean_interval(losses, policy.confidence)
-    oldest_open = next((audit.image_uri for audit in audits if audit.is_open), None)
+    error = (1 - policy.confidence) / 2
+    audits, nights = series.audits, series.nights
+    counted = [audit for audit in _reached(audits) if audit.loss is not None]
+    losses, weights = audit_nights.night_bets(_whole(nights, _cutoff(audits)))
+    lower = lower_end(losses, error, weights)
+    overall = audit_nights.all_nights(nights, error)
+    recent = audit_nights.recent_nights(nights, limit, error)
+    kept_over = audit_nights.kept_over(nights, limit, error)
+    broken = suspended or lower > limit
+    kept = kept_over or audit_nights.last_kept(nights, limit, error)
+    masks_a_night = _median(series.masks_by_night.values())
+    estimate = overall.estimate if overall else None
     return PolicyAudit(
-        policy_id=policy.policy_id,
+        policy_id=policy.family,
         model_id=policy.model_id,
         promise=promise(policy),
         target=policy.promised.target,
         limit=limit,
         confidence=policy.confidence,
-        # A limit of 1 is no promise that could be kept.
-        state="broken" if lower > limit else "kept" if upper <= limit < 1 else "undecided",
+        state="broken" if broken else "kept" if kept_over else "undecided",
         suspended=suspended,
         in_use=in_use,
-        accepted=accepted,
+        accepted=series.accepted,
         drawn=len(audits),
-        audited=len(losses),
-        bad=int(losses.sum()) if is_bad_fraction else None,
-        estimate=float(losses.mean()) if losses.size else None,
+        audited=len(counted),
+        bad=sum(audit.loss == 1 for audit in counted) if is_bad_fraction else None,
+        estimate=estimate,
         lower=lower,
-        upper=upper,
-        p_value=float(p_values_above(losses, limit).min(initial=1.0)),
-        more_needed=losses_until_below(losses, limit, policy.confidence),
+        upper=overall.upper if overall else 1.0,
+        p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
+        more_needed=audit_nights.answers_missing(nights, limit, error),
         open=sum(audit.is_open for audit in audits),
-        held_back=sum(1 for _ in _answered(audits)) - len(counted),
+        held_back=sum(audit.loss is not None for audit in audits) - len(counted),
         skipped=sum(audit.loss is None and audit.decided for audit in audits),
         withdrawn=sum(not audit.decided and not audit.in_queue for audit in audits),
-        oldest_open=oldest_open,
-        by_month=_by_month(counted),
+        oldest_open=next((audit.image_uri for audit in audits if audit.is_open), None),
+        by_month=_by_month(nights),
+        unwatched=series.unwatched,
+        nights=len(losses),
+        upper_with_skips=overall.upper_with_skips if overall else 1.0,
+        recent=recent,
+        kept_over=None if broken else kept_over,
+        last_kept=kept.until if kept else None,
+        got_worse=bool(kept and not kept_over and recent and recent.lower > kept.upper_with_skips),
+        masks_a_night=masks_a_night,
+        night_above=_night_above(masks_a_night, limit, estimate) if is_bad_fraction else None,
     )
 
 
-def _limit(promised: MaskPromise) -> tuple[float, bool]:
-    """The promised limit, and whether it is one of bad masks; any loss is allowed where masks have none."""
+def _whole(nights: Sequence[Night], cutoff: datetime | None) -> list[Night]:
+    """Without the night of the oldest open audit: a bet is placed on a night once, when all is said of it."""
+    return [night for night in nights if cutoff is None or night.day < cutoff.astimezone(UTC).date()]
+
+
+def _limit(promised: BadFractionPromise | MeanLossPromise) -> tuple[float, bool]:
+    """The promised limit, and whether it is one of bad masks."""
     match promised:
         case BadFractionPromise():
             return promised.max_bad_fraction, True
         case MeanLossPromise():
             return promised.max_mean_loss, False
-        case ClassesOnly():
-            return 1.0, False
 
 
-def _answered(audits: Iterable[Audit]) -> Iterator[tuple[datetime, float]]:
-    return ((audit.labeled_at, audit.loss) for audit in audits if audit.loss is not None)
+def _by_month(nights: Iterable[Night]) -> dict[str, dict[str, float]]:
+    months: defaultdict[str, list[Night]] = defaultdict(list)
+    for night in nights:
+        months[f"{night.day:%Y-%m}"].append(night)
+    audited = {
+        month: sum(one.loss is not None for night in some for one in night.drawn)
+        for month, some in months.items()
+    }
+    estimates = {month: sampled_mean(strata_of(some)) for month, some in months.items()}
+    return {
+        month: {"audited": audited[month], "estimate": estimate}
+        for month, estimate in estimates.items()
+        if estimate is not None
+    }
 
 
-def _by_month(counted: list[tuple[datetime, float]]) -> dict[str, dict[str, float]]:
-    months: defaultdict[str, list[float]] = defaultdict(list)
-    for labeled_at, loss in counted:
-        months[f"{labeled_at.astimezone(UTC):%Y-%m}"].append(loss)
-    return {month: {"audited": len(losses), "estimate": fmean(losses)} for month, losses in months.items()}
+def _median(counts: Iterable[int]) -> int:
+    return int(np.median(list(counts) or [0]))
+
+
+def _night_above(masks: int, limit: float, estimate: float | None) -> float | None:
+    """The probability that of so many masks, each bad with chance `estimate`, more than `limit` are."""
+    if estimate is None or not masks:
+        return None
+    return float(binom.sf(math.floor(limit * masks + 1e-9), masks, estimate))
 
 
 def _evidence(audit: PolicyAudit) -> str:

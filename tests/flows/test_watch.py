@@ -194,7 +194,7 @@ def test_a_night_suspends_a_promise_that_audits_show_broken_and_alarms_once(
     tmp_path: Path, sources: str
 ) -> None:
     output = audited_output(str(tmp_path / "labels" / "a"))
-    output.answer(output.label(40), "rejected")
+    output.answer(output.label_nights(4, 10), "rejected")
     state = label_sources(sources, return_state=True)
     assert state.is_failed()
     assert str(state.message).startswith(f"{tmp_path}/labels/a: BROKEN: bad share 1 (40 bad of 40)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 
 from segpipe import storage
 from segpipe.cli import run
-from segpipe.confidence.certify import MeanLoss
-from segpipe.confidence.confidence_sequence import mean_interval
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.metrics import IouRule
 from segpipe.review.agreement import draft_iou
-from segpipe.review.audit import PolicyAudit, audit_output, in_words, suspend_broken, waiting_in_words
+from segpipe.review.audit import PolicyAudit, audit_output, suspend_broken
+from segpipe.review.audit_words import in_words, waiting_in_words
 
 Audited = Callable[..., Any]
 
@@ -39,7 +40,12 @@ def test_a_mask_is_bad_by_the_policys_own_definition(audited: Audited) -> None:
     found = only(out.output)
     assert (found.audited, found.bad, found.estimate) == (4, 2, 0.5)
     assert (found.skipped, found.open, found.withdrawn, found.accepted, found.drawn) == (2, 0, 0, 6, 6)
-    assert (found.lower, found.upper) == mean_interval([0, 0, 1, 1], 0.9)
+    assert found.lower < 0.01, "one night alone proves nothing of others"
+    # Chernoff's bound of a mean of four that is 0.5: 4 times the divergence of 0.5 and it is ln 20.
+    assert 4 * (0.5 * math.log(0.5 / found.upper) + 0.5 * math.log(0.5 / (1 - found.upper))) == pytest.approx(
+        math.log(20)
+    )
+    assert found.upper_with_skips > found.upper
     assert (found.limit, found.confidence, found.target) == (0.1, 0.9, "bad_fraction")
     assert found.by_month == {"2026-11": {"audited": 4, "estimate": 0.5}}
 
@@ -119,14 +125,16 @@ def test_enough_good_audits_show_the_promise_kept(audited: Audited) -> None:
     assert f"{found.more_needed} more like these would show it kept" in in_words(found)
     out.answer(out.label(found.more_needed), "accepted")
     assert only(out.output).state == "kept"
-    assert in_words(only(out.output)).startswith("promise holds so far: bad share 0 (0 bad of ")
+    said = in_words(only(out.output))
+    assert said.startswith("promise kept over the last 36 audits (2026-11-23): of the masks accepted then ")
+    assert "bad share 0 (0 bad of 36)" in said
 
 
 def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Audited, capsys: Any) -> None:
     out = audited()
-    out.answer(out.label(30), "accepted")
+    out.answer(out.label_nights(3, 10), "accepted")
     assert run(["audit", out.output]) == 0
-    out.answer(out.label(30), "rejected")
+    out.answer(out.label_nights(5, 10), "rejected")
     found = only(out.output)
     assert found.state == "broken"
     assert found.lower > 0.1
@@ -140,8 +148,8 @@ def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Au
     )
     uri = policies.suspension_uri(out.output, out.policy.policy_id)
     evidence = storage.read_bytes(uri)
-    assert json.loads(evidence)["bad"] == 30
-    assert "BROKEN: bad share 0.5 (30 bad of 60)" in json.loads(evidence)["reason"]
+    assert json.loads(evidence)["bad"] == 50
+    assert "BROKEN: bad share 0.625 (50 bad of 80)" in json.loads(evidence)["reason"]
     assert run(["audit", out.output]) == 3
     assert "BROKEN" in capsys.readouterr().out
     assert suspend_broken(out.output, audit_output(out.output)) == []
@@ -157,7 +165,7 @@ def test_an_audit_that_was_killed_is_finished_by_the_same_command(
     after: bool, audited: Audited, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = audited()
-    out.answer(out.label(30), "rejected")
+    out.answer(out.label_nights(3, 10), "rejected")
     create = storage.create
 
     def killed(uri: str, data: bytes) -> None:
@@ -204,10 +212,10 @@ def test_a_policy_kept_under_another_ones_name_is_named(audited: Audited) -> Non
 
 def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: Any) -> None:
     old = audited()
-    old.answer(old.label(30), "rejected")
+    old.answer(old.label_nights(3, 10), "rejected")
     assert run(["audit", old.output]) == 3
     new = audited(created_at="2026-11-24T00:00:00+00:00")
-    new.n_parts, new.n_rows = 10, 100
+    new.n_parts, new.n_rows, new.night = 10, 100, 9
     new.label(1)
     assert run(["audit", new.output]) == 0
     assert [found.in_use for found in audit_output(new.output)] == [False, True]
@@ -219,3 +227,113 @@ def test_audits_of_an_unknown_policy_are_not_judged_by_another(audited: Audited)
     out.label(1, policy_id="lost")
     with pytest.raises(PolicyError, match=r"policies/lost\.json is missing"):
         audit_output(out.output)
+
+
+def test_runs_of_five_different_audit_shares_in_one_output_count_by_their_masks(audited: Audited) -> None:
+    """One bad of each share's audits: 1 of 10 here stands for 5 masks there, and for 250 elsewhere."""
+    out = audited()
+    masks = bad = 0.0
+    for share, drawn in ((0.5, 50), (0.2, 20), (0.1, 10), (0.05, 10), (0.02, 10)):
+        size = round(drawn / share)
+        rows = out.label_nights(1, drawn, inclusion_probability=share)
+        out.label(size - drawn, inclusion_probability=share, audit=False)
+        out.answer(rows[:1], "rejected")
+        out.answer(rows[1:], "accepted")
+        masks, bad = masks + size, bad + size / drawn
+    found = only(out.output)
+    assert (found.accepted, found.drawn, found.audited, found.bad) == (masks, 100, 100, 5)
+    assert found.estimate == pytest.approx(bad / masks)
+    assert found.by_month["2026-11"]["estimate"] == pytest.approx(bad / masks)
+    assert found.lower < bad / masks < found.upper
+
+
+def test_a_run_of_a_large_share_does_not_hide_one_of_a_small_share(audited: Audited) -> None:
+    """Every night 3 of 100 audits of 200 good masks, and 4 of 20 audits of 1,000 bad ones: 17%, not 6%."""
+    out = audited()
+    for _ in range(30):
+        many = out.label_nights(1, 100, inclusion_probability=0.5)
+        out.label(100, inclusion_probability=0.5, audit=False)
+        few = out.label(20, inclusion_probability=0.02)
+        out.label(980, inclusion_probability=0.02, audit=False)
+        out.answer([*many[:3], *few[:4]], "rejected")
+        out.answer([*many[3:], *few[4:]], "accepted")
+    found = only(out.output)
+    assert found.bad is not None
+    assert found.bad / found.audited < found.limit
+    assert found.estimate == pytest.approx(206 / 1200)
+    assert found.state == "broken"
+
+
+def test_after_a_rise_it_is_said_when_the_promise_was_last_shown_kept(audited: Audited, capsys: Any) -> None:
+    out = audited(BadFraction(0.7, 0.3))
+    out.answer(out.label_nights(10, 10), "accepted")
+    kept = only(out.output)
+    assert (kept.state, kept.last_kept, kept.got_worse) == ("kept", "2026-12-03", False)
+    out.answer(out.label_nights(2, 10), "rejected")  # 20 of the last 120 audits, and of the last 70
+    assert in_words(only(out.output)).startswith("promise kept over the last 120 audits")
+    out.answer(out.label_nights(1, 10), "rejected")
+    found = only(out.output)
+    assert (found.state, found.last_kept) == ("undecided", "2026-12-05")
+    out.answer(out.label_nights(1, 10), "rejected")
+    found = only(out.output)
+    assert (found.state, found.last_kept, found.got_worse) == ("undecided", "2026-12-05", True)
+    assert run(["audit", out.output]) == 0
+    said = capsys.readouterr().out
+    assert "got worse; last shown kept on 2026-12-05: bad share 0.571 over the last 70 audits" in said
+    assert "promise kept" not in said
+
+
+def test_one_night_is_told_and_suspends_nothing(audited: Audited) -> None:
+    """Whether all nights to come are so, one night cannot tell, however many of its masks are audited."""
+    out = audited()
+    out.answer(out.label(60), "rejected")
+    found = only(out.output)
+    assert (found.state, found.nights) == ("undecided", 1)
+    assert in_words(found).startswith("worse than promised: bad share 1 over the last 60 audits (2026-11-23)")
+    assert suspend_broken(out.output, [found]) == []
+
+
+def test_all_skipped_shows_nothing(audited: Audited, capsys: Any) -> None:
+    out = audited()
+    out.answer(out.label_nights(10, 10), "skipped")
+    found = only(out.output)
+    assert (found.state, found.audited, found.skipped, found.estimate) == ("undecided", 0, 100, None)
+    assert (found.lower, found.upper, found.upper_with_skips) == (0, 1, 1)
+    assert run(["audit", out.output]) == 0
+    assert "100 of 100; if all of them are bad" in capsys.readouterr().out
+
+
+def test_masks_of_runs_without_an_audit_are_told_apart(audited: Audited, capsys: Any) -> None:
+    out = audited()
+    out.label(7, audit=False, inclusion_probability=0.0)
+    assert (only(out.output).unwatched, only(out.output).estimate) == (7, None)
+    assert run(["audit", out.output]) == 0
+    assert "7 had no chance to be drawn" in capsys.readouterr().out
+
+
+def test_a_clock_set_back_puts_masks_among_those_of_the_day_it_showed(audited: Audited) -> None:
+    """Late, out of order, twice and changed: what counts is when a mask was labelled, and its last answer."""
+    out = audited()
+    first, second = out.label_nights(1, 4), out.label_nights(1, 4)
+    out.answer(second, "accepted")
+    assert (only(out.output).audited, only(out.output).held_back) == (0, 4)
+    out.answer(first, "rejected")
+    out.answer(first, "accepted")
+    out.answer(first, "accepted")
+    assert (only(out.output).audited, only(out.output).nights, only(out.output).bad) == (8, 2, 0)
+    late = out.label(2, labeled_at=first[0].labeled_at)
+    found = only(out.output)
+    assert (found.audited, found.held_back, found.nights) == (0, 8, 0)
+    out.answer(late, "rejected")
+    assert (only(out.output).audited, only(out.output).nights, only(out.output).bad) == (10, 2, 2)
+
+
+def test_a_night_is_not_what_is_promised(audited: Audited, capsys: Any) -> None:
+    """Of 50 masks, each bad with 4%, more than 5% are with probability 0.32: three or more."""
+    out = audited(BadFraction(0.7, 0.05))
+    rows = out.label_nights(1, 50)
+    out.answer(rows[:2], "rejected")
+    out.answer(rows[2:], "accepted")
+    assert only(out.output).night_above == pytest.approx(0.3233, abs=1e-4)
+    run(["audit", out.output])
+    assert "a night of 50 would be above 0.05 by chance with probability 0.32" in capsys.readouterr().out

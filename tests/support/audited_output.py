@@ -21,13 +21,22 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 @dataclass
 class AuditedOutput:
-    """OUTPUT with audited masks, one second after the other."""
+    """OUTPUT with audited masks, one second after the other, on the day that `night` counts."""
 
     output: str
     policy: Policy
     n_parts: int = 0
     n_reviews: int = 0
     n_rows: int = 0
+    night: int = 0
+
+    def label_nights(self, nights: int, n: int, **values: Any) -> list[Row]:
+        """n more rows on each of so many days after the last one."""
+        rows = []
+        for _ in range(nights):
+            self.night += 1
+            rows += self.label(n, **values)
+        return rows
 
     def label(self, n: int, **values: Any) -> list[Row]:
         """n more rows in a part of their own."""
@@ -54,7 +63,8 @@ class AuditedOutput:
             confidence=0.9,
             discriminator_score=1.0, class_fractions=None, class_confidences=None, audit=True,
             inclusion_probability=0.02, model_id=self.policy.model_id, policy_id=self.policy.policy_id,
-            run_id="r", shard=self.n_parts, labeled_at=NOON + timedelta(seconds=number), error=None,
+            run_id="r", shard=self.n_parts, error=None,
+            labeled_at=NOON + timedelta(days=self.night, seconds=number),
         )  # fmt: skip
         return replace(row, **values)
 

@@ -1,0 +1,98 @@
+"""What the audits say, in words that are true on every night."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from segpipe.review.audit import PolicyAudit
+    from segpipe.review.audit_nights import Window
+
+
+def in_words(audit: PolicyAudit) -> str:
+    """The verdict on a policy's promise, and what to do."""
+    if audit.suspended or audit.state == "broken":
+        return (
+            f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy all masks "
+            "go to review: look at the masks found bad, then calibrate on images like these, or retrain"
+        )
+    if not audit.drawn:
+        return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
+    if audit.kept_over:
+        return f"promise kept {_over(audit, audit.kept_over)}; all nights: {_found(audit)}"
+    if audit.recent is None or audit.recent.estimate is None:
+        return f"not yet enough audits: {_found(audit)}{_more(audit)}"
+    return f"{_standing(audit, audit.recent)}; all nights: {_found(audit)}{_more(audit)}"
+
+
+def waiting_in_words(audit: PolicyAudit) -> str | None:
+    """Which answers are missing; None when none is."""
+    if not audit.open:
+        return None
+    held_back = f", {audit.held_back} answered ones wait behind the oldest" if audit.held_back else ""
+    return f"{audit.open} audits to answer{held_back}: {audit.oldest_open} is next (answer or skip it)"
+
+
+def skips_in_words(audit: PolicyAudit) -> str | None:
+    """What the skipped audits could hide; None without any."""
+    if not audit.skipped:
+        return None
+    return (
+        f"{audit.skipped} of {audit.skipped + audit.audited}; if all of them are bad, the {_what(audit)} may "
+        f"be up to {audit.upper_with_skips:.3g} and not {audit.upper:.3g}: a promise counts as kept only "
+        "with skipped masks counted as bad"
+    )
+
+
+def night_in_words(audit: PolicyAudit) -> str | None:
+    """That the promise is not one of each night; None where there is nothing to say about a night."""
+    if audit.night_above is None or audit.estimate is None:
+        return None
+    return (
+        f"the promise is of all accepted masks, not of each night: were {audit.estimate:.3g} of them bad, a "
+        f"night of {audit.masks_a_night} would be above {audit.limit:.3g} by chance with probability "
+        f"{audit.night_above:.2g}, some {365 * audit.night_above:.0f} nights a year"
+    )
+
+
+def _standing(audit: PolicyAudit, recent: Window) -> str:
+    """Where the promise stands that is neither shown kept nor broken."""
+    found = f"{_what(audit)} {recent.estimate:.3g} {_over(audit, recent)}"
+    before = f"; last shown kept on {audit.last_kept}" if audit.last_kept else ""
+    if audit.got_worse:
+        return f"got worse{before}: {found}"
+    if recent.lower > audit.limit:
+        return (
+            f"worse than promised{before}: {found}, not yet on enough nights ({audit.nights}) to say that it "
+            "will stay so: look at the masks found bad"
+        )
+    if before:
+        return f"not shown kept any more{before}: {found}"
+    if audit.more_needed is None:
+        return f"not yet known, and the audits look no better than promised: {found}"
+    return f"not yet enough audits: {found}"
+
+
+def _over(audit: PolicyAudit, window: Window) -> str:
+    """What these nights' audits say about the masks accepted then."""
+    audits = f"{window.audited} audits" + (f", {window.skipped} skipped" if window.skipped else "")
+    nights = window.since if window.nights == 1 else f"{window.since} to {window.until}"
+    return (
+        f"over the last {audits} ({nights}): of the masks accepted then between {window.lower:.3g} and "
+        f"{window.upper_with_skips:.3g} {'are bad' if audit.bad is not None else 'is the mean loss'}"
+    )
+
+
+def _more(audit: PolicyAudit) -> str:
+    return f"; {audit.more_needed} more like these would show it kept" if audit.more_needed else ""
+
+
+def _found(audit: PolicyAudit) -> str:
+    if audit.estimate is None:
+        return f"{_what(audit)} unknown, no audit is answered"
+    counted = f"{audit.bad} bad of {audit.audited}" if audit.bad is not None else f"{audit.audited} audits"
+    return f"{_what(audit)} {audit.estimate:.3g} ({counted}), at most {audit.upper:.3g}"
+
+
+def _what(audit: PolicyAudit) -> str:
+    return "bad share" if audit.bad is not None else "mean loss"
