@@ -608,8 +608,9 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
     suspended = suspend_broken(output, audits)
     show(json_text([asdict(found) for found in audits]) if as_json else audit_report(audits))
     broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
-    for found in {one.policy_id: one for one in (*suspended, *broken)}.values():
-        complain(f"the promise of policy {found.policy_id} is broken: it is suspended", FOUND)
+    for found in {(one.policy_id, one.group): one for one in (*suspended, *broken)}.values():
+        of_group = f" about group {printable(found.group)}" if found.group else ""
+        complain(f"the promise of policy {found.policy_id}{of_group} is broken: it is suspended", FOUND)
     return FOUND if suspended or broken else 0
 
 

@@ -211,6 +211,7 @@ class Policy:
         """The id under which its audits and its suspension count."""
         return self.policy_id
 
+    @property
     def accepts_some(self) -> bool:
         """Whether there is a mask that it would accept: without a threshold there is none."""
         return self.threshold is not None or any(one.threshold is not None for one in self.certificates)

@@ -17,7 +17,7 @@ from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.drift import Drift, detect_drift
 from segpipe.confidence.group_drift import detect_group_drift
 from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
-from segpipe.manifests.policies import is_suspended, suspension_uri
+from segpipe.manifests.policies import is_suspended, suspended_groups, suspension_uri
 from segpipe.name_groups import group_of
 from segpipe.printable import printable
 
@@ -35,7 +35,7 @@ class Rules:
 
     audit_share (0 to 1) of the accepted ones people look at all the same. drifted: the run's scores are not
     like the calibration's; suspended: the policy was shown broken; either way nothing is accepted, and of
-    drifted_groups nothing of these groups (see policy.per).
+    drifted_groups and suspended_groups nothing of these groups (see policy.per).
     """
 
     policy: Policy | None
@@ -43,6 +43,7 @@ class Rules:
     drifted: bool
     suspended: bool
     drifted_groups: frozenset[str] = frozenset()
+    suspended_groups: frozenset[str] = frozenset()
 
 
 def decide(rows: Iterable[Row], rules: Rules) -> list[Row]:
@@ -57,9 +58,10 @@ def _decide(row: Row, rules: Rules) -> Row:
     if row.decision == "failed":
         return row
     decision, reason = _routed(row, rules.policy)
-    if rules.suspended:
+    certified = reason != "uncertified_group"
+    if rules.suspended or (certified and _is_of(rules.suspended_groups, row, rules)):
         decision, reason = "review", "suspended"
-    elif rules.drifted or (reason != "uncertified_group" and _is_of_drifted_group(row, rules)):
+    elif rules.drifted or (certified and _is_of(rules.drifted_groups, row, rules)):
         decision, reason = "review", "drift"
     if decision == "review":  # a person sees it anyway, so it is no audit
         return replace(row, decision=decision, reason=reason, audit=False, inclusion_probability=1.0)
@@ -69,10 +71,10 @@ def _decide(row: Row, rules: Rules) -> Row:
     )
 
 
-def _is_of_drifted_group(row: Row, rules: Rules) -> bool:
+def _is_of(groups: frozenset[str], row: Row, rules: Rules) -> bool:
     assert rules.policy is not None  # which is what drift is tested against
     per = rules.policy.per
-    return per is not None and group_of(row.image_uri, per) in rules.drifted_groups
+    return per is not None and group_of(row.image_uri, per) in groups
 
 
 def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:
@@ -173,12 +175,26 @@ def log_drift(drift: Drift | None, run_id: str, settings: LabelSettings) -> None
 
 def find_suspension(output: str, policy: Policy | None) -> bool:
     """Whether the policy is suspended in OUTPUT; says so in the log, with the remedy. StorageError."""
-    if policy is None or not policy.accepts_some or not is_suspended(output, policy.policy_id):
+    if policy is None or not policy.accepts_some or not is_suspended(output, policy.family):
         return False
     logger.warning(
         "policy %s is suspended: the audit has shown that its promise is broken; all masks go to review "
         "until segpipe calibrate, on images like these, makes another; evidence: %s",
         policy.policy_id,
-        suspension_uri(output, policy.policy_id),
+        suspension_uri(output, policy.family),
     )
     return True
+
+
+def find_suspended_groups(output: str, policy: Policy | None) -> frozenset[str]:
+    """The groups whose own certificate is suspended in OUTPUT; says so in the log. StorageError."""
+    groups = frozenset() if policy is None else suspended_groups(output, policy)
+    for group in groups:
+        logger.warning(
+            "the certificate of group %s is suspended: the audit has shown that its promise is broken; all "
+            "masks of that group go to review, those of other groups do not, until segpipe calibrate makes "
+            "another policy; evidence: %s",
+            printable(group),
+            suspension_uri(output, policy.family if policy else "", group),
+        )
+    return groups

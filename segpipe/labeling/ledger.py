@@ -16,6 +16,7 @@ from segpipe.labeling.claim import Claim
 from segpipe.labeling.decisions import (
     Rules,
     decide,
+    find_suspended_groups,
     find_suspension,
     groups_drifted,
     groups_tested_for_drift,
@@ -45,7 +46,8 @@ class Ledger:
 
     drift: the verdict on its first shard, None before it and where nothing is at stake; drift_by_group: those
     on the groups that have certificates of their own, none before it and without such; suspended: whether
-    the policy was found suspended, which stays so to the run's end; tip: the part committed last.
+    the policy was found suspended, suspended_groups: which certificates of its groups were, which stays so to
+    the run's end; tip: the part committed last.
     """
 
     plan: RunPlan
@@ -57,6 +59,7 @@ class Ledger:
     tip: Tip | None
     suspended: bool = False
     drift_by_group: Mapping[str, Drift] = field(default_factory=dict)
+    suspended_groups: frozenset[str] = frozenset()
 
     def commit(self, shard: FinishedShard) -> None:
         """Decide about the shard's masks and create its part, once the run surely holds its claim.
@@ -66,9 +69,15 @@ class Ledger:
         self.drift = self.drift or self._test_drift(shard)
         self.drift_by_group = self.drift_by_group or self._test_groups(shard)
         self.suspended = self.suspended or find_suspension(self.plan.output, self.policy)
-        drifted = has_drifted(self.drift, self.settings)
-        drifted_groups = groups_drifted(self.drift_by_group, self.settings)
-        rules = Rules(self.policy, self.settings.audit_share, drifted, self.suspended, drifted_groups)
+        self.suspended_groups |= find_suspended_groups(self.plan.output, self.policy)
+        rules = Rules(
+            self.policy,
+            self.settings.audit_share,
+            has_drifted(self.drift, self.settings),
+            self.suspended,
+            groups_drifted(self.drift_by_group, self.settings),
+            self.suspended_groups,
+        )
         rows = decide(shard.rows, rules)
         self.claim.require_newest()
         link = link_after(self.tip)

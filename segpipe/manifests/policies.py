@@ -8,13 +8,16 @@ where the model lies.
 
 from __future__ import annotations
 
+import hashlib
+
 from segpipe import storage
 from segpipe.confidence.policy import Policy, from_json
+from segpipe.digests import shown
 from segpipe.errors import AlreadyExistsError, NotFoundError, PolicyError
 from segpipe.redaction import redact
 
 FOLDER = "policies"
-_SUSPENDED = "-suspended.json"
+SUSPENDED = "-suspended.json"
 _PUT_BACK = (
     "put the policy.json of that calibration there, or remove it and label again with the model as it was "
     "calibrated then"
@@ -55,26 +58,34 @@ def kept_policies(output: str) -> dict[str, str]:
         found = list(storage.list_objects(storage.join(output, FOLDER)))
     except NotFoundError:
         return {}
-    kept = [item for item in found if item.key.endswith(".json") and not item.key.endswith(_SUSPENDED)]
+    kept = [item for item in found if item.key.endswith(".json") and not item.key.endswith(SUSPENDED)]
     return {
         item.key.removesuffix(".json"): storage.read_bytes(item.uri).decode(errors="replace") for item in kept
     }
 
 
-def suspension_uri(output: str, policy_id: str) -> str:
-    """Where the suspension of a policy lies, if it is suspended."""
-    return storage.join(output, f"{FOLDER}/{policy_id}{_SUSPENDED}")
+def suspension_uri(output: str, policy_id: str, group: str | None = None) -> str:
+    """Where the suspension of a policy lies, if it is suspended, or that of one group's certificate."""
+    of_group = "" if group is None else f"-{shown(hashlib.sha256(group.encode()).hexdigest())}"
+    return storage.join(output, f"{FOLDER}/{policy_id}{of_group}{SUSPENDED}")
 
 
-def is_suspended(output: str, policy_id: str) -> bool:
-    """Whether the policy accepts nothing in OUTPUT any more. StorageError."""
-    return storage.exists(suspension_uri(output, policy_id))
+def is_suspended(output: str, policy_id: str, group: str | None = None) -> bool:
+    """Whether the policy, or one group's certificate, accepts nothing in OUTPUT any more. StorageError."""
+    return storage.exists(suspension_uri(output, policy_id, group))
 
 
-def suspend(output: str, policy_id: str, evidence: str) -> bool:
-    """Suspend the policy in OUTPUT with this evidence (JSON); False when it was suspended already."""
+def suspended_groups(output: str, policy: Policy) -> frozenset[str]:
+    """The groups whose own certificate is suspended in OUTPUT. StorageError."""
+    certified = (one.group for one in policy.certificates if one.threshold is not None)
+    return frozenset(group for group in certified if is_suspended(output, policy.family, group))
+
+
+def suspend(output: str, policy_id: str, evidence: str, group: str | None = None) -> bool:
+    """Suspend the policy in OUTPUT, or one group's certificate, with this evidence (JSON); False when it was
+    suspended already."""
     try:
-        storage.create(suspension_uri(output, policy_id), evidence.encode())
+        storage.create(suspension_uri(output, policy_id, group), evidence.encode())
     except AlreadyExistsError:
         return False
     return True

@@ -41,12 +41,15 @@ CONFIDENCE_TOLERANCE = 1e-6
 @dataclass(frozen=True)
 class Grounds:
     """What a part's rows were decided on: the kept policies by id, which of them are suspended, and what the
-    part itself says of drift: whether all of its run's images had drifted, and which groups of them."""
+    part itself says of drift: whether all of its run's images had drifted, and which groups of them.
+
+    suspended_groups are pairs of a policy's id and a group whose own certificate is suspended."""
 
     policies: Mapping[str, Policy]
     suspended: frozenset[str]
     drifted: bool
     drifted_groups: frozenset[str] = frozenset()
+    suspended_groups: frozenset[tuple[str, str | None]] = frozenset()
 
 
 def row_problems(row: Mapping[str, Any], grounds: Grounds) -> Iterator[str]:
@@ -92,15 +95,15 @@ def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterat
         if row["reason"] != "uncertified_group" and not is_suspended:
             yield f"{row['reason']}, but its group of images has no certificate"
     else:
-        yield from _reason(row, score, own, grounds)
-        yield from _drift(row, policy, grounds)
+        yield from _reason(row, score, own)
+        yield from _withheld(row, policy, grounds)
     yield from _audit(row)
     shown = display_confidence(policy, score)
     if row["confidence"] is None or not math.isclose(row["confidence"], shown, abs_tol=CONFIDENCE_TOLERANCE):
         yield f"confidence {row['confidence']}, the policy shows {shown:.6g} for this score"
 
 
-def _reason(row: Mapping[str, Any], score: float, policy: Policy, grounds: Grounds) -> Iterator[str]:
+def _reason(row: Mapping[str, Any], score: float, policy: Policy) -> Iterator[str]:
     against = _against_accepting(score, row["class_confidences"], policy)
     match row["reason"]:
         case "confident" if against:
@@ -111,14 +114,18 @@ def _reason(row: Mapping[str, Any], score: float, policy: Policy, grounds: Groun
             yield f"no_policy, but policy_id {policy.policy_id}"
         case "uncertified_group":
             yield "uncertified_group, but there is a certificate for it"
-        case "suspended" if policy.policy_id not in grounds.suspended:
-            yield "suspended, but the policy is not"
 
 
-def _drift(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
+def _withheld(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
+    """Of what was not accepted whatever its score: whether that was so of all images, or of its group."""
     group = None if policy.per is None else group_of(row["image_uri"], policy.per)
-    if row["reason"] == "drift" and not (grounds.drifted or group in grounds.drifted_groups):
-        yield "drift, but its part tells of no alarm"
+    match row["reason"]:
+        case "drift" if not (grounds.drifted or group in grounds.drifted_groups):
+            yield "drift, but its part tells of no alarm"
+        case "suspended" if not (
+            policy.policy_id in grounds.suspended or (policy.policy_id, group) in grounds.suspended_groups
+        ):
+            yield "suspended, but the policy is not"
 
 
 def _against_accepting(

@@ -39,7 +39,7 @@ from segpipe.manifests.parts import (
     require_output,
     telling_damage,
 )
-from segpipe.manifests.policies import is_suspended, kept_policies, parse_kept
+from segpipe.manifests.policies import is_suspended, kept_policies, parse_kept, suspended_groups
 from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.run_checks import check_runs
@@ -157,7 +157,10 @@ def _check_parts(
     output: str, policies: dict[str, Policy], connection: duckdb.DuckDBPyConnection, found: Findings
 ) -> list[ChainedPart]:
     """Each part by itself and its rows, which go to the table `rows`; damaged parts are left out."""
-    suspended = frozenset(name for name in policies if is_suspended(output, name))
+    suspended = frozenset(name for name, policy in policies.items() if is_suspended(output, policy.family))
+    by_group = frozenset(
+        (name, group) for name, policy in policies.items() for group in suspended_groups(output, policy)
+    )
     listed = _keys_of_parts(output, found)
     unknown: set[str] = set()
     checked = []
@@ -174,7 +177,7 @@ def _check_parts(
                 found.add("part", key, str(error))
                 continue
             checked.append(ChainedPart(key, part_digest(content), link))
-            _check_rows(key, table, Grounds(policies, suspended, drifted, drifted_groups), found)
+            _check_rows(key, table, Grounds(policies, suspended, drifted, drifted_groups, by_group), found)
             unknown |= set(table["policy_id"].unique().to_pylist()) - policies.keys() - {None}
             connection.register("new", table)
             connection.execute(_ADD_ROWS, {"part": key})

@@ -11,7 +11,7 @@ from segpipe import storage
 from segpipe.confidence.promise import promise
 from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
-from segpipe.manifests.policies import suspension_uri
+from segpipe.manifests.policies import FOLDER, SUSPENDED
 from segpipe.printable import printable
 from segpipe.redaction import redact
 
@@ -107,7 +107,7 @@ def suspension_line(summary: RunSummary) -> str | None:
     images = summary.reasons.get("suspended")
     if not images:
         return None
-    evidence = suspension_uri(redact(summary.output), str(summary.policy_id))
+    evidence = storage.join(redact(summary.output), f"{FOLDER}/*{SUSPENDED}")
     return (
         f"SUSPENDED: the audit has shown that the promise of policy {summary.policy_id} is broken, {images} "
         f"images went to review (evidence: {evidence}): look at the masks found bad, then calibrate on "

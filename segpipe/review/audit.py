@@ -24,13 +24,14 @@ from scipy.stats import binom
 
 from segpipe import storage
 from segpipe.confidence.confidence_sequence import lower_end, p_values_above
-from segpipe.confidence.policy import BadFractionPromise, MeanLossPromise, Policy
+from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.confidence.sampled_mean import sampled_mean
 from segpipe.errors import PolicyError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
+from segpipe.name_groups import group_of
 from segpipe.review import audit_nights
 from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_of
 from segpipe.review.audit_words import in_words
@@ -38,43 +39,52 @@ from segpipe.review.audit_words import in_words
 logger = logging.getLogger(__name__)
 
 State = Literal["kept", "undecided", "broken"]
-Series = str  # the family that audits count under
+Series = tuple[str, str]  # the family that audits count under, and the group with a certificate of its own
 
 _AUDITS = """
-    SELECT coalesce(f.family, l.policy_id) AS series, l.policy_id, l.labeled_at, l.image_uri,
+    SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
+        coalesce(n.unit, '') AS unit, l.policy_id, l.labeled_at, l.image_uri,
         coalesce(l.inclusion_probability, 1) AS share, r.verdict, r.draft_iou, r.draft_iou_graded,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
-    FROM labels l LEFT JOIN families f USING (policy_id)
+    FROM labels l LEFT JOIN families f USING (policy_id) LEFT JOIN names n USING (policy_id, image_uri)
     LEFT JOIN reviews r ON (r.image_uri, r.image_etag, r.model_id, r.draft_mask_sha256)
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
     WHERE l.decision = 'accepted' AND l.audit AND l.policy_id IS NOT NULL
-    ORDER BY series, l.labeled_at, l.image_uri"""
-_ACCEPTED = """
-    SELECT coalesce(f.family, l.policy_id) AS series, epoch_us(l.labeled_at) // 86400000000 AS day,
-        coalesce(l.inclusion_probability, 1) AS share, count(*) AS accepted,
-        count(*) FILTER (c.cutoff IS NULL OR l.labeled_at < c.cutoff) AS masks
-    FROM labels l LEFT JOIN families f USING (policy_id)
-    LEFT JOIN cutoffs c ON c.series = coalesce(f.family, l.policy_id)
-    WHERE l.decision = 'accepted' AND l.policy_id IS NOT NULL
+    ORDER BY family, l.labeled_at, l.image_uri"""
+_CELLS = """
+    SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
+        coalesce(n.unit, '') AS unit, epoch_us(l.labeled_at) // 86400000000 AS day,
+        coalesce(l.inclusion_probability, 1) AS share, count(*) AS labelled,
+        count(*) FILTER (l.decision = 'accepted') AS accepted,
+        count(*) FILTER (l.decision = 'accepted' AND (c.cutoff IS NULL OR l.labeled_at < c.cutoff)) AS masks
+    FROM labels l LEFT JOIN families f USING (policy_id) LEFT JOIN names n USING (policy_id, image_uri)
+    LEFT JOIN cutoffs c ON (c.family, c.certificate)
+        = (coalesce(f.family, l.policy_id), coalesce(n.certificate, ''))
+    WHERE l.decision IN ('accepted', 'review') AND l.policy_id IS NOT NULL
     GROUP BY ALL ORDER BY ALL"""
+_IMAGES = "SELECT DISTINCT policy_id, image_uri FROM labels WHERE list_contains($policies, policy_id)"
 _NEWEST = """
     SELECT coalesce(f.family, policy_id) FROM labels LEFT JOIN families f USING (policy_id)
     WHERE $model_id IS NULL OR model_id = $model_id
     ORDER BY labeled_at DESC, run_id DESC, shard DESC LIMIT 1"""
 _FAMILIES = pa.schema([("policy_id", pa.string()), ("family", pa.string())])
-_CUTOFFS = pa.schema([("series", pa.string()), ("cutoff", pa.timestamp("us", tz="UTC"))])
+_NAMES = pa.schema([(name, pa.string()) for name in ("policy_id", "image_uri", "certificate", "unit")])
+_CUTOFFS = pa.schema(
+    [("family", pa.string()), ("certificate", pa.string()), ("cutoff", pa.timestamp("us", tz="UTC"))]
+)
 
 
 @dataclass(frozen=True)
 class Audit:
     """One mask drawn for the audit; loss (0 to 1) is None without an answer, decided: somebody was asked.
 
-    `share` (0 to 1) was its chance to be drawn.
+    `share` (0 to 1) was its chance to be drawn, `unit` names the group of images that weighs one, if such do.
     """
 
     labeled_at: datetime
     image_uri: str
+    unit: str
     share: float
     loss: float | None
     decided: bool
@@ -113,12 +123,15 @@ class PolicyAudit:
     nights surely are worse than those that showed it. `masks_a_night` is the median of the accepted masks of
     a night, `night_above` the probability (0 to 1) that so many hold more bad ones than the promised share
     by chance, were the bad share of all just `estimate` (None for a mean loss).
+
+    `group` names the group of images whose own certificate this is about, None where the policy has one for
+    all. `each_counts`: whether each mask weighs one, or each group of images, as the policy promises.
     """
 
     policy_id: str
     model_id: str
     promise: str
-    target: Literal["bad_fraction", "mean_loss"]
+    target: Literal["bad_fraction", "mean_loss", "classes"]
     limit: float
     confidence: float
     state: State
@@ -148,6 +161,8 @@ class PolicyAudit:
     got_worse: bool
     masks_a_night: int
     night_above: float | None
+    group: str | None
+    each_counts: Literal["masks", "groups"]
 
 
 @dataclass(frozen=True)
@@ -164,9 +179,9 @@ class _Series:
 def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     """What the audits say about each policy that has labelled into OUTPUT, oldest first; writes nothing.
 
-    Policies of one family are one. Only of one model when `model_id` is given. Raises NotFoundError when
-    OUTPUT does not exist, PolicyError when the policy of audited masks is missing or damaged there,
-    StorageError.
+    Policies of one family are one; a policy with certificates per group has one audit for each. Only of one
+    model when `model_id` is given. Raises NotFoundError when OUTPUT does not exist, PolicyError when the
+    policy of audited masks is missing or damaged there, StorageError.
     """
     output = storage.normalise(output)
     texts = policies.kept_policies(output)
@@ -174,24 +189,29 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     found, newest = _read(output, kept, model_id)
     return [
         _audited(
-            policy,
-            found.get(policy.family, _Series([], [], 0, 0, {})),
-            suspended=policies.is_suspended(output, policy.family),
+            own,
+            group,
+            found.get((policy.family, group), _Series([], [], 0, 0, {})),
+            suspended=_is_suspended(output, policy.family, group),
             in_use=policy.family == newest,
         )
         for policy in _newest_of_each_family(kept)
         if model_id in (None, policy.model_id)
+        for group, own in _promises(policy)
     ]
 
 
 def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAudit]:
-    """Suspend each policy whose promise is shown broken, with the evidence; gives those newly suspended.
+    """Suspend each policy, or group's certificate, that is shown broken, with the evidence; gives those newly
+    suspended.
 
     StorageError.
     """
     output = storage.normalise(output)
     broken = [audit for audit in audits if audit.state == "broken" and not audit.suspended]
-    return [audit for audit in broken if policies.suspend(output, audit.policy_id, _evidence(audit))]
+    return [
+        audit for audit in broken if policies.suspend(output, audit.policy_id, _evidence(audit), audit.group)
+    ]
 
 
 def _newest_of_each_family(kept: Iterable[Policy]) -> list[Policy]:
@@ -199,23 +219,76 @@ def _newest_of_each_family(kept: Iterable[Policy]) -> list[Policy]:
     return sorted(by_family.values(), key=lambda policy: policy.created_at)
 
 
+def _is_suspended(output: str, family: str, group: str) -> bool:
+    """With its policy, or its certificate alone."""
+    return policies.is_suspended(output, family) or (
+        bool(group) and policies.is_suspended(output, family, group)
+    )
+
+
+def _promises(policy: Policy) -> list[tuple[str, Policy]]:
+    """The policy as it stands for each group that has a certificate to accept by, else for all ('')."""
+    certified = [one for one in policy.certificates if one.threshold is not None]
+    return [(one.group, policy.of_group(one)) for one in certified] or [("", policy)]
+
+
+def _counts_groups(policy: Policy) -> bool:
+    """Whether the promise is one of a random image of a random group, and the groups can be told by name."""
+    return policy.promises_about == "groups" and policy.group_by is not None
+
+
 def _read(
     output: str, kept: Sequence[Policy], model_id: str | None
-) -> tuple[dict[Series, _Series], Series | None]:
-    """What was accepted and audited of each family, and the family last used."""
+) -> tuple[dict[Series, _Series], str | None]:
+    """What was accepted and audited under each promise, and the family last used."""
     families = [{"policy_id": policy.policy_id, "family": policy.family} for policy in kept]
+    by_id = {policy.policy_id: policy for policy in kept}
     with open_views(output) as connection:
         connection.register("families", pa.Table.from_pylist(families, _FAMILIES))
         newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchall()
-        audits = _read_audits(connection, {policy.policy_id: policy for policy in kept}, output)
-        cutoffs = [{"series": name, "cutoff": _cutoff(found)} for name, found in audits.items()]
+        connection.register("names", pa.Table.from_pylist(_read_names(connection, by_id), _NAMES))
+        audits = _read_audits(connection, by_id, output)
+        cutoffs = [
+            {"family": family, "certificate": certificate, "cutoff": _cutoff(found)}
+            for (family, certificate), found in audits.items()
+        ]
         connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
-        cells = connection.sql(_ACCEPTED).to_arrow_table().to_pylist()
-    by_series: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-    for cell in cells:
-        by_series[cell["series"]].append(cell)
-    found = {name: _series(audits.get(name, []), of_one) for name, of_one in by_series.items()}
+        cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
+    found = {name: _series(audits.get(name, []), of_one) for name, of_one in cells.items()}
     return found, newest[0][0] if newest else None
+
+
+def _read_names(
+    connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy]
+) -> list[dict[str, str | None]]:
+    """What group the images of those policies belong to that know groups."""
+    grouped = [name for name, policy in kept.items() if policy.per is not None or _counts_groups(policy)]
+    if not grouped:
+        return []
+    images = connection.execute(_IMAGES, {"policies": grouped}).fetchall()
+    return [
+        {"policy_id": name, "image_uri": uri, "certificate": _certificate(kept[name], uri)}
+        | {"unit": _unit(kept[name], uri)}
+        for name, uri in images
+    ]
+
+
+def _certificate(policy: Policy, image_uri: str) -> str | None:
+    return None if policy.per is None else group_of(image_uri, policy.per)
+
+
+def _unit(policy: Policy, image_uri: str) -> str | None:
+    """The group that weighs one; an image that belongs to none is one by itself."""
+    if not _counts_groups(policy):
+        return None
+    return group_of(image_uri, str(policy.group_by)) or image_uri
+
+
+def _by_series(rows: Iterable[dict[str, Any]]) -> dict[Series, list[dict[str, Any]]]:
+    by_series: defaultdict[Series, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        by_series[row["family"], row["certificate"]].append(row)
+    return by_series
 
 
 def _read_audits(
@@ -223,10 +296,10 @@ def _read_audits(
 ) -> dict[Series, list[Audit]]:
     rows = connection.sql(_AUDITS).to_arrow_table().to_pylist()
     _require_kept((row["policy_id"] for row in rows), kept, output)
-    audits: defaultdict[str, list[Audit]] = defaultdict(list)
-    for row in rows:
-        audits[row["series"]].append(_as_audit(row, kept[row["policy_id"]]))
-    return audits
+    return {
+        name: [_as_audit(row, kept[row["policy_id"]]) for row in of_one]
+        for name, of_one in _by_series(rows).items()
+    }
 
 
 def _require_kept(audited: Iterable[str], kept: Iterable[str], output: str) -> None:
@@ -248,14 +321,15 @@ def _reached(audits: Sequence[Audit]) -> list[Audit]:
 
 
 def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]]) -> _Series:
+    weights = _weights(cells)
     accepted = [
-        Accepted(
-            date(1970, 1, 1) + timedelta(cell["day"]), cell["share"], cell["masks"], float(cell["masks"])
-        )
+        Accepted(_day(cell), cell["share"], cell["masks"], cell["masks"] * weights[cell["unit"]])
         for cell in cells
         if cell["masks"]
     ]
-    drawn = [Drawn(one.night, one.share, 1.0, one.loss) for one in _reached(audits) if one.decided]
+    drawn = [
+        Drawn(one.night, one.share, weights[one.unit], one.loss) for one in _reached(audits) if one.decided
+    ]
     by_night: defaultdict[date, int] = defaultdict(int)
     for cell in accepted:
         by_night[cell.night] += cell.masks
@@ -268,10 +342,23 @@ def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]]) -> _Ser
     )
 
 
+def _day(cell: Mapping[str, Any]) -> date:
+    return date(1970, 1, 1) + timedelta(cell["day"])
+
+
+def _weights(cells: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """What a mask of each unit weighs: all images of a unit, accepted or not, weigh one together."""
+    labelled: defaultdict[str, int] = defaultdict(int)
+    for cell in cells:
+        labelled[cell["unit"]] += cell["labelled"]
+    return {unit: 1 / count if unit else 1.0 for unit, count in labelled.items()}
+
+
 def _as_audit(row: Mapping[str, Any], policy: Policy) -> Audit:
     return Audit(
         labeled_at=row["labeled_at"],
         image_uri=row["image_uri"],
+        unit=row["unit"],
         share=row["share"],
         loss=_loss(row["verdict"], _draft_iou(row, policy.rule), policy.promised),
         decided=row["verdict"] is not None,
@@ -287,9 +374,7 @@ def _draft_iou(row: Mapping[str, Any], rule: IouRule) -> float | None:
     return every_class if graded is None else graded
 
 
-def _loss(
-    verdict: str | None, draft_iou: float | None, promised: BadFractionPromise | MeanLossPromise
-) -> float | None:
+def _loss(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -> float | None:
     """What a mask loses by the policy's own measure, 0 to 1; None when nobody has said what is right."""
     iou = {"accepted": 1.0, "corrected": draft_iou, "rejected": 0.0}.get(str(verdict))
     if iou is None or not 0 <= iou <= 1:
@@ -297,7 +382,7 @@ def _loss(
     return float(iou < promised.min_iou) if isinstance(promised, BadFractionPromise) else 1 - iou
 
 
-def _audited(policy: Policy, series: _Series, *, suspended: bool, in_use: bool) -> PolicyAudit:
+def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in_use: bool) -> PolicyAudit:
     limit, is_bad_fraction = _limit(policy.promised)
     error = (1 - policy.confidence) / 2
     audits, nights = series.audits, series.nights
@@ -345,6 +430,8 @@ def _audited(policy: Policy, series: _Series, *, suspended: bool, in_use: bool) 
         got_worse=bool(kept and not kept_over and recent and recent.lower > kept.upper_with_skips),
         masks_a_night=masks_a_night,
         night_above=_night_above(masks_a_night, limit, estimate) if is_bad_fraction else None,
+        group=group or None,
+        each_counts="groups" if _counts_groups(policy) else "masks",
     )
 
 
@@ -353,13 +440,15 @@ def _whole(nights: Sequence[Night], cutoff: datetime | None) -> list[Night]:
     return [night for night in nights if cutoff is None or night.day < cutoff.astimezone(UTC).date()]
 
 
-def _limit(promised: BadFractionPromise | MeanLossPromise) -> tuple[float, bool]:
-    """The promised limit, and whether it is one of bad masks."""
+def _limit(promised: MaskPromise) -> tuple[float, bool]:
+    """The promised limit, and whether it is one of bad masks; any loss is allowed where masks have none."""
     match promised:
         case BadFractionPromise():
             return promised.max_bad_fraction, True
         case MeanLossPromise():
             return promised.max_mean_loss, False
+        case ClassesOnly():
+            return 1.0, False
 
 
 def _by_month(nights: Iterable[Night]) -> dict[str, dict[str, float]]:

@@ -193,8 +193,9 @@ def _stake(masses: Sequence[float]) -> float:
 
 def _sizes(limit: float, error: float) -> Iterator[tuple[int, float]]:
     """How many audits each window takes, and its share of the error."""
-    first = answers_needed(limit / 2, limit, error / 2)
-    assert first is not None
+    first = answers_needed(limit / 2, limit, error / 2) if limit < 1 else None
+    if first is None:
+        return iter(())  # all may be lost: there is nothing to show
     return ((first * 2**number, error / 2 ** (number + 1)) for number in range(WINDOWS))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from segpipe.printable import printable
+
 if TYPE_CHECKING:
     from segpipe.review.audit import PolicyAudit
     from segpipe.review.audit_nights import Window
@@ -11,11 +13,19 @@ if TYPE_CHECKING:
 
 def in_words(audit: PolicyAudit) -> str:
     """The verdict on a policy's promise, and what to do."""
+    of_group = f"group {printable(audit.group)}: " if audit.group else ""
+    return of_group + _verdict(audit)
+
+
+def _verdict(audit: PolicyAudit) -> str:
     if audit.suspended or audit.state == "broken":
+        whose = "all masks of this group" if audit.group else "all masks"
         return (
-            f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy all masks "
+            f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy {whose} "
             "go to review: look at the masks found bad, then calibrate on images like these, or retrain"
         )
+    if audit.target == "classes":
+        return "not covered: what is promised is about classes, and the audit only sees what masks lose"
     if not audit.drawn:
         return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
     if audit.kept_over:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from audited_output import AuditedOutput
 
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.errors import PolicyError
+from segpipe.labeling.decisions import Rules, decide, find_suspended_groups
 from segpipe.manifests import policies
 from segpipe.metrics import IouRule
 from segpipe.review.agreement import draft_iou
@@ -154,6 +157,13 @@ def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Au
     assert "BROKEN" in capsys.readouterr().out
     assert suspend_broken(out.output, audit_output(out.output)) == []
     assert storage.read_bytes(uri) == evidence
+
+
+def rules_of(out: AuditedOutput) -> Rules:
+    """What decides about the next shard."""
+    return Rules(
+        out.policy, 0.0, False, False, suspended_groups=find_suspended_groups(out.output, out.policy)
+    )
 
 
 class KilledError(BaseException):
@@ -337,3 +347,55 @@ def test_a_night_is_not_what_is_promised(audited: Audited, capsys: Any) -> None:
     assert only(out.output).night_above == pytest.approx(0.3233, abs=1e-4)
     run(["audit", out.output])
     assert "a night of 50 would be above 0.05 by chance with probability 0.32" in capsys.readouterr().out
+
+
+def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any) -> None:
+    """One camera's promise is broken, the other's is kept, and an open audit of one holds back no other."""
+    out = audited(cameras=2)
+    for night in range(12):
+        for camera, verdict in (("cam0", "accepted"), ("cam1", "rejected")):
+            out.night = night
+            rows = [out.label(1, image_uri=f"/bucket/{camera}/{night}-{n}.jpg")[0] for n in range(4)]
+            if (camera, night) != ("cam1", 11):
+                out.answer(rows, verdict)
+    first, second = audit_output(out.output)
+    assert (first.group, first.state, first.audited, first.open) == ("cam0", "kept", 48, 0)
+    assert (second.group, second.state, second.audited, second.open) == ("cam1", "broken", 44, 4)
+    assert in_words(second).startswith("group cam1: BROKEN: bad share 1 (44 bad of 44)")
+    assert run(["audit", out.output]) == 3
+    assert "about group cam1 is broken" in capsys.readouterr().err
+    assert policies.suspended_groups(out.output, out.policy) == {"cam1"}
+    assert not policies.is_suspended(out.output, out.policy.policy_id)
+    assert [found.suspended for found in audit_output(out.output)] == [False, True]
+    routed = decide(out.rows(1, image_uri="/bucket/cam0/a.jpg", class_confidences=[1.0]), rules_of(out))
+    held = decide(out.rows(1, image_uri="/bucket/cam1/a.jpg", class_confidences=[1.0]), rules_of(out))
+    assert [(row.decision, row.reason) for row in (*routed, *held)] == [
+        ("accepted", "confident"),
+        ("review", "suspended"),
+    ]
+
+
+def test_a_promise_about_groups_is_audited_as_one(audited: Audited) -> None:
+    """Two videos: 900 frames that are good, 10 of them audited, and 100 that are bad, 10 of them audited.
+
+    Of the masks a tenth is bad; of a random image of a random video a half.
+    """
+    pattern = r"video\d"
+    for about, expected in (("groups", 0.5), ("masks", 0.1)):
+        out = audited(
+            promises_about=about, group_by=pattern, created_at=f"2026-11-22T00:00:0{len(about)}+00:00"
+        )
+        out.n_parts, out.n_reviews, out.n_rows = (100, 100, 5000) if about == "masks" else (0, 0, 0)
+        for video, frames, verdict in (("video1", 900, "accepted"), ("video2", 100, "rejected")):
+            share = 10 / frames
+            for number, n in enumerate((10, frames - 10)):
+                drawn = number == 0
+                rows = [
+                    replace(row, image_uri=f"/{video}/{row.image_uri.rpartition('/')[2]}")
+                    for row in out.rows(n, audit=drawn, inclusion_probability=share)
+                ]
+                out.commit(rows)
+                out.answer(rows if drawn else [], verdict)
+        found = next(one for one in audit_output(out.output) if one.policy_id == out.policy.policy_id)
+        assert found.each_counts == about
+        assert found.estimate == pytest.approx(expected)

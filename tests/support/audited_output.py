@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
-from segpipe.confidence.policy import Policy, to_json
+from segpipe.confidence.policy import Policy, sealed, to_json
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import Review, append_reviews, item_id
 from segpipe.manifests.schema import Row, rows_table
@@ -40,10 +40,16 @@ class AuditedOutput:
 
     def label(self, n: int, **values: Any) -> list[Row]:
         """n more rows in a part of their own."""
-        rows = [self._row(self.n_rows + number, values) for number in range(n)]
+        return self.commit(self.rows(n, **values))
+
+    def rows(self, n: int, **values: Any) -> list[Row]:
+        """n more rows, in no part yet."""
         self.n_rows += n
-        table = rows_table(rows, ["a", "b"])
-        assert commit_part(self.output, NOON.date(), "r", self.n_parts, table)
+        return [self._row(self.n_rows - n + number, values) for number in range(n)]
+
+    def commit(self, rows: list[Row]) -> list[Row]:
+        """The rows as a part of their own."""
+        assert commit_part(self.output, NOON.date(), "r", self.n_parts, rows_table(rows, ["a", "b"]))
         self.n_parts += 1
         return rows
 
@@ -85,10 +91,17 @@ def calibrated(
     target: BadFraction | MeanLoss,
     created_at: str = "2026-11-22T00:00:00+00:00",
     iou_rule: IouRule | None = None,
+    cameras: int = 0,
+    **changes: Any,
 ) -> Policy:
-    return make_policy(
-        np.linspace(0, 1, 200), np.ones(200), "m", target, 0.9, "f" * 64, created_at, iou_rule=iou_rule
+    """A policy that accepts; with a certificate for each of so many cameras, and with fields changed."""
+    scores = np.tile(np.linspace(0, 1, 200), max(cameras, 1))
+    names = [f"cam{camera}" for camera in range(cameras) for _ in range(200)]
+    by_camera = {"per": r"cam\d", "per_group": names} if cameras else {}
+    made = make_policy(
+        scores, np.ones(len(scores)), "m", target, 0.9, "f" * 64, created_at, iou_rule=iou_rule, **by_camera
     )
+    return sealed(replace(made, **changes))
 
 
 def audited_output(output: str, target: BadFraction | MeanLoss | None = None, **values: Any) -> AuditedOutput:
