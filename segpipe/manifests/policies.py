@@ -77,8 +77,19 @@ def is_suspended(output: str, policy_id: str, group: str | None = None) -> bool:
 
 def suspended_groups(output: str, policy: Policy) -> frozenset[str]:
     """The groups whose own certificate is suspended in OUTPUT. StorageError."""
-    certified = (one.group for one in policy.certificates if one.threshold is not None)
-    return frozenset(group for group in certified if is_suspended(output, policy.family, group))
+    certified = [one.group for one in policy.certificates if one.threshold is not None]
+    if not certified:
+        return frozenset()
+    there = _suspensions(output)  # in one listing: there may be a thousand cameras
+    return frozenset(group for group in certified if suspension_uri(output, policy.family, group) in there)
+
+
+def _suspensions(output: str) -> set[str]:
+    try:
+        found = list(storage.list_objects(storage.join(output, FOLDER)))
+    except NotFoundError:
+        return set()
+    return {item.uri for item in found if item.key.endswith(SUSPENDED)}
 
 
 def suspend(output: str, policy_id: str, evidence: str, group: str | None = None) -> bool:
