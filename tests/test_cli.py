@@ -397,6 +397,39 @@ def test_calibrate_says_what_is_promised_guarded_and_shown(
     assert policy["policy_id"] in said
 
 
+def test_a_promise_about_a_class_alone_is_said_and_routes_and_is_not_audited(
+    squares: Path,
+    bucket: str,
+    model: str,
+    tmp_path: Path,
+    ask: Ask,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    assert cli.run(["calibrate", *where, "--false-alarm", "square:0.99", "--min-object-px", "100000"]) == 0
+    said = capsys.readouterr().out
+    assert "of the images without 'square' (at least 100000 pixels of it) at most 99% are accepted" in said
+    assert "is right or wrong as a whole" in said
+    assert "does not cover what is promised about classes" in said
+    output = str(tmp_path / "labels")
+    found = ask("label", bucket, output, "--model", model, "--audit-share", "1")
+    assert found["accepted"] > 0
+    assert cli.run(["audit", output]) == 0
+    assert "not covered: what is promised is about classes" in capsys.readouterr().out
+
+
+def test_a_certificate_per_group_is_said_group_by_group(
+    squares: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    assert cli.run(["calibrate", *where, *CERTIFY, "--per", r"[0-5](?=\d\b)"]) == 0
+    said = capsys.readouterr().out
+    policy = json.loads((Path(model) / "policy.json").read_text())
+    assert [one["group"] for one in policy["certificates"]] == list("012345")
+    assert all(f"threshold of {group}" in said for group in "012345")
+    assert policy["threshold"] is None
+
+
 def test_calibrate_prints_the_policy_as_it_is_kept(squares: Path, model: str, ask: Ask) -> None:
     where = ["--data", str(squares), "--model", model, "--split", "calibration"]
     printed = ask("calibrate", *where, *CERTIFY, "--group-by", "^..", "--guard", "square:0.1")
@@ -411,6 +444,10 @@ def test_calibrate_prints_the_policy_as_it_is_kept(squares: Path, model: str, as
     [
         (["--guard", "circle:0.5"], "'circle', the model has no such class: its classes are ground, square"),
         (["--group-by", "^x+"], "finds no group in the image key '000'"),
+        (["--miss", "circle:0.5"], "'circle', the model has no such class: its classes are ground, square"),
+        (["--per", "^x+"], "finds no group in any image key, such as '000'"),
+        (["--per", "^."], "finds another group in the image key '000' than in the address"),
+        (["--promise-about", "masks"], "has no groups"),
     ],
 )
 def test_a_guard_or_group_that_does_not_fit_is_one_line_and_leaves_no_policy(

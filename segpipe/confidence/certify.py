@@ -9,7 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from segpipe.confidence import guarantee
-from segpipe.confidence.calibration_error import cross_validated_error
+from segpipe.confidence.calibration_error import (
+    cross_validated_map,
+    error_of_a_perfect_map,
+    expected_calibration_error,
+)
 from segpipe.confidence.certificates import (
     BadFraction,
     CalibrationImages,
@@ -39,11 +43,15 @@ __all__ = ["BadFraction", "ClassPixels", "ClassTarget", "MeanLoss", "make_policy
 
 @dataclass(frozen=True)
 class _Display:
-    """The map from scores to the confidence that is shown, and how far that lies from the true IoU."""
+    """The map from scores to the confidence that is shown, and how far that lies from the true IoU.
+
+    floor: how far a perfect one would lie, by chance, on so many images.
+    """
 
     scores: tuple[float, ...]
     values: tuple[float, ...]
     error: float | None
+    floor: float | None
 
 
 def make_policy(
@@ -120,6 +128,7 @@ def make_policy(
         display_scores=display.scores,
         display_values=display.values,
         calibration_error=display.error,
+        calibration_error_floor=display.floor,
         calibration_fingerprint=calibration_fingerprint,
         created_at=created_at,
         model_digest=model_digest,
@@ -224,6 +233,12 @@ def _displayed(
     scores: NDArray[np.float64], ious: NDArray[np.float64], group: Sequence[str] | None
 ) -> _Display:
     finite = np.isfinite(scores)
+    known, true = scores[finite], ious[finite]
     groups = None if group is None else np.asarray(group)[finite]
-    error = cross_validated_error(scores[finite], ious[finite], groups)
-    return _Display(*fit_display_map(scores[finite], ious[finite]), error)
+    shown = cross_validated_map(known, true, groups)
+    found = (
+        (None, None)
+        if shown is None
+        else (expected_calibration_error(shown, true), error_of_a_perfect_map(shown, true, groups))
+    )
+    return _Display(*fit_display_map(known, true), *found)

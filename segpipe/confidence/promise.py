@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+
+from scipy.stats import binom
 
 from segpipe.confidence.policy import (
     BadFractionPromise,
@@ -16,6 +19,7 @@ from segpipe.confidence.policy import (
 from segpipe.printable import printable
 
 GROUPS_NAMED = 6
+NIGHTS = (50, 1000)  # accepted masks of a small and of a large one
 
 
 def promise(policy: Policy) -> str:
@@ -26,6 +30,37 @@ def promise(policy: Policy) -> str:
     if policy.threshold is not None:
         return f"{target} ({_evidence(policy)})"
     return f"nothing is accepted: {_rests_on(policy)} cannot prove that {target}; {_remedy(policy)}"
+
+
+def meaning(policy: Policy) -> str:
+    """What the promise says of one night and of a year, and what its confidence is about."""
+    return (
+        f"the {_percent(policy.confidence)} are about this calibration, which is right or wrong as a whole, "
+        f"on every night alike; what is promised is the average over a year of nights{_of_a_night(policy)}"
+    )
+
+
+def not_audited(policy: Policy) -> Iterator[str]:
+    """What of the promise `segpipe audit` cannot watch."""
+    if policy.class_promises:
+        yield (
+            "segpipe audit does not cover what is promised about classes, only what is promised about masks: "
+            "calibrate again on new images now and then"
+        )
+
+
+def _of_a_night(policy: Policy) -> str:
+    """How often chance alone puts a night above the limit."""
+    match policy.promised:
+        case BadFractionPromise(max_bad_fraction=limit):
+            kept = 0.8 * limit
+            over = [float(binom.sf(math.floor(limit * n + 1e-9), n, kept)) for n in NIGHTS]
+            said = ", in ".join(
+                f"{part:.0%} of nights of {n} accepted" for n, part in zip(NIGHTS, over, strict=True)
+            )
+            return f": at truly {_percent(kept)}, more than {_percent(limit)} is bad in {said}"
+        case _:
+            return ": a small night can be worse by chance"
 
 
 def _by_group(policy: Policy, target: str) -> str:

@@ -12,6 +12,7 @@ from scipy.stats import rankdata
 
 from segpipe.confidence.calibration_error import expected_calibration_error
 from segpipe.confidence.policy import Policy
+from segpipe.confidence.promise import meaning
 from segpipe.confidence.selective import SelectiveMetrics
 from segpipe.printable import printable
 from segpipe.redaction import redact
@@ -164,7 +165,16 @@ def _policy_facts(policy: Policy) -> Iterator[tuple[str, str]]:
     for guard in policy.guards:
         yield "guard", f"{guard.class_name} below {guard.min_confidence:g} goes to review"
     if policy.calibration_error is not None:
-        yield "calibration error", f"{policy.calibration_error:.3f}, on calibration images not fitted to"
+        error = f"{policy.calibration_error:.3f}, on calibration images not fitted to"
+        yield "calibration error", f"{error}{floor_in_words(policy)}"
+    if policy.accepts_some:
+        yield "meaning", meaning(policy)
+
+
+def floor_in_words(policy: Policy) -> str:
+    """What of the calibration error is chance, as the end of a line; nothing where it is not known."""
+    floor = policy.calibration_error_floor
+    return "" if floor is None else f"; a perfect map would show about {floor:.3f} on so many images"
 
 
 def thresholds(policy: Policy) -> Iterator[tuple[str, str]]:

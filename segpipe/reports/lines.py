@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from segpipe.confidence.promise import promise
+from segpipe.confidence.promise import meaning, not_audited, promise
 from segpipe.reports import summary as words
-from segpipe.reports.content import thresholds
+from segpipe.reports.content import floor_in_words, thresholds
 from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
 from segpipe.tables import columns
 
@@ -23,13 +23,15 @@ def policy_lines(policy: Policy) -> list[tuple[str, str]]:
     error = policy.calibration_error
     return [
         ("promise", promise(policy)),
+        *([("meaning", meaning(policy))] if policy.accepts_some else []),
+        *(("audit", line) for line in not_audited(policy)),
         *thresholds(policy),
         *(("guard", guard) for guard in guards),
         (
             "calibration error",
             "unknown: too few images"
             if error is None
-            else f"{error:.3f} (confidence shown against true IoU)",
+            else f"{error:.3f} (confidence shown against true IoU{floor_in_words(policy)})",
         ),
         ("policy", policy.policy_id),
         *(("warning", line) for line in policy.warnings),

@@ -13,6 +13,7 @@ import numpy as np
 from segpipe import storage
 from segpipe.concurrency import Budget
 from segpipe.confidence.policy import Policy
+from segpipe.confidence.promise import meaning
 from segpipe.errors import NotFoundError, RunError
 from segpipe.images import class_palette
 from segpipe.labeling.plan import RunPlan
@@ -112,6 +113,8 @@ def _facts(summary: RunSummary, tiling: Tiling | None, policy: Policy | None) ->
         yield "scale", words.tiling_line(tiling)
     if policy is not None:
         yield "promise", words.promise_line(policy)
+        if policy.accepts_some:
+            yield "meaning", meaning(policy)
     for name, line in (("suspended", words.suspension_line(summary)), ("drift", words.drift_line(summary))):
         if line is not None:
             yield name, line

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.confidence.calibration_error import cross_validated_error, expected_calibration_error
+from segpipe.confidence.calibration_error import (
+    cross_validated_error,
+    error_of_a_perfect_map,
+    expected_calibration_error,
+)
 from segpipe.confidence.certify import BadFraction, make_policy
 from segpipe.confidence.policy import display_confidence
 
@@ -109,3 +113,37 @@ def test_the_same_images_give_the_same_error():
     rng = np.random.default_rng(8)
     scores, ious = rng.random(30), rng.random(30)
     assert cross_validated_error(scores, ious) == cross_validated_error(scores, ious)
+
+
+@pytest.mark.parametrize(("n", "expected"), [(20, 0.072), (100, 0.034), (400, 0.017)])
+def test_a_perfect_map_is_off_by_about_as_much_as_its_floor_says(n: int, expected: float) -> None:
+    random = np.random.default_rng(0)
+    errors, floors = [], []
+    for _ in range(300):
+        shown = random.uniform(0.4, 0.9, n)
+        true = np.clip(shown + random.normal(scale=0.135, size=n), 0, 1)
+        errors.append(expected_calibration_error(shown, true))
+        floors.append(error_of_a_perfect_map(shown, true))
+    assert np.mean(errors) == pytest.approx(expected, rel=0.1)
+    assert np.mean([floor for floor in floors if floor is not None]) == pytest.approx(expected, rel=0.1)
+
+
+def test_frames_that_are_off_together_raise_the_floor() -> None:
+    random = np.random.default_rng(0)
+    video = np.repeat(np.arange(40), 10)
+    shown = np.repeat(random.uniform(0.4, 0.9, 40), 10)
+    errors, floors = [], []
+    for _ in range(200):
+        true = shown + np.repeat(random.normal(scale=0.1, size=40), 10)
+        errors.append(expected_calibration_error(shown, true))
+        floors.append(error_of_a_perfect_map(shown, true, video))
+    assert np.mean(floors) == pytest.approx(np.mean(errors), rel=0.15)
+    assert np.mean(errors) > 2 * (error_of_a_perfect_map(shown, true) or 0)
+
+
+def test_a_floor_worked_by_hand() -> None:
+    # Gaps of -0.1, 0.1 and 0.3: around their mean of 0.1 the sum spreads by sqrt(0.08 * 3 / 2), and the
+    # standard deviation of three normal values is too small by a factor of sqrt(pi) / 2 on average.
+    floor = error_of_a_perfect_map([0.5, 0.6, 0.7], [0.4, 0.7, 1.0], n_bins=1)
+    assert floor == pytest.approx(np.sqrt(2 / np.pi) * np.sqrt(0.12) / 3 * 2 / np.sqrt(np.pi))
+    assert error_of_a_perfect_map([0.5, 0.6], [0.4, 0.7], ["a", "a"], n_bins=1) is None

@@ -22,7 +22,7 @@ from segpipe.confidence.policy import (
     on_classes,
     to_json,
 )
-from segpipe.confidence.promise import promise
+from segpipe.confidence.promise import meaning, promise
 from segpipe.errors import PolicyError
 
 
@@ -43,6 +43,7 @@ def promised(scores, image_ious, target, confidence=0.9, **options):
     )
 
 
+NIGHTS = ((50, 2), (1000, 50))
 PERSON = ClassGuard("person", 0, 0.5)
 
 
@@ -216,7 +217,8 @@ def test_every_field_is_needed_and_protected(kind, field):
     content = json.loads(to_json(POLICIES[kind]))
     without = {name: value for name, value in content.items() if name != field}
     # What came after the first version may lack, but not where the id was made with it.
-    with pytest.raises(PolicyError, match="was edited" if field == "held_back" else f"lacks {field}"):
+    said = "was edited" if field in ("held_back", "calibration_error_floor") else f"lacks {field}"
+    with pytest.raises(PolicyError, match=said):
         from_json(json.dumps(without))
     for wrong in ("x", -1.5, True, [], {}, math.nan, None):
         if wrong != content[field]:
@@ -437,3 +439,18 @@ def test_guards_are_found_among_the_models_classes():
 def test_guards_need_class_confidences(class_confidences):
     with pytest.raises(PolicyError, match=r"guards need class confidences \(2, classes\)"):
         policy_for([1.0, 2.0], [0.5, 0.5], guards=[PERSON], class_confidences=class_confidences)
+
+
+def test_what_is_promised_of_a_night_and_of_a_year_is_said_with_its_odds():
+    signed = policy_for(np.arange(130.0), np.ones(130), max_bad_fraction=0.05, confidence=0.95)
+    # 3 or more bad of 50, 51 or more of 1,000, at a true share of 4%
+    rarer = [sum(math.comb(n, k) * 0.04**k * 0.96 ** (n - k) for k in range(most + 1)) for n, most in NIGHTS]
+    assert [round(1 - part, 2) for part in rarer] == [0.32, 0.05]
+    assert meaning(signed) == (
+        "the 95% are about this calibration, which is right or wrong as a whole, on every night alike; what "
+        "is promised is the average over a year of nights: at truly 4%, more than 5% is bad in 32% of nights "
+        "of 50 accepted, in 5% of nights of 1000 accepted"
+    )
+    assert meaning(promised(np.arange(50.0), np.ones(50), MeanLoss(0.3))).endswith(
+        "a small night can be worse by chance"
+    )
