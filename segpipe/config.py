@@ -816,6 +816,15 @@ class LabelSettings(_Settings):
         "images are like the calibration images; with 0.0001 nightly runs have at most a 3.7% chance of any "
         "false alarm in a year.",
     )
+    drift_deviation: float | None = Field(
+        None,
+        ge=0,
+        title="Drift, what nights may differ by",
+        description="Standard deviation of nights' mean scores that is no drift, in standard deviations of a "
+        "score: 0.2 where a night's mean lies off by a fifth of one score's spread. By default it is learnt "
+        "from the runs there were, once eight have been labelled under the policy; until then nights are "
+        "taken not to differ.",
+    )
     drift_warn_only: bool = Field(
         False,
         title="Drift only warns",

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.confidence.drift import Drift, detect_drift, levels_of
 from segpipe.name_groups import group_of
 
 if TYPE_CHECKING:
@@ -25,20 +25,36 @@ _METADATA = "segpipe.drift_by_group"  # of a part, where the verdicts lie
 
 
 def detect_group_drift(
-    scores: Iterable[tuple[str, float]], policy: Policy, false_alarm_rate: float
+    scores: Iterable[tuple[str, float]],
+    policy: Policy,
+    false_alarm_rate: float,
+    earlier: Sequence[Sequence[tuple[str, float]]] = (),
+    deviation: float | None = None,
 ) -> dict[str, Drift]:
     """The verdict on each group in which masks can be accepted, from a run's (image URI, raw score).
 
-    The rate is that of any false alarm in the run: each group is tested at its part of it.
+    The rate is that of any false alarm in the run: each group is tested at its part of it. `earlier` are the
+    same of the runs before, `deviation` as in detect_drift.
     """
     certified = [one for one in policy.certificates if one.threshold is not None]
+    by_group, before = _by_group(scores, policy), [_by_group(run, policy) for run in earlier]
+    return {
+        one.group: detect_drift(
+            by_group[one.group],
+            (own := policy.of_group(one)),
+            false_alarm_rate / len(certified),
+            levels_of((run[one.group] for run in before), own),
+            deviation,
+        )
+        for one in certified
+    }
+
+
+def _by_group(scores: Iterable[tuple[str, float]], policy: Policy) -> defaultdict[str | None, list[float]]:
     by_group = defaultdict(list)
     for image_uri, score in scores:
         by_group[group_of(image_uri, policy.per or "")].append(score)
-    return {
-        one.group: detect_drift(by_group[one.group], policy.of_group(one), false_alarm_rate / len(certified))
-        for one in certified
-    }
+    return by_group
 
 
 def group_drift_metadata(drifts: Mapping[str, Drift]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from segpipe.confidence.audit_draw import is_drawn
-from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.confidence.drift import Drift, detect_drift, levels_of
 from segpipe.confidence.group_drift import detect_group_drift
 from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
 from segpipe.manifests.policies import is_suspended, suspended_groups, suspension_uri
@@ -104,17 +104,27 @@ def route(
 
 
 def tested_for_drift(
-    first_shard: Iterable[Row], policy: Policy | None, settings: LabelSettings
+    first_shard: Iterable[Row],
+    policy: Policy | None,
+    settings: LabelSettings,
+    earlier: Sequence[Sequence[tuple[str, float]]],
 ) -> Drift | None:
-    """Test the scores of a run's first shard; None where nothing is accepted, so that nothing is at stake."""
+    """Test the scores of a run's first shard; None where nothing is accepted, so that nothing is at stake.
+
+    `earlier` are the (image URI, raw score) of the policy's runs before, oldest first.
+    """
     if policy is None or policy.threshold is None:
         return None
     scores = [row.discriminator_score for row in first_shard if row.discriminator_score is not None]
-    return detect_drift(scores, policy, settings.drift_false_alarm_rate)
+    levels = levels_of(([score for _, score in run] for run in earlier), policy)
+    return detect_drift(scores, policy, settings.drift_false_alarm_rate, levels, settings.drift_deviation)
 
 
 def groups_tested_for_drift(
-    first_shard: Iterable[Row], policy: Policy | None, settings: LabelSettings
+    first_shard: Iterable[Row],
+    policy: Policy | None,
+    settings: LabelSettings,
+    earlier: Sequence[Sequence[tuple[str, float]]],
 ) -> dict[str, Drift]:
     """The same for each group that has a certificate of its own; nothing for a policy without such."""
     if policy is None or policy.per is None:
@@ -122,7 +132,8 @@ def groups_tested_for_drift(
     scores = [
         (row.image_uri, row.discriminator_score) for row in first_shard if row.discriminator_score is not None
     ]
-    return detect_group_drift(scores, policy, settings.drift_false_alarm_rate)
+    rate, deviation = settings.drift_false_alarm_rate, settings.drift_deviation
+    return detect_group_drift(scores, policy, rate, earlier, deviation)
 
 
 def groups_drifted(drifts: Mapping[str, Drift], settings: LabelSettings) -> frozenset[str]:

@@ -25,6 +25,7 @@ from segpipe.labeling.decisions import (
     log_group_drift,
     tested_for_drift,
 )
+from segpipe.labeling.earlier_runs import earlier_scores
 from segpipe.labeling.items import FinishedShard, ImageLabeler
 from segpipe.labeling.plan import RunPlan, finished_parts
 from segpipe.labeling.totals import read_totals, to_metadata
@@ -66,8 +67,8 @@ class Ledger:
 
         Raises RunError when the claim is lost, PolicyError, StorageError.
         """
-        self.drift = self.drift or self._test_drift(shard)
-        self.drift_by_group = self.drift_by_group or self._test_groups(shard)
+        if self.drift is None and not self.drift_by_group:
+            self._test_drift(shard)
         self.suspended = self.suspended or find_suspension(self.plan.output, self.policy)
         self.suspended_groups |= find_suspended_groups(self.plan.output, self.policy)
         rules = Rules(
@@ -93,15 +94,14 @@ class Ledger:
         uri = part_uri(self.plan.output, self.plan.run_date, self.plan.run_id, shard)
         return find_tip([uri]) or self.tip
 
-    def _test_drift(self, first: FinishedShard) -> Drift | None:
-        drift = tested_for_drift(first.rows, self.policy, self.settings)
-        log_drift(drift, self.plan.run_id, self.settings)
-        return drift
-
-    def _test_groups(self, first: FinishedShard) -> Mapping[str, Drift]:
-        drifts = groups_tested_for_drift(first.rows, self.policy, self.settings)
-        log_group_drift(drifts, self.plan.run_id, self.settings)
-        return drifts
+    def _test_drift(self, first: FinishedShard) -> None:
+        if self.policy is None or not self.policy.accepts_some:
+            return
+        earlier = earlier_scores(self.plan.output, self.policy, self.plan.run_id)
+        self.drift = tested_for_drift(first.rows, self.policy, self.settings, earlier)
+        log_drift(self.drift, self.plan.run_id, self.settings)
+        self.drift_by_group = groups_tested_for_drift(first.rows, self.policy, self.settings, earlier)
+        log_group_drift(self.drift_by_group, self.plan.run_id, self.settings)
 
 
 def open_ledger(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim) -> Ledger:

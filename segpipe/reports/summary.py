@@ -67,7 +67,9 @@ def drift_line(summary: RunSummary) -> str | None:
     rate = f"{drift.false_alarm_rate:g}"
     if drift.p_value is None:
         return f"not tested: too few scores ({drift.n_scores}) for a false alarm rate of {rate}"
-    tested = f"p = {drift.p_value:.2g} over {drift.n_scores} scores, alarm at {rate}"
+    together = f" and those of up to {drift.earlier_runs} runs before" if drift.earlier_runs else ""
+    allowed = f", a distance of {drift.tolerance:.2g} allowed since runs differ" if drift.tolerance else ""
+    tested = f"p = {drift.p_value:.2g} over {drift.n_scores} scores{together}{allowed}, alarm at {rate}"
     if not drift.alarm:
         return f"none found ({tested})"
     reviewed = "drift" in summary.reasons

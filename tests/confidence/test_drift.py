@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ks_2samp
+from scipy.special import ndtr, ndtri
+from scipy.stats import ks_2samp, norm
 
 from segpipe.confidence.certify import BadFraction, make_policy
-from segpipe.confidence.drift import Drift, detect_drift
+from segpipe.confidence.drift import (
+    Drift,
+    RunLevel,
+    detect_drift,
+    drift_metadata,
+    drift_of_metadata,
+    level_of,
+)
 from segpipe.confidence.policy import Policy
 
 RATE = 0.0001
@@ -148,3 +156,114 @@ def test_the_unit_and_the_order_of_the_scores_do_not_matter(scale: float, offset
         random.permutation(scale * scores + offset), calibrated(scale * calibration + offset), RATE
     )
     assert moved.distance == pytest.approx(drift.distance, abs=1 / 40)
+
+
+def run_of(random: np.random.Generator, spread: float, n: int, shift: float = 0.0) -> np.ndarray:
+    """The scores of a night whose mean is off by chance, with this deviation, and by a lasting change."""
+    return random.normal(shift + random.normal(0, spread), 1, n)
+
+
+@pytest.mark.parametrize("n_scores", [1, 5, 300])
+def test_the_level_of_a_run_is_its_mean_normal_score(n_scores: int) -> None:
+    """Against calibration scores that are normal themselves it is the mean of the scores."""
+    policy = calibrated(ndtri((np.arange(400) + 0.5) / 400))
+    scores = np.random.default_rng(2).uniform(-1.5, 1.5, n_scores)
+    found = level_of(scores, policy)
+    assert found is not None
+    assert (found.n_scores, found.level) == (n_scores, pytest.approx(scores.mean(), abs=0.02))
+
+
+def test_the_level_of_tied_and_of_strange_scores() -> None:
+    policy = calibrated(np.concatenate([np.full(100, 0.5), np.linspace(1, 2, 100)]))
+    tied = level_of([0.5], policy)
+    assert tied is not None
+    assert tied.level == pytest.approx(ndtri(0.25), abs=0.02), "amid those it equals"
+    extreme = level_of([1e9, -math.inf, math.nan], policy)
+    assert extreme == RunLevel(1, pytest.approx(ndtri(1 - 0.5 / 200)))
+    assert level_of([], policy) is level_of([math.nan], policy) is None
+
+
+def test_without_runs_before_it_is_the_test_of_the_run_alone() -> None:
+    random = np.random.default_rng(4)
+    policy, scores = calibrated(random.normal(size=200)), random.normal(size=100)
+    exact = detect_drift(scores, policy, RATE)
+    assert (exact.tolerance, exact.earlier_runs) == (0.0, 0)
+    few = detect_drift(scores, policy, RATE, [RunLevel(100, level) for level in (0.9, -0.9) * 3])
+    assert few.tolerance == 0.0, "six runs tell too little of how much runs differ"
+    assert few.distance == exact.distance
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.3])
+def test_nights_that_differ_are_learnt_and_raise_no_alarm(spread: float) -> None:
+    """Of such nights every twentieth, or fifth, raised an alarm when each was tested by itself."""
+    random, before, after = np.random.default_rng(6), 0, 0
+    for _ in range(4):
+        policy, earlier = calibrated(random.normal(size=200)), []
+        for night in range(60):
+            scores = run_of(random, spread, 256)
+            found = detect_drift(scores, policy, RATE, earlier)
+            before += night >= 30 and detect_drift(scores, policy, RATE).alarm
+            after += night >= 30 and found.alarm
+            if not found.alarm and (level := level_of(scores, policy)):
+                earlier.append(level)
+        assert len(earlier) > 30
+    assert before >= 2
+    assert after == 0
+
+
+def test_what_nights_may_differ_by_can_be_stated() -> None:
+    """A fifth of a standard deviation: 3.9 times that is 0.78, two normals so far apart 0.30 of distance."""
+    random = np.random.default_rng(8)
+    policy = calibrated(random.normal(size=200))
+    found = detect_drift(random.normal(0.6, 1, 256), policy, 4 * 0.0001, deviation=0.2)
+    assert found.tolerance == pytest.approx(2 * ndtr(0.2 * 3.8906 / 2) - 1, abs=1e-4)
+    assert not found.alarm
+    assert detect_drift(random.normal(0.6, 1, 256), policy, RATE, deviation=0.0).alarm
+    assert detect_drift(random.normal(2.5, 1, 256), policy, RATE, deviation=0.2).alarm
+
+
+def test_runs_too_small_to_be_tested_add_up() -> None:
+    random = np.random.default_rng(9)
+    policy = calibrated(random.normal(size=200))
+    assert detect_drift(random.normal(-1.5, 1, 4), policy, RATE).p_value is None
+    earlier, alarms = [], []
+    for night in range(40):
+        scores = run_of(random, 0.0, 4, -1.5 if night >= 20 else 0.0)
+        alarms.append(detect_drift(scores, policy, RATE, earlier).alarm)
+        if not alarms[-1] and (level := level_of(scores, policy)):
+            earlier.append(level)
+    assert not any(alarms[:20])
+    assert any(alarms[20:30])
+
+
+def test_the_levels_of_several_runs_by_hand() -> None:
+    """Ten runs of 25 with a level of 0.5 each, against 400 images: 0.5 off, with an error of 0.081."""
+    policy = calibrated(ndtri((np.arange(400) + 0.5) / 400))
+    few = np.full(3, 0.5)
+    found = detect_drift(few, policy, RATE, [RunLevel(25, 0.5)] * 9)
+    together = [math.sqrt(1 / n + 1 / 400) for n in (3, 53, 228)]  # the last run, the last three, all ten
+    expected = 3 * min(2 * norm.sf(0.5 / error) for error in together)
+    assert found.p_value == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("n_scores", [3, 40])
+def test_unchanged_runs_together_raise_an_alarm_at_most_at_the_stated_rate(n_scores: int) -> None:
+    random, rate, alarms, runs = np.random.default_rng(12), 0.05, 0, 0
+    for _ in range(40):
+        policy, earlier = calibrated(random.normal(size=100)), []
+        for _ in range(12):
+            scores = random.normal(size=n_scores)
+            found = detect_drift(scores, policy, rate, earlier)
+            alarms, runs = alarms + found.alarm, runs + 1
+            if not found.alarm and (level := level_of(scores, policy)):
+                earlier.append(level)
+    # Nights of one year share their calibration, so that years and not nights are independent.
+    assert alarms <= runs * rate + 3 * 12 * math.sqrt(40 * rate * (1 - rate)) / 2
+
+
+def test_a_verdict_of_an_earlier_version_is_read() -> None:
+    old = b'{"p_value":0.5,"distance":0.1,"n_scores":40,"alarm":false,"false_alarm_rate":0.0001}'
+    assert drift_of_metadata({b"segpipe.drift": old}) == Drift(0.5, 0.1, 40, False, RATE)
+    new = Drift(0.5, None, 4, False, RATE, 0.1, 7)
+    stored = {name.encode(): text.encode() for name, text in drift_metadata(new).items()}
+    assert drift_of_metadata(stored) == new
