@@ -1,15 +1,22 @@
 """The drift gate over simulated years of nights: how often it is wrong, and how soon it notices a change.
 
-    python benchmarks/drift.py [--years 500] [--changed-years 100] [--seed 0]
+    python benchmarks/drift.py [--years 500] [--changed-years 100] [--differing-years 8] [--seed 0]
 
 A year is one calibration and 365 nightly runs of 30 to 3,000 images (evenly spread on a log scale), of which
 the first shard, at most 256 images, is tested. Stationary years draw calibration and nights from one
-distribution of scores, each year from the next of several; in the others every night is shifted. Prints
-tables and writes results/drift.json.
+distribution of scores, each year from the next of several; in the others every night is shifted, and tested
+by itself.
+
+In years of nights that differ, each night's mean score is off by chance, with a given deviation, and the
+night is tested with those before it, as a run is; in some a lasting change comes on the 61st night. Beside
+it stands the rule until November 2026, which tests each night by itself. Prints tables and writes
+results/drift.json. With the differing years alone (--years 0 --changed-years 0) it takes some four minutes,
+and keeps what the file has of the others.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -18,10 +25,10 @@ from typing import Any
 
 import click
 import numpy as np
-from machine import write_results
+from machine import RESULTS, write_results
 
 from segpipe.confidence.certify import BadFraction, make_policy
-from segpipe.confidence.drift import detect_drift
+from segpipe.confidence.drift import RunLevel, detect_drift, level_of
 from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 from segpipe.tables import columns
@@ -31,6 +38,8 @@ NIGHTS, FEWEST_IMAGES, MOST_IMAGES = 365, 30, 3000
 RATE, SHARD_IMAGES = LabelSettings().drift_false_alarm_rate, LabelSettings().shard_images
 # Far from any alarm: by Kolmogorov's law such a distance, times sqrt(nm / (n + m)), has a p-value of 0.001.
 CALM_DISTANCE = 1.95
+
+DEVIATIONS = (0.0, 0.1, 0.2, 0.3)  # of nights' means, in standard deviations of a score
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 SHAPES: dict[str, Draw] = {
@@ -51,10 +60,30 @@ CHANGES: dict[str, Draw] = {
 @click.command()
 @click.option("--years", default=500, show_default=True, help="Stationary years per calibration size.")
 @click.option("--changed-years", default=100, show_default=True, help="Years per size and kind of change.")
+@click.option("--differing-years", default=8, show_default=True, help="Of nights that differ, per line.")
 @click.option("--seed", default=0, show_default=True)
-def main(years: int, changed_years: int, seed: int) -> None:
+def main(years: int, changed_years: int, differing_years: int, seed: int) -> None:
     """Simulate, print and keep false alarms and power."""
     random = np.random.default_rng(seed)
+    differing = [
+        years_that_differ(random, n, deviation, differing_years)
+        for n in (100, 400)
+        for deviation in DEVIATIONS
+    ]
+    lasting = [
+        lasting_change(random, 200, deviation, images, shift, differing_years)
+        for images in (4, 256)
+        for deviation in (0.0, 0.2)
+        for shift in (-0.5, -1.0)
+    ]
+    print_rows("nights that differ", differing)
+    print_rows("a lasting change on the 61st night", lasting)
+    found = {"differing_years": differing_years, "nights_that_differ": differing, "lasting_change": lasting}
+    if not years:
+        kept = json.loads((RESULTS / "drift.json").read_text())
+        del kept["date"], kept["machine"]
+        write_results("drift", {**kept, **found})
+        return
     false_alarms = [stationary_years(random, n, years) for n in CALIBRATION_IMAGES]
     power = [
         nights_until_alarm(random, n, change, changed_years) for change in CHANGES for n in CALIBRATION_IMAGES
@@ -62,7 +91,9 @@ def main(years: int, changed_years: int, seed: int) -> None:
     print_false_alarms(false_alarms)
     print_power(power)
     stated = {"per_night": RATE, "years_with_any": min(1, NIGHTS * RATE)}
-    write_results("drift", {"seed": seed, "stated": stated, "false_alarms": false_alarms, "power": power})
+    write_results(
+        "drift", {"seed": seed, "stated": stated, "false_alarms": false_alarms, "power": power, **found}
+    )
 
 
 def stationary_years(random: np.random.Generator, n_calibration: int, n_years: int) -> dict[str, Any]:
@@ -134,6 +165,67 @@ def first_alarm(random: np.random.Generator, n_calibration: int, changed: Draw) 
     return next((night for night, alarm in enumerate(year, start=1) if alarm), NIGHTS + 1)
 
 
+def years_that_differ(
+    random: np.random.Generator, n_calibration: int, deviation: float, years: int
+) -> dict[str, Any]:
+    """The share of nights with an alarm while nothing changes but the nights."""
+    found = [
+        year_of_nights(random, n_calibration, [deviation * one for one in random.normal(size=120)], 256)
+        for _ in range(years)
+    ]
+    now, before = (np.array(one) for one in zip(*found, strict=True))
+    return {
+        "calibration": n_calibration,
+        "deviation": deviation,
+        "before, alarms a night": float(before.mean()),
+        "first 8 nights": float(now[:, :8].mean()),
+        "9th to 30th": float(now[:, 8:30].mean()),
+        "later": float(now[:, 30:].mean()),
+        "alarms later": int(now[:, 30:].sum()),
+        "of nights": int(now[:, 30:].size),
+    }
+
+
+def lasting_change(
+    random: np.random.Generator, n_calibration: int, deviation: float, images: int, shift: float, years: int
+) -> dict[str, Any]:
+    """Nights from the change to the first alarm, and the share of the changed nights that are reviewed."""
+    found = []
+    for _ in range(years):
+        means = deviation * random.normal(size=120) + np.repeat([0.0, shift], 60)
+        found.append(year_of_nights(random, n_calibration, means.tolist(), images))
+    now, before = (np.array(one)[:, 60:] for one in zip(*found, strict=True))
+    return {
+        "images": images,
+        "deviation": deviation,
+        "change": shift,
+        "nights": float(np.median([first_of(one) for one in now])),
+        "nights before": float(np.median([first_of(one) for one in before])),
+        "reviewed": float(now.mean()),
+        "reviewed before": float(before.mean()),
+    }
+
+
+def year_of_nights(
+    random: np.random.Generator, n_calibration: int, means: list[float], images: int
+) -> tuple[list[bool], list[bool]]:
+    """Whether there is an alarm on each night: with the nights before, and by the night alone."""
+    calibration = np.sort(random.normal(size=n_calibration))
+    policy, earlier, now, before = policy_of(calibration), [], [], []
+    for mean in means:
+        scores = random.normal(mean, 1, images)
+        now.append(detect_drift(scores, policy, RATE, earlier[-60:]).alarm)
+        before.append(not is_calm(calibration, scores) and detect_drift(scores, policy, RATE).alarm)
+        if not now[-1]:
+            earlier.append(level_of(scores, policy) or RunLevel(1, 0.0))
+    return now, before
+
+
+def first_of(alarmed: np.ndarray) -> float:
+    """The number of the first night with an alarm; infinite without one."""
+    return float(np.argmax(alarmed)) + 1 if alarmed.any() else math.inf
+
+
 def policy_of(calibration: np.ndarray) -> Policy:
     """A policy calibrated on these scores; only its quantiles of them matter here."""
     made = make_policy(calibration, np.ones(len(calibration)), "-", BadFraction(0.5, 0.1), 0.9, "-", "-")
@@ -172,6 +264,14 @@ def print_power(rows: list[dict[str, Any]]) -> None:
         for row in rows
     ]
     click.echo("\n".join(columns([header, *body])))
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """A table of what was found."""
+    body = [
+        [f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows
+    ]
+    click.echo("\n".join([title, *columns([list(rows[0]), *body]), ""]))
 
 
 def nights_text(count: float) -> str:
