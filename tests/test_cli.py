@@ -473,6 +473,8 @@ def test_label_says_whether_it_tested_for_drift(
         "n_scores": 5,
         "alarm": False,
         "false_alarm_rate": 0.01,
+        "tolerance": 0.0,
+        "earlier_runs": 0,
     }
 
 
