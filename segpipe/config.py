@@ -466,6 +466,9 @@ class SplitSettings(_Settings):
         return {name: share / total for name, share in asked.items() if share}
 
 
+DRAW_SHARE = 0.02  # of all masks, for a certificate that grows: as many as are audited by default
+
+
 class CalibrateSettings(_Settings):
     """What `segpipe calibrate` needs to find the threshold that keeps a promise."""
 
@@ -547,6 +550,20 @@ class CalibrateSettings(_Settings):
         description="CLASS:CONFIDENCE, for example person:0.5: a mask that shows the class with less class "
         "confidence (0 to 1) goes to review whatever its score; may be given for several classes.",
     )
+    grow: bool = Field(
+        False,
+        description="Let the certificate grow with the reviews of masks that labelling draws blind to the "
+        "score (segpipe recalibrate); half of the error that --confidence leaves is kept for that. Only with "
+        "--max-bad-fraction.",
+    )
+    draw_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="With --grow: the least share (0 to 1) of all masks that labelling draws, also where "
+        "--audit-share is less; unset: 0.02. Give the audit share that you will use: what is drawn with a "
+        "larger one counts for so much less.",
+    )
     allow: Allowed = ()
     device: Device = Field("auto", description=_DEVICE)
 
@@ -563,6 +580,25 @@ class CalibrateSettings(_Settings):
         if self.min_object_px > 1 and not of_classes:
             raise ValueError("--min-object-px goes with --miss or --false-alarm")
         return self
+
+    @model_validator(mode="after")
+    def _what_can_grow(self) -> Self:
+        if self.draw_share is not None and not self.grow:
+            raise ValueError("--draw-share goes with --grow: give both or neither")
+        others = {
+            "--max-mean-loss": self.max_mean_loss,
+            "--per": self.per,
+            "--miss": self.miss,
+            "--false-alarm": self.false_alarm,
+        }
+        if self.grow and (given := [name for name, value in others.items() if value]):
+            raise ValueError(f"--grow goes with --max-bad-fraction alone, not with {given[0]}: leave one out")
+        return self
+
+    @property
+    def growing_share(self) -> float | None:
+        """The least share (0 to 1) of masks to draw for a certificate that grows; None for another."""
+        return (self.draw_share or DRAW_SHARE) if self.grow else None
 
 
 class PromoteSettings(_Settings):
@@ -838,7 +874,16 @@ class LabelSettings(_Settings):
         title="Audit share",
         description="Share (0 to 1) of the accepted masks, drawn at random, that people check all the same, "
         "so that segpipe audit can tell whether the promise is kept; 0.02 is 20 masks a night of 1,000 "
-        "accepted, and notices in a week when three times a promised tenth is bad. 0 checks none.",
+        "accepted, and notices in a week when three times a promised tenth is bad. 0 checks none. Under a "
+        "policy that grows it is the share of all masks, and no less than that of calibrate --draw-share.",
+    )
+    from_scratch_share: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        title="Drawn from scratch, share",
+        description="Under a policy that grows: share (0 to 1) of the drawn masks that people draw without "
+        "seeing the draft, so that segpipe recalibrate can tell what they leave wrong in drafts.",
     )
     confidence_maps: bool = Field(
         False,

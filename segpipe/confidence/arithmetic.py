@@ -19,9 +19,11 @@ from scipy.stats import binom
 from segpipe.confidence import class_test
 from segpipe.confidence.betting import LARGEST_BET
 from segpipe.confidence.display import displayed
+from segpipe.confidence.growing import bad_ratio, capital_needed, most_log_capital
 from segpipe.printable import printable
 
 if TYPE_CHECKING:
+    from segpipe.confidence.growing import Evidence, Growth
     from segpipe.confidence.policy import (
         BadFractionPromise,
         ClassPromise,
@@ -43,11 +45,13 @@ def disagreements(policy: Policy) -> Iterator[str]:
         yield f"model_digest does not begin with model_id {policy.model_id}"
     yield from _evidence(policy)
     if (
-        policy.threshold is not None
+        policy.certified_threshold is not None
         and (found := _mean_iou_found(policy.promised, policy.accepted)) is not None
     ):
         yield from _shown(policy, found)
     yield from _certificates(policy)
+    if policy.growth is not None:
+        yield from _grown(policy, policy.growth)
 
 
 def _evidence(policy: Policy) -> Iterator[str]:
@@ -56,7 +60,8 @@ def _evidence(policy: Policy) -> Iterator[str]:
     if len(policy.score_quantiles) != N_QUANTILES or not _rises(policy.score_quantiles):
         yield f"score_quantiles are not {N_QUANTILES} rising numbers"
         return
-    yield from _without_threshold(policy) if policy.threshold is None else _with(policy, policy.threshold)
+    certified = policy.certified_threshold
+    yield from _without_threshold(policy) if certified is None else _with(policy, certified)
     yield from _class_promises(policy)
 
 
@@ -108,7 +113,7 @@ def _counts(policy: Policy) -> Iterator[str]:
         yield f"accepted {policy.accepted} and held_back {policy.held_back} are more than n_calibration"
     suffice = policy.labelled_images_needed == 0
     # Of masks there may be enough where it is a class that is not proven.
-    if suffice != (policy.threshold is not None) and not (suffice and policy.class_promises):
+    if suffice != (policy.certified_threshold is not None) and not (suffice and policy.class_promises):
         yield "labelled_images_needed is 0 with a threshold, and never without"
 
 
@@ -153,8 +158,9 @@ def _with(policy: Policy, threshold: float) -> Iterator[str]:
         yield f"with a threshold accepted {policy.accepted}"
     elif policy.whole_groups is None:
         yield from _counted_by_quantiles(policy, threshold)
-    if policy.p_value > 1 - policy.confidence:
-        yield f"p_value {policy.p_value:g} is above 1 - confidence {policy.confidence:g}"
+    error, of_it = 1 - policy.confidence, "" if policy.growth is None else "half of "
+    if policy.p_value > (error / 2 if of_it else error):  # the other half is for growth
+        yield f"p_value {policy.p_value:g} is above {of_it}1 - confidence {policy.confidence:g}"
     match policy.promised.target:
         case "bad_fraction":
             yield from _counted_bad(policy, policy.promised)
@@ -244,6 +250,51 @@ def _counted_bad(policy: Policy, promised: BadFractionPromise) -> Iterator[str]:
     p_value = float(binom.cdf(promised.bad, policy.accepted, promised.max_bad_fraction))
     if not math.isclose(policy.p_value, p_value, rel_tol=TOLERANCE):
         yield f"p_value {policy.p_value:g} of {promised.bad} bad of {policy.accepted} is {p_value:g}"
+
+
+def _grown(policy: Policy, growth: Growth) -> Iterator[str]:
+    """What a grown threshold rests on is in OUTPUT; here, whether its figures can be."""
+    if policy.promised.target != "bad_fraction" or policy.class_promises or policy.per is not None:
+        yield "only a promise about the share of bad masks can grow"
+        return
+    if not all(strict > loose for strict, loose in pairwise(growth.thresholds)):
+        yield "growth.thresholds do not fall"
+    if not (growth.evidence is None) == (growth.root is None) == (growth.number == 0):
+        yield f"growth number {growth.number} with root {growth.root} and evidence or without"
+    if growth.evidence is not None:
+        yield from _growth_evidence(policy, growth, growth.evidence, policy.promised.max_bad_fraction)
+
+
+def _growth_evidence(policy: Policy, growth: Growth, found: Evidence, limit: float) -> Iterator[str]:
+    if not found.bad <= found.accepted <= found.drawn:
+        yield f"growth: {found.bad} bad of {found.accepted} accepted of {found.drawn} drawn"
+    answered, bad = found.answered_with_draft, found.bad_with_draft
+    if not (bad <= answered and found.bad_from_scratch <= found.answered_from_scratch):
+        yield "growth: more bad than answered"
+    if answered + found.answered_from_scratch > found.accepted or bad + found.bad_from_scratch > found.bad:
+        yield "growth: more answered than accepted, or more of them bad"
+    ratio = bad_ratio(
+        found.bad_from_scratch, found.answered_from_scratch, bad, answered, policy.confidence
+    ).estimate
+    if not math.isclose(_known(ratio), _known(found.ratio), rel_tol=TOLERANCE):
+        yield f"growth: ratio {found.ratio} of these counts is {ratio}"
+    if found.log_capital > max(0, most_log_capital(found.accepted - found.bad, limit)) + TOLERANCE:
+        yield f"growth: log_capital {found.log_capital:g} is too large for {found.accepted} accepted"
+    if policy.threshold != found.first_threshold:
+        yield from _loosened(policy, growth, found)
+
+
+def _known(ratio: float | None) -> float:
+    return -1.0 if ratio is None or math.isinf(ratio) else ratio
+
+
+def _loosened(policy: Policy, growth: Growth, found: Evidence) -> Iterator[str]:
+    if policy.threshold not in growth.thresholds:
+        yield f"threshold {policy.threshold} is neither calibration's nor one that growth was to try"
+    elif found.first_threshold is not None and policy.threshold > found.first_threshold:
+        yield f"threshold {policy.threshold:g} is stricter than calibration's {found.first_threshold:g}"
+    if found.log_capital < capital_needed(policy.confidence) - TOLERANCE:
+        yield f"growth: log_capital {found.log_capital:g} proves nothing at confidence {policy.confidence:g}"
 
 
 def _averaged(policy: Policy, promised: MeanLossPromise) -> Iterator[str]:

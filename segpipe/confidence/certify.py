@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from segpipe.confidence import guarantee
+from segpipe.confidence import growing, guarantee
 from segpipe.confidence.calibration_error import (
     cross_validated_map,
     error_of_a_perfect_map,
@@ -25,6 +25,7 @@ from segpipe.confidence.certificates import (
     certificates_of,
 )
 from segpipe.confidence.display import fit_display_map
+from segpipe.confidence.growing import Growth
 from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassGuard,
@@ -76,6 +77,7 @@ def make_policy(
     model_digest: str | None = None,
     warnings: Sequence[str] = (),
     iou_rule: IouRule | None = None,
+    draw_share: float | None = None,
 ) -> Policy:
     """Certify a threshold on labelled images and fit the score's display map.
 
@@ -93,9 +95,12 @@ def make_policy(
     images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
     `warnings` are kept in the policy, one line each, and so is `iou_rule`, by which the IoUs were measured.
+    With `draw_share`, above 0 to 1, the policy may grow (see growing): half of 1 - confidence is kept for
+    that, and labelling draws at least that share of all masks.
 
     Raises PolicyError when the inputs are empty, differ in length or are out of range (a NaN IoU is an image
-    without a labelled pixel: leave it out), no score is finite, or nothing is wanted.
+    without a labelled pixel: leave it out), no score is finite, or nothing is wanted; also
+    where a policy that is to grow promises something else than a share of bad masks, or has groups.
     """
     score_values, ious = _checked_calibration(scores, image_ious)
     _check_wanted(target, class_targets, class_pixels, len(score_values))
@@ -106,7 +111,9 @@ def make_policy(
         _checked_group(group, len(score_values)),
         class_pixels,
     )
-    wanted = Wanted(target, tuple(class_targets), float(confidence), promise_about, candidate_thresholds)
+    growth = None if draw_share is None else _growth(target, class_targets, per, images, draw_share)
+    certified_with = float(confidence) if growth is None else (1 + confidence) / 2
+    wanted = Wanted(target, tuple(class_targets), certified_with, promise_about, candidate_thresholds)
     certificate = certificate_of("", images, wanted)
     certificates = certificates_of(images, per_group, wanted)
     if per is not None:
@@ -116,7 +123,7 @@ def make_policy(
         policy_id="",
         model_id=model_id,
         promised=certificate.promised,
-        confidence=wanted.confidence,
+        confidence=float(confidence),
         threshold=certificate.threshold,
         accepted=certificate.accepted,
         p_value=certificate.p_value,
@@ -142,8 +149,32 @@ def make_policy(
         whole_groups=certificate.whole_groups,
         per=per,
         certificates=certificates,
+        growth=growth,
     )
     return sealed(policy)
+
+
+def _growth(
+    target: BadFraction | MeanLoss | None,
+    class_targets: Sequence[ClassTarget],
+    per: str | None,
+    images: Images,
+    draw_share: float,
+) -> Growth:
+    if not isinstance(target, BadFraction) or class_targets or per is not None:
+        raise PolicyError(
+            "only a promise about the share of bad masks can grow: not one about a mean loss, about classes "
+            "or for each group"
+        )
+    if images.group is not None and len(np.unique(images.group)) < len(images.scores):
+        raise PolicyError(
+            "a promise that counts each group of images once cannot grow: masks are drawn and counted one by "
+            "one; calibrate without --grow, or on one image of each group"
+        )
+    if not 0 < draw_share <= 1:
+        raise PolicyError(f"draw share {draw_share} is outside (0, 1]: 0.02 is a usual choice")
+    thresholds = guarantee.candidate_thresholds(images.acceptable, growing.COVERAGES)
+    return Growth(thresholds, float(draw_share))
 
 
 def _check_wanted(

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
+from segpipe.confidence.growing import Growth
 from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
@@ -163,7 +164,8 @@ class Policy:
     count images. With `per`, a pattern, `certificates` stand for
     each group of images by itself, the policy's own threshold is None, and what has no certificate is
     reviewed. `calibration_error_floor` is the calibration error that a perfect map would show on so many
-    images.
+    images. `growth` says how the policy may grow and has grown; calibration then proves with half of
+    1 - confidence, and `accepted`, the promise's `bad` and `p_value` stay those of its own threshold.
 
     What came after the first version, `model_digest` and all after it, is neither in the file nor in the id
     when it is absent, that is None or empty.
@@ -198,6 +200,7 @@ class Policy:
     per: str | None = None
     certificates: tuple[GroupCertificate, ...] = ()
     calibration_error_floor: Share | None = None
+    growth: Growth | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -208,8 +211,14 @@ class Policy:
 
     @property
     def family(self) -> str:
-        """The id under which its audits and its suspension count."""
-        return self.policy_id
+        """The id under which audits, draws and suspensions count: that of the policy it has grown from."""
+        return (self.growth and self.growth.root) or self.policy_id
+
+    @property
+    def certified_threshold(self) -> float | None:
+        """The threshold that calibration itself has proven, which `accepted` and `p_value` are about."""
+        evidence = self.growth and self.growth.evidence
+        return evidence.first_threshold if evidence else self.threshold
 
     @property
     def accepts_some(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from scipy.stats import binom
 
+from segpipe.confidence.guarantee import fewest_accepted
 from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassesOnly,
@@ -28,7 +29,7 @@ def promise(policy: Policy) -> str:
     if policy.per is not None:
         return _by_group(policy, target)
     if policy.threshold is not None:
-        return f"{target} ({_evidence(policy)})"
+        return f"{target} ({'; '.join(_grounds(policy))})"
     return f"nothing is accepted: {_rests_on(policy)} cannot prove that {target}; {_remedy(policy)}"
 
 
@@ -61,6 +62,31 @@ def _of_a_night(policy: Policy) -> str:
             return f": at truly {_percent(kept)}, more than {_percent(limit)} is bad in {said}"
         case _:
             return ": a small night can be worse by chance"
+
+
+def growth_in_words(policy: Policy) -> str | None:
+    """How the certificate grows, and what that costs; None for one that does not."""
+    if policy.growth is None or not isinstance(policy.promised, BadFractionPromise):
+        return None
+    limit = policy.promised.max_bad_fraction
+    at_once = fewest_accepted(0, limit, policy.confidence)
+    growing = fewest_accepted(0, limit, (1 + policy.confidence) / 2)
+    return (
+        f"with the reviews of at least {_percent(policy.growth.draw_share)} of all masks, as the reviewers "
+        f"judge them (segpipe recalibrate); half of the error is kept for that: {growing} accepted "
+        f"calibration images without a bad one prove something, instead of {at_once}"
+    )
+
+
+def _grounds(policy: Policy) -> Iterator[str]:
+    """What a threshold rests on."""
+    if policy.certified_threshold is not None:
+        yield _evidence(policy)
+    if policy.growth is not None and (evidence := policy.growth.evidence) is not None:
+        yield (
+            f"grown with {evidence.drawn} reviewed masks drawn blind, {evidence.bad} bad of "
+            f"{evidence.accepted} accepted among them"
+        )
 
 
 def _by_group(policy: Policy, target: str) -> str:

@@ -99,6 +99,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         model_digest=labeler.digest,
         iou_rule=labeler.bundle.spec.iou_rule,
         warnings=warnings,
+        draw_share=settings.growing_share,
     )
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy

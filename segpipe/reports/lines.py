@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from segpipe.confidence.promise import meaning, not_audited, promise
+from segpipe.confidence.promise import growth_in_words, meaning, not_audited, promise
 from segpipe.reports import summary as words
 from segpipe.reports.content import floor_in_words, thresholds
 from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 def policy_lines(policy: Policy) -> list[tuple[str, str]]:
     """(name, text) of what a policy promises, and on what it rests."""
     guards = [f"{guard.class_name} below {guard.min_confidence:g} goes to review" for guard in policy.guards]
-    error = policy.calibration_error
+    error, growth = policy.calibration_error, growth_in_words(policy)
     return [
         ("promise", promise(policy)),
         *([("meaning", meaning(policy))] if policy.accepts_some else []),
         *(("audit", line) for line in not_audited(policy)),
+        *([("grows", growth)] if growth else []),
         *thresholds(policy),
         *(("guard", guard) for guard in guards),
         (

@@ -21,6 +21,7 @@ from segpipe.evaluation.calibration import calibrate
 from segpipe.groups import group_names
 from segpipe.metrics import image_iou
 from segpipe.models.bundle import read_card
+from segpipe.reports.lines import policy_lines
 
 MASKS_NOT: dict[str, Any] = {"min_iou": None, "max_bad_fraction": None}
 
@@ -225,3 +226,28 @@ def test_a_class_too_rare_for_the_promise_about_masks_is_named_with_its_number(
     assert all(f"'{name}'" not in said for name in set(classes) - set(rare))
     promised = calibrated(easy_streets, model, max_bad_fraction=0.9, miss=[f"{name}:0.5" for name in rare])
     assert not any("says nothing of a class" in line for line in promised.warnings)
+
+
+def test_a_policy_that_may_grow_says_so_and_names_the_share_to_draw(streets: str, model: str) -> None:
+    policy = calibrated(streets, model, grow=True, draw_share=0.1)
+    assert policy.growth is not None
+    assert (policy.growth.draw_share, policy.growth.number) == (0.1, 0)
+    assert segpipe.load_model(model, "cpu").policy == policy
+    assert any(name == "grows" and "10% of all masks" in text for name, text in policy_lines(policy))
+    assert calibrated(streets, model).growth is None
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"min_iou": None, "max_bad_fraction": None, "max_mean_loss": 0.4}, "not with --max-mean-loss"),
+        ({"per": "^a"}, "not with --per"),
+        ({"miss": ("car:0.1",)}, "not with --miss"),
+        ({"false_alarm": ("car:0.1",)}, "not with --false-alarm"),
+        ({"grow": False}, "--draw-share goes with --grow"),
+    ],
+)
+def test_what_cannot_grow_is_said_before_anything_is_read(values: dict[str, Any], said: str) -> None:
+    given = {"model": "m", "data": "d", "split": "s", "min_iou": 0.5, "max_bad_fraction": 0.1}
+    with pytest.raises(ValueError, match=said):
+        CalibrateSettings(**(given | {"grow": True, "draw_share": 0.1} | values))

@@ -1,0 +1,41 @@
+"""The policy that follows from a calibrated one and the answers about drawn masks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from segpipe.confidence.growing import Draws, Growth, evidence_at, loosest_proven
+from segpipe.confidence.policy import Policy, sealed
+from segpipe.errors import PolicyError
+
+
+def grown_threshold(root: Policy, draws: Draws) -> float | None:
+    """The looser one of calibration's threshold and that which the draws prove; None without either.
+
+    Raises PolicyError when the policy does not grow.
+    """
+    growth, limit = growing_by(root)
+    proven = loosest_proven(draws, growth.thresholds, limit, root.confidence, growth.draw_share)
+    return min((one for one in (root.threshold, proven) if one is not None), default=None)
+
+
+def grown_policy(root: Policy, draws: Draws, number: int, created_at: str) -> Policy:
+    """The calibrated policy `root` as the draws let it grow, with its evidence; number: 1 or more.
+
+    All is counted anew from the draws as they are now: what a changed answer takes back is taken back.
+    Raises PolicyError as grown_threshold does.
+    """
+    growth, limit = growing_by(root)
+    threshold = grown_threshold(root, draws)
+    accepts_from = math.inf if threshold is None else threshold
+    evidence = evidence_at(draws, accepts_from, limit, root.confidence, growth.draw_share, root.threshold)
+    grown = replace(growth, root=root.policy_id, number=number, evidence=evidence)
+    return sealed(replace(root, threshold=threshold, growth=grown, created_at=created_at))
+
+
+def growing_by(root: Policy) -> tuple[Growth, float]:
+    """How a calibrated policy grows, and the largest bad share it promises. PolicyError: it does not grow."""
+    if root.growth is None or root.promised.target != "bad_fraction":
+        raise PolicyError(f"policy {root.policy_id} does not grow: calibrate with --grow")
+    return root.growth, root.promised.max_bad_fraction
