@@ -14,11 +14,13 @@ from prefect.states import Failed
 from flows.label import label
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
-from segpipe.errors import NotFoundError, SegpipeError
+from segpipe.errors import NotFoundError, SegpipeError, SuspendedError
 from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.review.audit import audit_output, suspend_broken
 from segpipe.review.audit_words import in_words
+from segpipe.review.recalibration import in_words as growth_in_words
+from segpipe.review.recalibration import recalibrate
 from segpipe.sources.sources_file import Problem, Source, find_sources, read_sources
 
 
@@ -32,7 +34,7 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
     """Label what is new in every source of the file, one after the other; one that fails stops no other.
 
     Before that the audits of each output are weighed: a promise that they show broken is suspended, and the
-    run ends as failed, once, to say so.
+    run ends as failed, once, to say so. Then certificates that grow are recalibrated with the reviews so far.
 
     Args:
         sources: The sources file: its URL on any fsspec storage.
@@ -47,6 +49,8 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
     except SegpipeError as error:
         return Failed(message=redact(str(error)))
     broken = [problem for source in found for problem in _audit(source)]
+    outputs = sorted({source.output for source in found})
+    problems += [problem for output in outputs for problem in _grow(output)]
     results = [(source, _label(source)) for source in found]
     _publish(results, [*problems, *broken], warn_of_none(sources, file))
     failed = [f"{problem.where}: {problem.message}" for problem in problems]
@@ -66,6 +70,19 @@ def _audit(source: Source) -> list[Problem]:
     except SegpipeError as error:
         return [Problem(source.output, f"its audits cannot be read: {error}")]
     return [Problem(source.output, in_words(audit)) for audit in broken]
+
+
+def _grow(output: str) -> list[Problem]:
+    """Why certificates that grow with the reviews could not; a suspended one was told of when it was."""
+    try:
+        with library_log(), without_secrets():
+            for found in recalibrate(output):
+                get_run_logger().info("policy of %s: %s", found.model_id, growth_in_words(found))
+    except (NotFoundError, SuspendedError):  # nothing has been labelled there yet, or nothing grows
+        return []
+    except SegpipeError as error:
+        return [Problem(output, f"its policy cannot grow: {error}")]
+    return []
 
 
 def _what_failed(failed: list[str], n_sources: int, broken: list[Problem]) -> str:

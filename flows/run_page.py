@@ -9,6 +9,7 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 
 from segpipe.config import LabelSettings
 from segpipe.labeling.totals import RunSummary, WorstImage
+from segpipe.manifests.policies import policy_of_run
 from segpipe.models.labeler import Labeler
 from segpipe.printable import markdown, markdown_block, markdown_code, markdown_link
 from segpipe.redaction import redact
@@ -41,11 +42,13 @@ def summary_markdown(summary: RunSummary, labeler: Labeler, model: str, price_pe
         f"| {count.decision} | {count.reason} | {count.images} | {count.share:.1%} |"
         for count in words.decision_counts(summary)
     ]
+    policy = policy_of_run(summary.output, labeler.policy, summary.policy_id)
     facts = {
         "Source": redact(summary.source),
         "Planned": words.planned_line(summary),
-        "Promise": words.promise_line(labeler.policy),
-        "Audit": words.suspension_line(summary),
+        "Promise": words.promise_line(policy),
+        "Policy": words.policy_line(policy),
+        "Audit": words.suspension_line(summary, policy),
         "Drift": words.drift_line(summary),
         "Speed": words.speed_line(summary),
         "Cost": words.cost_line(summary, price_per_hour),

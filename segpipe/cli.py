@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -335,13 +336,16 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     sizes of images there.
     """
     settings = build(LabelSettings, values)
+    from segpipe import storage
     from segpipe.labeling.estimate import estimate
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
+    from segpipe.manifests.policies import nearest_policy
     from segpipe.models.labeler import load_model
-    from segpipe.reports.summary import estimate_line, passes_line
+    from segpipe.reports.summary import estimate_line, passes_line, policy_line
 
     labeler, now = load_model(model, "cpu"), datetime.now(UTC)
-    policy_id = labeler.policy.policy_id if labeler.policy else None
+    policy = nearest_policy(storage.normalise(output), labeler.policy)
+    policy_id = policy.policy_id if policy else None
     planned = make_plan(source, output, labeler.model_id, policy_id, settings, new_run_id(now), now, limit)
     summary = summarise_plan(planned)
     expected = estimate(summary.output, labeler.model_id, summary.images, settings.price_per_hour)
@@ -350,7 +354,14 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
         told = {name: value for name, value in asdict(expected).items() if name != "shapes"}
         show(json_text(asdict(summary) | {"estimate": told, "passes": asdict(passes)}))
     else:
-        lines = columns([("passes", passes_line(passes)), ("estimate", estimate_line(expected))])
+        grown = policy_line(policy)
+        lines = columns(
+            [
+                *([("policy", grown)] if grown else []),
+                ("passes", passes_line(passes)),
+                ("estimate", estimate_line(expected)),
+            ]
+        )
         show("\n".join([*result_lines(asdict(summary)), *lines]))
 
 
@@ -381,6 +392,7 @@ def label(
     from segpipe.labeling.giving_up import require_few_failures
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
+    from segpipe.manifests.policies import policy_of_run
     from segpipe.models.labeler import load_model
     from segpipe.reports.lines import label_report
 
@@ -391,7 +403,8 @@ def label(
     if as_json:
         show(json_text(asdict(summary)))
     else:
-        show(label_report(summary, labeler.policy, model, settings.price_per_hour))
+        policy = policy_of_run(summary.output, labeler.policy, summary.policy_id)
+        show(label_report(summary, policy, model, settings.price_per_hour))
     require_few_failures(summary, settings.max_failure_rate)
 
 
@@ -612,6 +625,39 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
         of_group = f" about group {printable(found.group)}" if found.group else ""
         complain(f"the promise of policy {found.policy_id}{of_group} is broken: it is suspended", FOUND)
     return FOUND if suspended or broken else 0
+
+
+@cli.command()
+@click.argument("output", type=TEXT)
+@click.option(
+    "--model",
+    type=TEXT,
+    help="Only this model's policy: its id, or its bundle or line at any URL; default: all under OUTPUT.",
+)
+@_as_json
+@_debug
+def recalibrate(output: str, model: str | None, as_json: bool) -> None:
+    """Let a certificate grow with the reviews under OUTPUT.
+
+    Counts what people said about the masks that were drawn blind to the score and, where they prove a looser
+    threshold, writes the next policy to OUTPUT/policies; the next run labels with it. For policies of segpipe
+    calibrate --grow.
+    """
+    from segpipe.reports.lines import recalibration_report
+    from segpipe.review.recalibration import recalibrate
+
+    found = recalibrate(output, None if model is None else _model_id(model))
+    show(json_text([asdict(one) for one in found]) if as_json else recalibration_report(found))
+
+
+def _model_id(model: str) -> str:
+    """The id that is given, or that of the bundle or line at this URL."""
+    if re.fullmatch(r"[0-9a-f]{12}", model):
+        return model
+    from segpipe.models.bundle import read_card
+    from segpipe.models.promotion_line import resolve
+
+    return read_card(resolve(model)).model_id
 
 
 @cli.group()

@@ -158,7 +158,7 @@ def _growth(
     target: BadFraction | MeanLoss | None,
     class_targets: Sequence[ClassTarget],
     per: str | None,
-    images: Images,
+    images: CalibrationImages,
     draw_share: float,
 ) -> Growth:
     if not isinstance(target, BadFraction) or class_targets or per is not None:

@@ -3,8 +3,8 @@
 A share of ALL masks is drawn, accepted or not, and people say which of them are bad. Against "of the masks at
 or above this threshold more than the limit are bad" gamblers bet on each drawn mask up there, in the order of
 labelling, before its answer is known; if that is so their capital is a supermartingale, and by Ville's
-inequality it ever reaches 2 / delta with a probability of at most delta / 2. Thresholds are proven from the
-strictest on, so that only the first false one can do harm, and it does so with that probability, however
+inequality it ever reaches 2 / delta with a probability of at most delta / 2. Thresholds are proven from
+strict to loose, so that only the first false one can do harm, and it does so with that probability, however
 often anyone looks. The other delta / 2 is what calibration has spent. Waudby-Smith and Ramdas (2024) on the
 bets, Learn-then-Test on the sequence; kin: arXiv 2406.10490, 2409.15844.
 """

@@ -16,8 +16,18 @@ def grown_threshold(root: Policy, draws: Draws) -> float | None:
     Raises PolicyError when the policy does not grow.
     """
     growth, limit = growing_by(root)
-    proven = loosest_proven(draws, growth.thresholds, limit, root.confidence, growth.draw_share)
-    return min((one for one in (root.threshold, proven) if one is not None), default=None)
+    proven = loosest_proven(draws, to_prove(root), limit, root.confidence, growth.draw_share)
+    return root.threshold if proven is None else proven
+
+
+def to_prove(root: Policy) -> tuple[float, ...]:
+    """The thresholds that the draws are to prove, strict to loose: those looser than calibration's.
+
+    Calibration's is proven with its own half of the error, and given the calibration images, which the draws
+    do not depend on, the first false one of the others is fixed and proven with at most the other half.
+    """
+    growth, _ = growing_by(root)
+    return tuple(one for one in growth.thresholds if root.threshold is None or one < root.threshold)
 
 
 def grown_policy(root: Policy, draws: Draws, number: int, created_at: str) -> Policy:
@@ -39,3 +49,17 @@ def growing_by(root: Policy) -> tuple[Growth, float]:
     if root.growth is None or root.promised.target != "bad_fraction":
         raise PolicyError(f"policy {root.policy_id} does not grow: calibrate with --grow")
     return root.growth, root.promised.max_bad_fraction
+
+
+def has_grown_from(policy: Policy, root: Policy) -> bool:
+    """Whether a policy is `root` but for what growth changes."""
+    if policy.growth is None or policy.growth.evidence is None:
+        return False
+    as_root = replace(
+        policy,
+        policy_id=root.policy_id,
+        threshold=policy.growth.evidence.first_threshold,
+        growth=replace(policy.growth, root=None, number=0, evidence=None),
+        created_at=root.created_at,
+    )
+    return policy.growth.root == root.policy_id and as_root == root

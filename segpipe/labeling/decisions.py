@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from segpipe.confidence.audit_draw import is_drawn
+from segpipe.confidence.audit_draw import is_drawn, is_from_scratch
 from segpipe.confidence.drift import Drift, detect_drift, levels_of
 from segpipe.confidence.group_drift import detect_group_drift
 from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
@@ -33,9 +33,11 @@ logger = logging.getLogger(__name__)
 class Rules:
     """What decides about a shard's masks.
 
-    audit_share (0 to 1) of the accepted ones people look at all the same. drifted: the run's scores are not
-    like the calibration's; suspended: the policy was shown broken; either way nothing is accepted, and of
-    drifted_groups and suspended_groups nothing of these groups (see policy.per).
+    audit_share (0 to 1) of the accepted ones people look at all the same; under a policy that may grow it is
+    the share of all masks, and at least the policy's own, of which people draw from_scratch_share (0 to 1)
+    without the draft. drifted: the run's scores are not like the calibration's; suspended: the policy was
+    shown broken; either way nothing is accepted, and of drifted_groups and suspended_groups nothing of these
+    groups (see policy.per).
     """
 
     policy: Policy | None
@@ -44,6 +46,13 @@ class Rules:
     suspended: bool
     drifted_groups: frozenset[str] = frozenset()
     suspended_groups: frozenset[str] = frozenset()
+    from_scratch_share: float = 0.0
+
+    @property
+    def draw_share(self) -> float:
+        """The share (0 to 1) of masks that are drawn whatever their score."""
+        growth = self.policy and self.policy.growth
+        return max(self.audit_share, growth.draw_share) if growth else self.audit_share
 
 
 def decide(rows: Iterable[Row], rules: Rules) -> list[Row]:
@@ -57,6 +66,11 @@ def _decide(row: Row, rules: Rules) -> Row:
     row = replace(row, policy_id=rules.policy.policy_id)
     if row.decision == "failed":
         return row
+    image, share = (row.image_uri, row.image_etag, row.model_id, rules.policy.family), rules.draw_share
+    drawn = is_drawn(*image, share)
+    if rules.policy.growth is not None:
+        from_scratch = drawn and is_from_scratch(*image, rules.from_scratch_share)
+        row = replace(row, drawn=drawn, draw_probability=share, from_scratch=from_scratch)
     decision, reason = _routed(row, rules.policy)
     certified = reason != "uncertified_group"
     if rules.suspended or (certified and _is_of(rules.suspended_groups, row, rules)):
@@ -65,10 +79,7 @@ def _decide(row: Row, rules: Rules) -> Row:
         decision, reason = "review", "drift"
     if decision == "review":  # a person sees it anyway, so it is no audit
         return replace(row, decision=decision, reason=reason, audit=False, inclusion_probability=1.0)
-    drawn = is_drawn(row.image_uri, row.image_etag, row.model_id, rules.policy.policy_id, rules.audit_share)
-    return replace(
-        row, decision=decision, reason=reason, audit=drawn, inclusion_probability=rules.audit_share
-    )
+    return replace(row, decision=decision, reason=reason, audit=drawn, inclusion_probability=share)
 
 
 def _is_of(groups: frozenset[str], row: Row, rules: Rules) -> bool:
@@ -111,9 +122,10 @@ def tested_for_drift(
 ) -> Drift | None:
     """Test the scores of a run's first shard; None where nothing is accepted, so that nothing is at stake.
 
-    `earlier` are the (image URI, raw score) of the policy's runs before, oldest first.
+    `earlier` are the (image URI, raw score) of the policy's runs before, oldest first. What is drawn for a
+    policy that may grow is at stake: it counts where the run has not drifted.
     """
-    if policy is None or policy.threshold is None:
+    if policy is None or (policy.threshold is None and policy.growth is None):
         return None
     scores = [row.discriminator_score for row in first_shard if row.discriminator_score is not None]
     levels = levels_of(([score for _, score in run] for run in earlier), policy)
@@ -191,7 +203,7 @@ def find_suspension(output: str, policy: Policy | None) -> bool:
     logger.warning(
         "policy %s is suspended: the audit has shown that its promise is broken; all masks go to review "
         "until segpipe calibrate, on images like these, makes another; evidence: %s",
-        policy.policy_id,
+        policy.family,
         suspension_uri(output, policy.family),
     )
     return True

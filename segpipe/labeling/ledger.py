@@ -30,7 +30,7 @@ from segpipe.labeling.items import FinishedShard, ImageLabeler
 from segpipe.labeling.plan import RunPlan, finished_parts
 from segpipe.labeling.totals import read_totals, to_metadata
 from segpipe.manifests.chain import Tip, find_tip, link_after, link_metadata
-from segpipe.manifests.policies import keep_policy
+from segpipe.manifests.policies import keep_policy, policy_of_run
 from segpipe.manifests.schema import rows_table
 from segpipe.manifests.store import commit_part, part_uri
 
@@ -78,6 +78,7 @@ class Ledger:
             self.suspended,
             groups_drifted(self.drift_by_group, self.settings),
             self.suspended_groups,
+            self.settings.from_scratch_share,
         )
         rows = decide(shard.rows, rules)
         self.claim.require_newest()
@@ -109,11 +110,13 @@ def open_ledger(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, c
     parts = finished_parts(plan)
     drift, drift_by_group = _committed_drift(parts, plan, settings)
     tip = find_tip(uri for _, uri in parts)
-    if labeler.policy:
-        keep_policy(plan.output, labeler.policy.policy_id, to_json(labeler.policy))
+    policy = policy_of_run(plan.output, labeler.policy, plan.policy_id)
+    for kept in (labeler.policy, policy):  # also the one that a grown policy has grown from
+        if kept is not None:
+            keep_policy(plan.output, kept.policy_id, to_json(kept))
     return Ledger(
         plan,
-        labeler.policy,
+        policy,
         tuple(labeler.classes),
         settings,
         claim,

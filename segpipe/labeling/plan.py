@@ -102,7 +102,7 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a run would do; `bytes` is the size of the images to read."""
+    """What a run would do, and under which policy; `bytes` is the size of the images to read."""
 
     source: str
     output: str
@@ -113,6 +113,7 @@ class PlanSummary:
     already_done: int
     retried: int
     skipped: dict[str, int]
+    policy_id: str | None
 
 
 def new_run_id(now: datetime) -> str:
@@ -178,6 +179,7 @@ def summarise_plan(plan: RunPlan) -> PlanSummary:
         already_done=plan.already_done,
         retried=plan.retried,
         skipped=plan.skipped,
+        policy_id=plan.policy_id,
     )
 
 

@@ -37,9 +37,11 @@ from segpipe.labeling.stamps import first_stamp, rows_ahead, say_if_ahead
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
 from segpipe.manifests.chain import find_tip
+from segpipe.manifests.policies import nearest_policy, policy_of_run
 from segpipe.progress import Advance, track
 
 if TYPE_CHECKING:
+    from segpipe.confidence.policy import Policy
     from segpipe.config import LabelSettings
 
 logger = logging.getLogger(__name__)
@@ -132,7 +134,7 @@ def _plan_or_resume(
         source,
         output,
         labeler.model_id,
-        _policy_id(labeler),
+        _policy_id(nearest_policy(output, labeler.policy)),
         settings,
         run_id,
         now,
@@ -172,15 +174,16 @@ def _require_planned_labeler(plan: RunPlan, labeler: ImageLabeler) -> None:
             f"run {plan.run_id} uses model {plan.model_digest}, not {labeler.digest}, which only begins with "
             "the same digits: choose another run id"
         )
-    if _policy_id(labeler) != plan.policy_id:
+    policy = policy_of_run(plan.output, labeler.policy, plan.policy_id)
+    if _policy_id(policy) != plan.policy_id or (policy is None) != (labeler.policy is None):
         raise RunError(
             f"run {plan.run_id} was planned under policy {plan.policy_id}, the model now has "
-            f"{_policy_id(labeler)}: start a run with another id, it labels what is left"
+            f"{_policy_id(labeler.policy)}: start a run with another id, it labels what is left"
         )
 
 
-def _policy_id(labeler: ImageLabeler) -> str | None:
-    return labeler.policy.policy_id if labeler.policy else None
+def _policy_id(policy: Policy | None) -> str | None:
+    return policy.policy_id if policy else None
 
 
 def _label_pending(

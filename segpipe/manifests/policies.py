@@ -4,20 +4,27 @@ They lie in OUTPUT/policies and not only beside the model: the next calibration 
 policy.json, while masks accepted under the old one are still here; the evidence against a promise
 comes from this OUTPUT's images and says nothing about another bucket's; and a run may not be able to write
 where the model lies.
+
+A policy that has grown with the reviews of OUTPUT is nearer than the model's own: it lies here, too, under
+its root's id and its number, created exclusively, and a run takes the one of the highest number.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 
 from segpipe import storage
-from segpipe.confidence.policy import Policy, from_json
+from segpipe.confidence.grown_policy import has_grown_from
+from segpipe.confidence.policy import Policy, from_json, to_json
 from segpipe.digests import shown
 from segpipe.errors import AlreadyExistsError, NotFoundError, PolicyError
 from segpipe.redaction import redact
 
 FOLDER = "policies"
 SUSPENDED = "-suspended.json"
+_GROWN = re.compile(r"(?P<root>[^/]+)-grown-(?P<number>\d{8})\.json")
+_GROW_AGAIN = "remove it and run segpipe recalibrate, which grows it again"
 _PUT_BACK = (
     "put the policy.json of that calibration there, or remove it and label again with the model as it was "
     "calibrated then"
@@ -54,14 +61,76 @@ def _has_content(uri: str) -> bool:
 
 def kept_policies(output: str) -> dict[str, str]:
     """The text of each kept policy by policy id; what is not UTF-8 in it stands as such. StorageError."""
+    kept = [key for key in _keys(output) if not key.endswith(SUSPENDED) and not _GROWN.fullmatch(key)]
+    return {key.removesuffix(".json"): _text(output, key) for key in kept}
+
+
+def grown_uri(output: str, root: str, number: int) -> str:
+    """Where the policy of this number lies that has grown from the policy `root`."""
+    return storage.join(output, f"{FOLDER}/{root}-grown-{number:08d}.json")
+
+
+def grown_numbers(output: str, root: str) -> list[int]:
+    """The numbers of the policies that have grown from `root`, rising. StorageError."""
+    found = (_GROWN.fullmatch(key) for key in _keys(output))
+    return sorted(int(match["number"]) for match in found if match and match["root"] == root)
+
+
+def read_grown(output: str, root: Policy, number: int) -> Policy:
+    """The policy of this number that has grown from `root`.
+
+    PolicyError, which names the file, for a damaged one and one that has not grown from it; StorageError.
+    """
+    uri = grown_uri(output, root.policy_id, number)
+    policy = from_json(storage.read_bytes(uri).decode(errors="replace"), redact(uri), _GROW_AGAIN)
+    if not has_grown_from(policy, root) or policy.growth is None or policy.growth.number != number:
+        raise PolicyError(
+            f"{redact(uri)} has not grown from {root.policy_id} as number {number}: {_GROW_AGAIN}"
+        )
+    return policy
+
+
+def create_grown(output: str, policy: Policy) -> bool:
+    """Add a grown policy under its number; False when that number is taken. StorageError."""
+    assert policy.growth is not None
     try:
-        found = list(storage.list_objects(storage.join(output, FOLDER)))
+        storage.create(grown_uri(output, policy.family, policy.growth.number), to_json(policy).encode())
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+def nearest_policy(output: str, policy: Policy | None) -> Policy | None:
+    """The policy to label into OUTPUT with: the newest that has grown there from the model's, or the model's.
+
+    PolicyError for a damaged one, StorageError.
+    """
+    if policy is None or policy.growth is None or not (numbers := grown_numbers(output, policy.policy_id)):
+        return policy
+    return read_grown(output, policy, numbers[-1])
+
+
+def policy_of_run(output: str, policy: Policy | None, policy_id: str | None) -> Policy | None:
+    """The policy of a run, by its id: the model's or one grown from it in OUTPUT; None: it is neither."""
+    if policy is None or policy.policy_id == policy_id:
+        return policy
+    if policy_id is None or policy.growth is None:
+        return None
+    numbers = reversed(grown_numbers(output, policy.policy_id))  # most likely a late one
+    grown = (read_grown(output, policy, number) for number in numbers)
+    return next((one for one in grown if one.policy_id == policy_id), None)
+
+
+def _keys(output: str) -> list[str]:
+    try:
+        keys = [item.key for item in storage.list_objects(storage.join(output, FOLDER))]
     except NotFoundError:
-        return {}
-    kept = [item for item in found if item.key.endswith(".json") and not item.key.endswith(SUSPENDED)]
-    return {
-        item.key.removesuffix(".json"): storage.read_bytes(item.uri).decode(errors="replace") for item in kept
-    }
+        return []
+    return [key for key in keys if key.endswith(".json")]
+
+
+def _text(output: str, key: str) -> str:
+    return storage.read_bytes(storage.join(output, f"{FOLDER}/{key}")).decode(errors="replace")
 
 
 def suspension_uri(output: str, policy_id: str, group: str | None = None) -> str:

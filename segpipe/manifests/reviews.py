@@ -24,7 +24,8 @@ from segpipe.manifests.store import table_bytes
 
 Verdict = Literal["accepted", "corrected", "rejected", "skipped"]
 
-SCHEMA_VERSION = 2  # since 2 what was erased counts as wrong in draft_iou; before, it did not count
+# Since 2 what was erased counts as wrong in draft_iou; before, it did not count. 3 added from_scratch.
+SCHEMA_VERSION = 3
 FOLDER = "reviews"
 _READERS = 16
 _NEVER_NULL = ("review_id", "item_id", "image_uri", "model_id", "verdict", "reviewed_at")
@@ -49,6 +50,7 @@ REVIEW_SCHEMA = pa.schema(
         ("reviewed_at", pa.timestamp("us", tz="UTC")),
         ("origin", pa.string()),
         ("draft_iou_graded", pa.float64()),
+        ("from_scratch", pa.bool_()),
     ]
 )
 
@@ -62,7 +64,8 @@ class Review:
     rejected or skipped; draft_iou and draft_iou_graded: mean IoU (0 to 1) of draft and final mask by the
     rules every_class and graded (see metrics), the draft being wrong where something was erased; the second
     is null in a decision of a version that did not know it; overlap_pixels: claimed by more than one region;
-    audit, inclusion_probability: as in the manifest row; minutes spent; origin: where the annotation lives.
+    audit, inclusion_probability: as in the manifest row; minutes spent; origin: where the annotation lives;
+    from_scratch: the person drew without seeing the draft (null in a decision of a version that showed all).
     Of several decisions about one item the one with the latest reviewed_at holds.
     """
 
@@ -84,6 +87,7 @@ class Review:
     reviewed_at: datetime
     origin: str
     draft_iou_graded: float | None = None
+    from_scratch: bool | None = None
 
 
 def item_id(image_uri: str, image_etag: str, model_id: str, mask_sha256: str) -> str:

@@ -29,6 +29,9 @@ CHECKED_COLUMNS = (
     "run_id",
     "shard",
     "error",
+    "drawn",
+    "draw_probability",
+    "from_scratch",
 )
 REASONS: Mapping[str, frozenset[str]] = {
     "accepted": frozenset({"confident"}),
@@ -91,13 +94,14 @@ def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterat
         return
     score = math.nan if row["discriminator_score"] is None else row["discriminator_score"]
     if (own := for_image(policy, row["image_uri"])) is None or (policy.per and own.threshold is None):
-        is_suspended = row["reason"] == "suspended" and policy.policy_id in grounds.suspended
+        is_suspended = row["reason"] == "suspended" and policy.family in grounds.suspended
         if row["reason"] != "uncertified_group" and not is_suspended:
             yield f"{row['reason']}, but its group of images has no certificate"
     else:
         yield from _reason(row, score, own)
         yield from _withheld(row, policy, grounds)
-    yield from _audit(row)
+    yield from _audit(row, policy)
+    yield from _draw(row, policy)
     shown = display_confidence(policy, score)
     if row["confidence"] is None or not math.isclose(row["confidence"], shown, abs_tol=CONFIDENCE_TOLERANCE):
         yield f"confidence {row['confidence']}, the policy shows {shown:.6g} for this score"
@@ -141,12 +145,30 @@ def _against_accepting(
     return "a guard holds it back" if holds_back(policy.guards, by_class) else None
 
 
-def _audit(row: Mapping[str, Any]) -> Iterator[str]:
+def _audit(row: Mapping[str, Any], policy: Policy) -> Iterator[str]:
     share = row["inclusion_probability"]
     if row["decision"] == "review":
         if row["audit"] or share != 1:
             yield f"in review, but audit {row['audit']} and inclusion_probability {share}"
-    elif row["audit"] != is_drawn(
-        row["image_uri"], row["image_etag"], row["model_id"], row["policy_id"], share or 0.0
-    ):
+    elif row["audit"] != is_drawn(*_image(row), policy.family, share or 0.0):
         yield f"audit {row['audit']}, but its draw at {share} says otherwise"
+
+
+def _draw(row: Mapping[str, Any], policy: Policy) -> Iterator[str]:
+    drawn, share = row["drawn"], row["draw_probability"]
+    if policy.growth is None:
+        if not drawn is share is row["from_scratch"] is None:
+            yield f"drawn {drawn}, but its policy does not grow"
+        return
+    if share is None or share < policy.growth.draw_share:
+        yield f"draw_probability {share} is less than the policy's {policy.growth.draw_share}"
+    if drawn != is_drawn(*_image(row), policy.family, share or 0.0):
+        yield f"drawn {drawn}, but its draw at {share} says otherwise"
+    if row["from_scratch"] and not drawn:
+        yield "from_scratch, but not drawn"
+    if row["decision"] == "accepted" and (row["audit"], row["inclusion_probability"]) != (drawn, share):
+        yield f"audit {row['audit']} at {row['inclusion_probability']}, but drawn {drawn} at {share}"
+
+
+def _image(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    return row["image_uri"], row["image_etag"], row["model_id"]

@@ -19,7 +19,7 @@ RoutingReason = Literal[
 Reason = RoutingReason | FailureReason
 
 FARTHEST_AHEAD = timedelta(days=366)  # of a stamp; no clock is wrong by more, so that is damage
-SCHEMA_VERSION = 2  # 2 added confidence_map_uri
+SCHEMA_VERSION = 3  # 2 added confidence_map_uri, 3 drawn, draw_probability and from_scratch
 
 ROW_SCHEMA = pa.schema(
     [
@@ -45,6 +45,9 @@ ROW_SCHEMA = pa.schema(
         ("labeled_at", pa.timestamp("us", tz="UTC")),
         ("error", pa.string()),
         ("confidence_map_uri", pa.string()),
+        ("drawn", pa.bool_()),
+        ("draw_probability", pa.float64()),
+        ("from_scratch", pa.bool_()),
     ]
 )
 
@@ -59,7 +62,10 @@ class Row:
     audit marks an accepted mask that was drawn to be checked by a person; inclusion_probability (0 to 1) is
     the chance that a person is asked about the mask: the audit share for an accepted one, audited or not, 1
     for one in review, 0 for a failed image (its inverse weighs what people decided so that it stands for all
-    masks); confidence_map_uri is null unless the run was told to write confidence maps.
+    masks); confidence_map_uri is null unless the run was told to write confidence maps. Under a policy
+    that may grow drawn says that people are asked about the mask whatever its decision, draw_probability
+    (above 0 to 1) how likely that was, from_scratch that they are to draw it without the draft; otherwise
+    these are null.
     """
 
     image_uri: str
@@ -84,6 +90,9 @@ class Row:
     labeled_at: datetime
     error: str | None
     confidence_map_uri: str | None = None
+    drawn: bool | None = None
+    draw_probability: float | None = None
+    from_scratch: bool | None = None
 
 
 def rows_table(

@@ -39,7 +39,14 @@ from segpipe.manifests.parts import (
     require_output,
     telling_damage,
 )
-from segpipe.manifests.policies import is_suspended, kept_policies, parse_kept, suspended_groups
+from segpipe.manifests.policies import (
+    grown_numbers,
+    is_suspended,
+    kept_policies,
+    parse_kept,
+    read_grown,
+    suspended_groups,
+)
 from segpipe.manifests.reviews import REVIEW_SCHEMA, review_parts
 from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.run_checks import check_runs
@@ -147,6 +154,12 @@ def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
             policies[policy_id] = parse_kept(output, policy_id, text)
         except PolicyError as error:
             found.add("policy", f"policies/{policy_id}.json", str(error))
+    for root in [policy for policy in policies.values() if policy.growth and policy.growth.root is None]:
+        for number in grown_numbers(output, root.policy_id):
+            try:
+                read_grown(output, root, number)
+            except PolicyError as error:
+                found.add("policy", f"policies/{root.policy_id}, number {number}", str(error))
     return policies
 
 

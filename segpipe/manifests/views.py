@@ -49,7 +49,7 @@ VIEWS = {
     "review_queue": """
         SELECT * EXCLUDE (verdict, final_mask_uri, final_mask_sha256) FROM reviewed
         WHERE (decision = 'review' OR (decision = 'accepted' AND audit))
-            AND verdict IS NULL AND (audit OR final_mask_uri IS NULL)""",
+            AND verdict IS NULL AND (audit OR drawn IS TRUE OR final_mask_uri IS NULL)""",
     "failures": "SELECT * FROM latest WHERE decision = 'failed'",
     "runs": """
         SELECT run_id, model_id,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from segpipe.confidence.promise import growth_in_words, meaning, not_audited, promise
 from segpipe.reports import summary as words
 from segpipe.reports.content import floor_in_words, thresholds
+from segpipe.review import recalibration
 from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
 from segpipe.tables import columns
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
     from segpipe.labeling.totals import RunSummary
     from segpipe.review.audit import PolicyAudit
+    from segpipe.review.recalibration import Recalibration
 
 
 def policy_lines(policy: Policy) -> list[tuple[str, str]]:
@@ -49,7 +51,8 @@ def label_report(summary: RunSummary, policy: Policy | None, model: str, price_p
         "run": summary.run_id,
         "planned": words.planned_line(summary),
         "promise": words.promise_line(policy),
-        "audit": words.suspension_line(summary),
+        "policy": words.policy_line(policy),
+        "audit": words.suspension_line(summary, policy),
         "drift": words.drift_line(summary),
         "speed": words.speed_line(summary),
         "cost": words.cost_line(summary, price_per_hour),
@@ -59,6 +62,29 @@ def label_report(summary: RunSummary, policy: Policy | None, model: str, price_p
     known = [(name, fact) for name, fact in facts.items() if fact]
     next_commands = [f"  {command}" for command in words.next_commands(summary, model)]
     return "\n".join([*report, *columns(known), "", "next:", *next_commands])
+
+
+def recalibration_report(found: Sequence[Recalibration]) -> str:
+    """A block of lines for each family of policies."""
+    return "\n\n".join("\n".join(columns(_recalibration_lines(one))) for one in found)
+
+
+def _recalibration_lines(found: Recalibration) -> list[tuple[str, str]]:
+    waiting = f"{found.open} to answer, {found.held_back} answered ones wait behind the oldest: "
+    following = f"score {found.next_threshold}: evidence of {found.capital} of the {found.needed:.4g} needed"
+    return [
+        ("policy", f"{found.policy_id} of model {found.model_id}, grown from {found.root}"),
+        ("promise", found.promise),
+        ("growth", recalibration.in_words(found)),
+        (
+            "drawn",
+            f"{found.drawn} masks, {found.counted} count; {found.skipped} skipped count as bad; "
+            f"{found.withdrawn} withdrawn",
+        ),
+        *([("waiting", waiting + str(found.oldest_open))] if found.open else []),
+        *([("next", following)] if found.next_threshold is not None else []),
+        ("reviewers", recalibration.ratio_in_words(found)),
+    ]
 
 
 def audit_report(audits: Sequence[PolicyAudit]) -> str:

@@ -19,6 +19,7 @@ from segpipe.images import class_palette
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run_record import load_plan
 from segpipe.labeling.totals import RunSummary, summarise_run
+from segpipe.manifests.policies import policy_of_run
 from segpipe.manifests.query import query
 from segpipe.manifests.run_files import say_if_damaged
 from segpipe.manifests.store import classes_of
@@ -76,7 +77,7 @@ def write_run_report(output: str, run_id: str | None, policy: Policy | None, to:
     if plan is None:
         raise NotFoundError(f"{redact(output)} has no run {run_id}; segpipe query ... runs lists them")
     say_if_damaged(output, run_id)
-    policy = policy if policy is not None and policy.policy_id == plan.policy_id else None
+    policy = policy_of_run(output, policy, plan.policy_id)
     page = render(TEMPLATE, _page(output, summarise_run(plan), plan, policy)).encode()
     uri = storage.normalise(to) if to else storage.join(output, f"runs/{run_id}/report.html")
     storage.put(uri, page)
@@ -115,7 +116,12 @@ def _facts(summary: RunSummary, tiling: Tiling | None, policy: Policy | None) ->
         yield "promise", words.promise_line(policy)
         if policy.accepts_some:
             yield "meaning", meaning(policy)
-    for name, line in (("suspended", words.suspension_line(summary)), ("drift", words.drift_line(summary))):
+    lines = {
+        "policy": words.policy_line(policy),
+        "suspended": words.suspension_line(summary, policy),
+        "drift": words.drift_line(summary),
+    }
+    for name, line in lines.items():
         if line is not None:
             yield name, line
     yield "speed", words.speed_line(summary)

@@ -104,14 +104,28 @@ def _group_drift_line(summary: RunSummary) -> str | None:
     )
 
 
-def suspension_line(summary: RunSummary) -> str | None:
-    """That the policy is suspended, and the remedy; None when it kept no mask from being accepted."""
+def policy_line(policy: Policy | None) -> str | None:
+    """That the policy has grown in OUTPUT and is nearer than the model's; None for the model's own."""
+    if policy is None or policy.growth is None or policy.growth.root is None:
+        return None
+    return (
+        f"{policy.policy_id}, number {policy.growth.number} that has grown in OUTPUT from the model's own "
+        f"{policy.growth.root}: the nearer one holds"
+    )
+
+
+def suspension_line(summary: RunSummary, policy: Policy | None = None) -> str | None:
+    """That the policy is suspended, and the remedy; None when it kept no mask from being accepted.
+
+    Where `policy` is known, its evidence lies under its family's id.
+    """
     images = summary.reasons.get("suspended")
     if not images:
         return None
+    family = str(summary.policy_id if policy is None else policy.family)
     evidence = storage.join(redact(summary.output), f"{FOLDER}/*{SUSPENDED}")
     return (
-        f"SUSPENDED: the audit has shown that the promise of policy {summary.policy_id} is broken, {images} "
+        f"SUSPENDED: the audit has shown that the promise of policy {family} is broken, {images} "
         f"images went to review (evidence: {evidence}): look at the masks found bad, then calibrate on "
         "images like these, or retrain"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -177,6 +177,12 @@ def drawing(annotation: Annotation, classes: Sequence[str], shape: tuple[int, in
         overlapping |= drawn & (mask != IGNORED) & (mask != index)
         mask[drawn] = index
     return Drawing(mask, int(overlapping.sum()))
+
+
+def blank_as_first_class(drawn: Drawing) -> Drawing:
+    """What was left blank of a drawing from scratch is of the first class, usually the background: nobody
+    paints that; an empty canvas says that there is nothing else."""
+    return replace(drawn, mask=np.where(drawn.mask == IGNORED, np.uint8(0), drawn.mask))
 
 
 def _require_brush_alone(annotation: Annotation) -> None:

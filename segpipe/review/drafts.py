@@ -16,7 +16,7 @@ from segpipe.images import decode_mask
 from segpipe.review.brush import encode_brush
 from segpipe.review.label_config import BRUSH, IMAGE
 from segpipe.review.queue_item import QueueItem
-from segpipe.review.tasks import ITEM_ID
+from segpipe.review.tasks import FROM_SCRATCH, ITEM_ID
 
 # Label Studio and browsers cut blanks off the ends of an address, and drop control characters from it.
 _CHANGED_ON_THE_WAY = re.compile(r"[\x00-\x1f\x7f-\x9f]|^\s|\s\Z")
@@ -37,15 +37,19 @@ def why_not_shown(image_uri: str) -> str | None:
 
 
 def draft_task(item: QueueItem, classes: Sequence[str], *, with_score: bool) -> dict[str, Any]:
-    """The task for one item, with its mask as the draft; the audit flag is not in it.
+    """The task for one item, with its mask as the draft, or with none to draw it from scratch.
 
+    The audit flag is not in it.
     Raises ReviewError where Label Studio would take it and show nonsense: another mask than the manifest's,
     classes that the project lacks; StorageError.
     """
     mask = read_draft(item.mask_uri, item.mask_sha256, len(classes))
+    data = {"image": item.image_uri, ITEM_ID: item.item_id}
+    if item.from_scratch:
+        return {"data": data | {FROM_SCRATCH: True}}
     score = {"score": item.confidence} if with_score and _is_score(item.confidence) else {}
     draft = {"model_version": item.model_id, "result": list(_regions(mask, classes))} | score
-    return {"data": {"image": item.image_uri, ITEM_ID: item.item_id}, "predictions": [draft]}
+    return {"data": data, "predictions": [draft]}
 
 
 def _is_score(confidence: float | None) -> bool:

@@ -25,9 +25,9 @@ _MASKS = """
     CREATE TEMP VIEW doubtful AS
     SELECT named.*, coalesce(q.drawn, false) AS drawn, coalesce(q.chosen, false) AS chosen
     FROM (
-        SELECT *, verdict IS NULL AND final_mask_uri IS NULL AS waiting,
+        SELECT * EXCLUDE (drawn), verdict IS NULL AND final_mask_uri IS NULL AS waiting,
             $item_id AS item_id
-        FROM reviewed WHERE decision = 'review' AND NOT audit
+        FROM reviewed WHERE decision = 'review' AND NOT audit AND drawn IS NOT TRUE
     ) named
     LEFT JOIN queued q USING (item_id)"""
 _COUNTS = """

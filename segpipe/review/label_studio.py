@@ -116,7 +116,7 @@ class LabelStudio:
             raise _no_label_studio(self.server, path)
         if len(added["task_ids"]) != len(tasks):
             raise ReviewError(f"Label Studio took {len(added['task_ids'])} of {len(tasks)} tasks: push again")
-        return bool(added.get("prediction_count") == len(tasks))
+        return bool(added.get("prediction_count") == sum("predictions" in task for task in tasks))
 
     def remove_task(self, task_id: int) -> None:
         """Delete a task; gone already is as good."""

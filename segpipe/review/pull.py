@@ -20,7 +20,15 @@ from segpipe.manifests.views import open_views
 from segpipe.progress import track
 from segpipe.redaction import redact
 from segpipe.review.agreement import draft_iou
-from segpipe.review.annotations import Annotation, Drawing, drawing, read_annotation, refusal, review_id
+from segpipe.review.annotations import (
+    Annotation,
+    Drawing,
+    blank_as_first_class,
+    drawing,
+    read_annotation,
+    refusal,
+    review_id,
+)
 from segpipe.review.drafts import read_draft
 from segpipe.review.label_studio import LabelStudio, Project, UnreadableError, in_one_line
 from segpipe.review.model_classes import classes_by_model
@@ -32,7 +40,7 @@ TASKS_PER_EXPORT = 50
 MASKS = "reviews/masks"
 
 _ITEMS = """
-    SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, audit, inclusion_probability
+    SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, audit, inclusion_probability, from_scratch
     FROM labels WHERE mask_sha256 IS NOT NULL AND list_contains($uris, image_uri)
     ORDER BY labeled_at"""
 
@@ -76,13 +84,14 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Answer:
-    """One annotation of one task about an item."""
+    """One annotation of one task about an item; from_scratch: the task had no draft."""
 
     place: _Place
     item: str
     image_uri: str
     annotation: Annotation
     reviewer: str | None
+    from_scratch: bool
 
     @property
     def review_id(self) -> str:
@@ -192,7 +201,8 @@ def _answers_to(
         except ReviewError as error:
             outcome.refuse(place, error)
         else:
-            yield _Answer(place, item, image_uri, annotation, _reviewer(annotation.author, source.people))
+            reviewer = _reviewer(annotation.author, source.people)
+            yield _Answer(place, item, image_uri, annotation, reviewer, task.from_scratch)
 
 
 def _reviewer(author: int | str | None, people: dict[int, str]) -> str | None:
@@ -240,6 +250,8 @@ def _review(output: str, answer: _Answer, row: dict[str, Any], classes: Sequence
         return Review(verdict=verdict, **_NO_MASK, **_shared(answer, row))
     draft = read_draft(row["mask_uri"], row["mask_sha256"], len(classes))
     drawn = drawing(answer.annotation, classes, (draft.shape[0], draft.shape[1]))
+    if answer.from_scratch:
+        drawn = blank_as_first_class(drawn)
     if drawn.is_empty:
         return Review(verdict="rejected", **_NO_MASK, **_shared(answer, row))
     if np.array_equal(drawn.mask, draft):
@@ -279,4 +291,5 @@ def _shared(answer: _Answer, row: dict[str, Any]) -> dict[str, Any]:
         "minutes": answer.annotation.minutes,
         "reviewed_at": answer.annotation.decided_at,
         "origin": answer.place.origin,
+        "from_scratch": answer.from_scratch and bool(row["from_scratch"]),
     }

@@ -159,8 +159,12 @@ def _remove_bare(server: LabelStudio, project: Project) -> None:
 
 
 def bare_tasks(tasks: Iterable[ListedTask]) -> Iterator[int]:
-    """The unanswered tasks of ours that have no draft."""
-    return (task.number for task in tasks if task.item and not task.is_answered and not task.has_draft)
+    """The unanswered tasks of ours that have no draft and are to have one."""
+    return (
+        task.number
+        for task in tasks
+        if task.item and not (task.is_answered or task.has_draft or task.from_scratch)
+    )
 
 
 def _remove_duplicates(server: LabelStudio, project: Project) -> int:

@@ -22,10 +22,11 @@ MINUTES_AT_FIRST = 2.0  # per mask, until there are reviews that say how long on
 
 _MINUTES = "SELECT median(minutes) FROM reviews WHERE minutes > 0"
 _WAITING = "SELECT count(*) FROM review_queue"
-# Audits count in the order in which they were labelled, up to the oldest open one: so the oldest come first.
+# What is drawn counts in the order in which it was labelled, up to the oldest open one: so the oldest come
+# first, and what was drawn of the doubtful masks beside what was drawn of the accepted ones.
 _AUDITS = """
-    SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, confidence, audit
-    FROM review_queue WHERE audit
+    SELECT image_uri, image_etag, model_id, mask_uri, mask_sha256, confidence, audit, from_scratch
+    FROM review_queue WHERE audit OR drawn IS TRUE
     ORDER BY labeled_at, run_id, shard, image_uri LIMIT $limit"""
 _LOWEST_CONFIDENCE = "confidence NULLS FIRST"
 # Of each class its share of the pixels, as far as its label is doubtful: the expected share of wrong pixels.
@@ -55,10 +56,10 @@ class _Proposed:
 def make_queue(output: str, settings: QueueSettings) -> Queue:
     """The masks under OUTPUT that fit the budget.
 
-    All open audits that do, oldest first, and then doubtful masks: a share drawn at random, the others in the
-    order asked for. Audits and draws stand among the others at places that say nothing. The same queue for
-    all who ask, until a push records it or a decision comes. Raises NotFoundError, StorageError, RunError for
-    an unknown class.
+    All open audits and other masks drawn blind to the score that do, oldest first, and then doubtful masks: a
+    share drawn at random, the others in the order asked for. Audits and draws stand among the others at
+    places that say nothing. The same queue for all who ask, until a push records it or a decision comes.
+    Raises NotFoundError, StorageError, RunError for an unknown class.
     """
     return _propose(storage.normalise(output), settings).queue
 

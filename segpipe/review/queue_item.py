@@ -11,7 +11,10 @@ from segpipe.manifests.reviews import item_id
 
 @dataclass(frozen=True)
 class QueueItem:
-    """A mask to look at. is_audit is for whoever keeps count, never for the reviewer."""
+    """A mask to look at; from_scratch: the reviewer is to draw it without the draft.
+
+    is_audit is for whoever keeps count, never for the reviewer.
+    """
 
     item_id: str
     image_uri: str
@@ -20,6 +23,7 @@ class QueueItem:
     model_id: str
     confidence: float | None
     is_audit: bool
+    from_scratch: bool = False
 
 
 def queue_item(row: Mapping[str, Any]) -> QueueItem:
@@ -33,4 +37,5 @@ def queue_item(row: Mapping[str, Any]) -> QueueItem:
         row["model_id"],
         row["confidence"],
         row["audit"],
+        bool(row["from_scratch"]),
     )

@@ -12,6 +12,7 @@ from segpipe.review.annotations import Number
 
 ITEM_ID = "segpipe_item_id"
 IMAGE_URI = "image"
+FROM_SCRATCH = "segpipe_from_scratch"  # in the data of a task that has no draft, and is to have none
 
 _NUMBER = TypeAdapter(Number)
 
@@ -30,18 +31,21 @@ class Refusal:
 class ListedTask:
     """One task without what was drawn; item: what it asks about, None when it is none of ours.
 
-    is_answered: somebody has submitted or skipped it; has_draft: as far as the server says.
+    is_answered: somebody has submitted or skipped it; has_draft: as far as the server says; from_scratch: it
+    is to have none.
     """
 
     number: int
     item: str | None
     is_answered: bool
     has_draft: bool
+    from_scratch: bool = False
 
 
 class _Data(BaseModel):
     segpipe_item_id: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     image: Annotated[str, Field(max_length=10_000)]
+    segpipe_from_scratch: bool = False
 
 
 class _Exported(BaseModel):
@@ -52,12 +56,16 @@ class _Exported(BaseModel):
 
 @dataclass(frozen=True)
 class AnsweredTask:
-    """A task with its annotations, each still unread; item and image are None when it is none of ours."""
+    """A task with its annotations, each still unread; item and image are None when it is none of ours.
+
+    from_scratch: it had no draft.
+    """
 
     number: int
     item: str | None
     image_uri: str | None
     annotations: tuple[Any, ...]
+    from_scratch: bool
 
 
 def number_of(found: object) -> int | None:
@@ -80,6 +88,7 @@ def listed_task(row: object) -> ListedTask | None:
         item if isinstance(item, str) and item else None,
         bool(row.get("total_annotations") or row.get("cancelled_annotations")),
         row.get("total_predictions") != 0,  # a server that does not say may have it
+        isinstance(data, dict) and data.get(FROM_SCRATCH) is True,
     )
 
 
@@ -95,8 +104,10 @@ def answered_task(row: object) -> AnsweredTask | None:
     except ValidationError:
         return None
     data = _data(task.data)
-    item, image = (data.segpipe_item_id, data.image) if data else (None, None)
-    return AnsweredTask(task.id, item, image, tuple(task.annotations))
+    if data is None:
+        return AnsweredTask(task.id, None, None, tuple(task.annotations), False)
+    item, image, bare = data.segpipe_item_id, data.image, data.segpipe_from_scratch
+    return AnsweredTask(task.id, item, image, tuple(task.annotations), bare)
 
 
 def _data(found: object) -> _Data | None:

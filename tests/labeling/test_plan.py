@@ -173,6 +173,7 @@ def test_the_summary_counts_what_a_run_would_do(source: str, output: str, commit
         already_done=1,
         retried=0,
         skipped={".txt": 1},
+        policy_id=plan(source, output).policy_id,
     )
 
 

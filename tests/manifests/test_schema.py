@@ -37,6 +37,9 @@ CONTRACT = [
     ("labeled_at", "timestamp[us, tz=UTC]"),
     ("error", "string"),
     ("confidence_map_uri", "string"),
+    ("drawn", "bool"),
+    ("draw_probability", "double"),
+    ("from_scratch", "bool"),
 ]
 
 
@@ -85,7 +88,7 @@ def test_types_do_not_depend_on_the_rows(row: Row) -> None:
 
 def test_metadata_names_schema_version_classes_and_what_the_caller_adds(row: Row) -> None:
     metadata = rows_table([row], ["sky", "road"], {"segpipe.seconds": "1.5"}).schema.metadata
-    assert metadata[b"segpipe.schema_version"] == b"2"
+    assert metadata[b"segpipe.schema_version"] == b"3"
     assert json.loads(metadata[b"segpipe.classes"]) == ["sky", "road"]
     assert metadata[b"segpipe.seconds"] == b"1.5"
 

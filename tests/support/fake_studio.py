@@ -92,13 +92,13 @@ class FakeStudio:
             return 200, {}, self.import_answer
         if self.refuses & {task["data"]["image"] for task in tasks}:
             return 400, {}, {"detail": "Validation error"}
-        drafts = 0 if self.drops_drafts else 1
+        stored = [[] if self.drops_drafts else task.get("predictions", []) for task in tasks]
         self.drops_drafts = max(0, self.drops_drafts - 1)
         ids = [self._next() for _ in tasks]
-        for number, task in zip(ids, tasks, strict=True):
-            self.tasks[number] = {"id": number, "data": task["data"], "total_predictions": drafts}
-            self.drafts[number] = task["predictions"][0]["result"]
-        return 200, {}, {"task_ids": ids, "prediction_count": drafts * len(tasks)}
+        for number, task, drafts in zip(ids, tasks, stored, strict=True):
+            self.tasks[number] = {"id": number, "data": task["data"], "total_predictions": len(drafts)}
+            self.drafts[number] = [one for draft in task.get("predictions", []) for one in draft["result"]]
+        return 200, {}, {"task_ids": ids, "prediction_count": sum(len(drafts) for drafts in stored)}
 
     def _next(self) -> int:
         self._number += 1
