@@ -134,7 +134,7 @@ def test_unequal_shares_do_not_let_well_drawn_good_nights_hide_bad_ones() -> Non
     """Half of the masks come on nights of no bad ones, drawn at 0.5; the others are bad in 22% and drawn at
     0.02: 11% of all masks are bad. Unweighted the draws would show 0.8%."""
     rng, proven, naive = np.random.default_rng(6), 0, 0
-    for _ in range(200):
+    for _ in range(80):
         good_night = rng.random(40_000) < 0.5
         share = np.where(good_night, 0.5, SHARE)
         chosen = rng.random(40_000) < share
@@ -142,8 +142,8 @@ def test_unequal_shares_do_not_let_well_drawn_good_nights_hide_bad_ones() -> Non
         shares, found = share[chosen], bad[chosen]
         proven += loosest_proven(drawn(found * 0.0, found, shares), (0.0,), LIMIT, 0.9, SHARE) is not None
         naive += loosest_proven(drawn(found * 0.0, found), (0.0,), LIMIT, 0.9, SHARE) is not None
-    assert naive == 200
-    assert binomtest(proven, 200, 0.05, alternative="greater").pvalue > 0.001
+    assert naive == 80
+    assert binomtest(proven, 80, 0.05, alternative="greater").pvalue > 0.001
 
 
 # --- the reviewers' bias ------------------------------------------------------------------------------------

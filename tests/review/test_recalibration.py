@@ -106,7 +106,7 @@ def test_draws_count_up_to_the_oldest_open_one_and_then_in_one_order_whenever_th
     found = only(out)
     assert (found.counted, found.held_back, found.written) == (121, 0, True)
     evidence = read_grown(out.output, out.policy, 1).growth.evidence
-    capital = [np.log((1 - bet) * (1 + bet / 9) ** 120) for bet in (0.9, 0.6, 0.5, 0.25, 0.12, 0.06)]
+    capital = [np.log((1 - bet) * (1 + bet / 9) ** 120) for bet in (0.9, 0.6, 0.4, 0.25, 0.12, 0.06)]
     assert evidence.log_capital == pytest.approx(np.log(np.mean(np.exp(capital))))
 
 

@@ -19,11 +19,10 @@ SHARE = 0.02
 
 
 def growing_policy(n: int = 60, created_at: str = "2026-11-22T00:00:00+00:00", **options: Any) -> Policy:
-    """Scores from 0 to 1, the lower half of them bad: at most 10% with 90% confidence."""
+    """Scores from 0 to 1, each its mask's IoU, the lower half bad: at most 10% with 90% confidence."""
     scores = np.linspace(0, 1, n)
-    ious = np.where(scores < 0.5, 0.2, 0.9)
     given = {"draw_share": SHARE} | options
-    return make_policy(scores, ious, "a" * 12, BadFraction(0.7, 0.1), 0.9, "f" * 64, created_at, **given)
+    return make_policy(scores, scores, "a" * 12, BadFraction(0.5, 0.1), 0.9, "f" * 64, created_at, **given)
 
 
 class GrowingOutput(AuditedOutput):
