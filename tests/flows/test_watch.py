@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from audited_output import audited_output
+from growing_output import growing_output
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -21,7 +22,8 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 
 from flows.nightly import label_sources
 from flows.watch import watch
-from segpipe.manifests.policies import is_suspended
+from segpipe import storage
+from segpipe.manifests.policies import grown_numbers, grown_uri, is_suspended, suspend
 from segpipe.sources.announcements import message_id
 from segpipe.sources.sources_file import find_sources, read_sources
 
@@ -202,6 +204,20 @@ def test_a_night_suspends_a_promise_that_audits_show_broken_and_alarms_once(
     for name, n_rows in (("a", 41), ("b", 1)):
         assert len(pd.read_parquet(tmp_path / "labels" / name / "manifests")) == n_rows
     assert "BROKEN" in artifact(state, "label-sources")[2]["state"]
+    assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
+
+
+def test_a_night_lets_certificates_grow_before_it_labels_and_a_damaged_one_fails_it(
+    tmp_path: Path, sources: str
+) -> None:
+    out = growing_output(str(tmp_path / "labels" / "a"))
+    out.said(out.drawn(60, 0.5), bad=False)
+    assert [summary["planned"] for summary in label_sources(sources)] == [1, 1]
+    assert grown_numbers(out.output, out.policy.policy_id) == [1]
+    storage.put(grown_uri(out.output, out.policy.policy_id, 2), b"{}")
+    state = label_sources(sources, return_state=True)
+    assert f"{out.output}: its policy cannot grow: " in str(state.message)
+    suspend(out.output, out.policy.policy_id, "{}")  # which was told of when it was found
     assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
 
 
