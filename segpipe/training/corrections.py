@@ -44,7 +44,10 @@ _POPULATIONS = """
     SELECT model_id, count(*) FILTER (decision = 'accepted') AS accepted,
         count(*) FILTER (decision = 'review') AS review,
         count(*) FILTER (decision = 'review' AND (chosen OR (decided AND drawn IS NOT TRUE))) AS taken
-    FROM (SELECT * EXCLUDE (drawn), $item_id AS item_id FROM labels SEMI JOIN latest USING (image_uri, image_etag))
+    FROM (
+        SELECT * EXCLUDE (drawn), $item_id AS item_id
+        FROM labels SEMI JOIN latest USING (image_uri, image_etag)
+    )
     LEFT JOIN queued USING (item_id)
     LEFT JOIN (SELECT item_id, true AS decided FROM reviews) USING (item_id)
     GROUP BY model_id"""
