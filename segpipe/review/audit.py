@@ -360,13 +360,13 @@ def _as_audit(row: Mapping[str, Any], policy: Policy) -> Audit:
         image_uri=row["image_uri"],
         unit=row["unit"],
         share=row["share"],
-        loss=_loss(row["verdict"], _draft_iou(row, policy.rule), policy.promised),
+        loss=loss_of(row["verdict"], draft_iou_by(row, policy.rule), policy.promised),
         decided=row["verdict"] is not None,
         in_queue=row["in_queue"],
     )
 
 
-def _draft_iou(row: Mapping[str, Any], rule: IouRule) -> float | None:
+def draft_iou_by(row: Mapping[str, Any], rule: IouRule) -> float | None:
     """By the policy's rule. A decision of a version without the graded one has the other, which is never
     higher and so flatters no promise."""
     graded: float | None = row["draft_iou_graded"] if rule == "graded" else None
@@ -374,7 +374,7 @@ def _draft_iou(row: Mapping[str, Any], rule: IouRule) -> float | None:
     return every_class if graded is None else graded
 
 
-def _loss(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -> float | None:
+def loss_of(verdict: str | None, draft_iou: float | None, promised: MaskPromise) -> float | None:
     """What a mask loses by the policy's own measure, 0 to 1; None when nobody has said what is right."""
     iou = {"accepted": 1.0, "corrected": draft_iou, "rejected": 0.0}.get(str(verdict))
     if iou is None or not 0 <= iou <= 1:

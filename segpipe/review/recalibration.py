@@ -26,7 +26,7 @@ from segpipe.manifests import policies
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
-from segpipe.review.audit import _draft_iou, _loss
+from segpipe.review.audit import draft_iou_by, loss_of
 
 _DRAWS = """
     SELECT l.policy_id, l.image_uri, l.discriminator_score, l.class_confidences, l.draw_probability,
@@ -189,7 +189,7 @@ def _read(output: str, root: Policy, numbers: Sequence[int]) -> list[_Draw]:
 
 
 def _as_draw(row: dict[str, Any], policy: Policy) -> _Draw:
-    loss = _loss(row["verdict"], _draft_iou(row, policy.rule), policy.promised)
+    loss = loss_of(row["verdict"], draft_iou_by(row, policy.rule), policy.promised)
     return _Draw(
         image_uri=row["image_uri"],
         score=_acceptable_score(row, policy),
