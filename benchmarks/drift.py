@@ -199,8 +199,8 @@ def lasting_change(
         "images": images,
         "deviation": deviation,
         "change": shift,
-        "nights": float(np.median([first_of(one) for one in now])),
-        "nights before": float(np.median([first_of(one) for one in before])),
+        "nights": median_of_first(now),
+        "nights before": median_of_first(before),
         "reviewed": float(now.mean()),
         "reviewed before": float(before.mean()),
     }
@@ -221,9 +221,10 @@ def year_of_nights(
     return now, before
 
 
-def first_of(alarmed: np.ndarray) -> float:
-    """The number of the first night with an alarm; infinite without one."""
-    return float(np.argmax(alarmed)) + 1 if alarmed.any() else math.inf
+def median_of_first(alarmed: np.ndarray) -> float | None:
+    """The median number of the first night with an alarm (years, nights); None where most have none."""
+    first = [float(np.argmax(year)) + 1 if year.any() else math.inf for year in alarmed]
+    return median if math.isfinite(median := float(np.median(first))) else None
 
 
 def policy_of(calibration: np.ndarray) -> Policy:

@@ -96,7 +96,7 @@ class Ledger:
         return find_tip([uri]) or self.tip
 
     def _test_drift(self, first: FinishedShard) -> None:
-        if self.policy is None or not self.policy.accepts_some:
+        if self.policy is None or not (self.policy.accepts_some or self.policy.growth):
             return
         earlier = earlier_scores(self.plan.output, self.policy, self.plan.run_id)
         self.drift = tested_for_drift(first.rows, self.policy, self.settings, earlier)

@@ -121,6 +121,19 @@ def policy_of_run(output: str, policy: Policy | None, policy_id: str | None) -> 
     return next((one for one in grown if one.policy_id == policy_id), None)
 
 
+def family_ids(output: str, policy: Policy, last: int) -> list[str]:
+    """The ids of a policy, of what it has grown from, and of the last so many that have grown from the same.
+
+    PolicyError for a damaged one, StorageError.
+    """
+    if policy.growth is None:
+        return [policy.policy_id]
+    uris = [grown_uri(output, policy.family, one) for one in grown_numbers(output, policy.family)[-last:]]
+    texts = ((storage.read_bytes(uri).decode(errors="replace"), redact(uri)) for uri in uris)
+    grown = [from_json(text, name, _GROW_AGAIN).policy_id for text, name in texts]
+    return sorted({policy.policy_id, policy.family, *grown})
+
+
 def _keys(output: str) -> list[str]:
     try:
         keys = [item.key for item in storage.list_objects(storage.join(output, FOLDER))]

@@ -172,8 +172,8 @@ def test_a_suspension_of_the_family_holds_for_what_has_grown_from_it(
 def test_drift_is_tested_also_while_nothing_is_accepted_yet(settings: LabelSettings) -> None:
     growing = growing_policy(20)
     assert growing.threshold is None
-    assert decisions.tested_for_drift([], growing, settings) is not None
-    assert decisions.tested_for_drift([], growing_policy(20, draw_share=None), settings) is None
+    assert decisions.tested_for_drift([], growing, settings, []) is not None
+    assert decisions.tested_for_drift([], growing_policy(20, draw_share=None), settings, []) is None
 
 
 def test_what_is_drawn_on_the_review_side_is_asked_even_where_another_model_was_corrected(

@@ -41,7 +41,8 @@ def block(language: str, output: str) -> str:
 
 def maps_of(frame: pd.DataFrame) -> dict[str, str | None]:
     assert sorted(frame["run_date"].astype(str)) == ["2026-01-01", "2026-01-02"]
-    return {row.image_uri: row.confidence_map_uri or None for row in frame.fillna("").itertuples()}
+    maps = frame["confidence_map_uri"].fillna("")
+    return {image: uri or None for image, uri in zip(frame["image_uri"], maps, strict=True)}
 
 
 def test_pyarrow_and_pandas(output: str) -> None:
