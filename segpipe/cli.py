@@ -486,7 +486,7 @@ def verify(output: str, as_json: bool, **values: object) -> int:
 def promote(as_json: bool, **values: object) -> None:
     """Let a new model replace the one in use, if it is better.
 
-    Compares both image by image on a split that neither has learnt from, by a paired bootstrap. A line's
+    Compares both image by image on a split that neither has learnt from, of 30 images or more. A line's
     first model is taken as it is. Give the line's folder as --model to label, and in the sources file.
     """
     settings = build(PromoteSettings, values)

@@ -616,15 +616,16 @@ class PromoteSettings(_Settings):
         0.95,
         gt=0.5,
         lt=1,
-        description="Confidence (0.5 to 1) that the new model has the higher mean IoU before it is promoted; "
-        "0.95 lets one in twenty models pass that are only as good.",
+        description="Confidence (0.5 to 1) that no candidate is promoted without a higher mean IoU, for all "
+        "that are ever compared on such images together: the first is tested at half of the error, others at "
+        "less.",
     )
     group_by: RegularExpression | None = Field(
         None,
         description="Regular expression whose first match in an image's key names what the image belongs to, "
         "as for calibrate: frames of one video count as one. Unset: by groups.csv, if there is one.",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the bootstrap's draws.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of the order in which images are compared.")
     device: Device = Field("auto", description=_DEVICE)
 
 

@@ -43,6 +43,7 @@ def disagreements(policy: Policy) -> Iterator[str]:
     yield from _score_map(policy)
     if policy.model_digest is not None and not policy.model_digest.startswith(policy.model_id):
         yield f"model_digest does not begin with model_id {policy.model_id}"
+    yield from _look(policy)
     yield from _evidence(policy)
     if (
         policy.certified_threshold is not None
@@ -52,6 +53,15 @@ def disagreements(policy: Policy) -> Iterator[str]:
     yield from _certificates(policy)
     if policy.growth is not None:
         yield from _grown(policy, policy.growth)
+
+
+def _look(policy: Policy) -> Iterator[str]:
+    if policy.look is None:
+        return
+    if policy.look.confidence != policy.confidence:
+        yield f"confidence {policy.confidence:g} is not that of look, {policy.look.confidence:g}"
+    if policy.look.level > (1 - policy.confidence) * (1 + TOLERANCE):
+        yield f"the level {policy.look.level:g} of look is above 1 - confidence {policy.confidence:g}"
 
 
 def _evidence(policy: Policy) -> Iterator[str]:
@@ -158,9 +168,9 @@ def _with(policy: Policy, threshold: float) -> Iterator[str]:
         yield f"with a threshold accepted {policy.accepted}"
     elif policy.whole_groups is None:
         yield from _counted_by_quantiles(policy, threshold)
-    error, of_it = 1 - policy.confidence, "" if policy.growth is None else "half of "
-    if policy.p_value > (error / 2 if of_it else error):  # the other half is for growth
-        yield f"p_value {policy.p_value:g} is above {of_it}1 - confidence {policy.confidence:g}"
+    error, of_it = 1 - policy.tested_confidence, "" if policy.growth is None else "half of "
+    if policy.p_value > (error / 2 if of_it else error) * (1 + TOLERANCE):  # the other half is for growth
+        yield f"p_value {policy.p_value:g} is above {of_it}1 - confidence {policy.tested_confidence:g}"
     match policy.promised.target:
         case "bad_fraction":
             yield from _counted_bad(policy, policy.promised)
@@ -274,7 +284,7 @@ def _growth_evidence(policy: Policy, growth: Growth, found: Evidence, limit: flo
     if answered + found.answered_from_scratch > found.accepted or bad + found.bad_from_scratch > found.bad:
         yield "growth: more answered than accepted, or more of them bad"
     ratio = bad_ratio(
-        found.bad_from_scratch, found.answered_from_scratch, bad, answered, policy.confidence
+        found.bad_from_scratch, found.answered_from_scratch, bad, answered, policy.tested_confidence
     ).estimate
     if not math.isclose(_known(ratio), _known(found.ratio), rel_tol=TOLERANCE):
         yield f"growth: ratio {found.ratio} of these counts is {ratio}"
@@ -293,7 +303,7 @@ def _loosened(policy: Policy, growth: Growth, found: Evidence) -> Iterator[str]:
         yield f"threshold {policy.threshold} is neither calibration's nor one that growth was to try"
     elif found.first_threshold is not None and policy.threshold > found.first_threshold:
         yield f"threshold {policy.threshold:g} is stricter than calibration's {found.first_threshold:g}"
-    if found.log_capital < capital_needed(policy.confidence) - TOLERANCE:
+    if found.log_capital < capital_needed(policy.tested_confidence) - TOLERANCE:
         yield f"growth: log_capital {found.log_capital:g} proves nothing at confidence {policy.confidence:g}"
 
 
@@ -343,5 +353,5 @@ def _tested_class(policy: Policy, one: ClassPromise, about: str) -> Iterator[str
     p_value = class_test.p_value(one.found, one.n_images, one.max_share)
     if not math.isclose(one.p_value, p_value, rel_tol=TOLERANCE):
         yield f"{about}: p_value {one.p_value:g} of {one.found} of {one.n_images} is {p_value:g}"
-    if one.p_value > 1 - policy.confidence:
-        yield f"{about}: p_value {one.p_value:g} is above 1 - confidence {policy.confidence:g}"
+    if one.p_value > (1 - policy.tested_confidence) * (1 + TOLERANCE):
+        yield f"{about}: p_value {one.p_value:g} is above 1 - confidence {policy.tested_confidence:g}"

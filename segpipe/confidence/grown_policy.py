@@ -16,7 +16,7 @@ def grown_threshold(root: Policy, draws: Draws) -> float | None:
     Raises PolicyError when the policy does not grow.
     """
     growth, limit = growing_by(root)
-    proven = loosest_proven(draws, to_prove(root), limit, root.confidence, growth.draw_share)
+    proven = loosest_proven(draws, to_prove(root), limit, root.tested_confidence, growth.draw_share)
     return root.threshold if proven is None else proven
 
 
@@ -39,7 +39,9 @@ def grown_policy(root: Policy, draws: Draws, number: int, created_at: str) -> Po
     growth, limit = growing_by(root)
     threshold = grown_threshold(root, draws)
     accepts_from = math.inf if threshold is None else threshold
-    evidence = evidence_at(draws, accepts_from, limit, root.confidence, growth.draw_share, root.threshold)
+    evidence = evidence_at(
+        draws, accepts_from, limit, root.tested_confidence, growth.draw_share, root.threshold
+    )
     grown = replace(growth, root=root.policy_id, number=number, evidence=evidence)
     return sealed(replace(root, threshold=threshold, growth=grown, created_at=created_at))
 

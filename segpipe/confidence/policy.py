@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.display import displayed
 from segpipe.confidence.growing import Growth
+from segpipe.confidence.looks import Look
 from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
@@ -166,6 +167,8 @@ class Policy:
     reviewed. `calibration_error_floor` is the calibration error that a perfect map would show on so many
     images. `growth` says how the policy may grow and has grown; calibration then proves with half of
     1 - confidence, and `accepted`, the promise's `bad` and `p_value` stay those of its own threshold.
+    images. `look` says which of several calibrations on such images this was: the test was made at its level,
+    and `confidence` is that of all of them together.
 
     What came after the first version, `model_digest` and all after it, is neither in the file nor in the id
     when it is absent, that is None or empty.
@@ -201,6 +204,7 @@ class Policy:
     certificates: tuple[GroupCertificate, ...] = ()
     calibration_error_floor: Share | None = None
     growth: Growth | None = None
+    look: Look | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -213,6 +217,11 @@ class Policy:
     def family(self) -> str:
         """The id under which audits, draws and suspensions count: that of the policy it has grown from."""
         return (self.growth and self.growth.root) or self.policy_id
+
+    @property
+    def tested_confidence(self) -> float:
+        """The confidence its own tests were made at: above `confidence` where looks share an error."""
+        return self.confidence if self.look is None else 1 - self.look.level
 
     @property
     def certified_threshold(self) -> float | None:

@@ -69,8 +69,8 @@ def growth_in_words(policy: Policy) -> str | None:
     if policy.growth is None or not isinstance(policy.promised, BadFractionPromise):
         return None
     limit = policy.promised.max_bad_fraction
-    at_once = fewest_accepted(0, limit, policy.confidence)
-    growing = fewest_accepted(0, limit, (1 + policy.confidence) / 2)
+    at_once = fewest_accepted(0, limit, policy.tested_confidence)
+    growing = fewest_accepted(0, limit, (1 + policy.tested_confidence) / 2)
     return (
         f"with the reviews of at least {_percent(policy.growth.draw_share)} of all masks, as the reviewers "
         f"judge them (segpipe recalibrate); half of the error is kept for that: {growing} accepted "

@@ -15,6 +15,7 @@ from segpipe.confidence.policy import ClassPromiseKind, Guard, Policy, on_classe
 from segpipe.config import CalibrateSettings, class_share, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError, PolicyError
+from segpipe.evaluation.calibration_look import look_again, under_look
 from segpipe.evaluation.measure import open_matching_dataset, read_in_batches
 from segpipe.groups import image_groups
 from segpipe.inspection.checks import (
@@ -49,9 +50,11 @@ class _Measured:
 def calibrate(settings: CalibrateSettings) -> Policy:
     """Certify a threshold on a labelled split and write policy.json into the model's folder.
 
+    A calibration again on images that overlap is tested more strictly, and the policy states the confidence
+    that holds for all of them together (see confidence.looks); the ledger is written before policy.json.
     Raises DatasetError (also for what inspection.checks refuses, as a split that was trained on, whose scores
     would flatter the model, and when an image has no group), PolicyError (a guarded class that the model has
-    not), ModelError, StorageError.
+    not; no error left to spend), ModelError, StorageError.
     """
     labeler = load_without_policy(settings.model, settings.device)
     guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], labeler.classes)
@@ -79,28 +82,34 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     pixels = ClassPixels(measured.class_pixels.true[labelled], measured.class_pixels.shown[labelled])
     warnings += say(_outside(keys, per_group, settings.per))
     warnings += say(_too_rare(labeler.classes, pixels.true, settings))
-    policy = make_policy(
-        measured.scores[labelled],
-        measured.ious[labelled],
-        labeler.model_id,
-        _target(settings),
-        settings.confidence,
-        calibration_fingerprint,
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
-        group_by=settings.group_by,
-        promise_about=settings.promise_about,
-        per=settings.per,
-        per_group=[per_group.get(one.key) for one in compress(facts.usable, labelled)],
-        guards=guards,
-        class_confidences=measured.class_confidences[labelled],
-        class_targets=class_targets,
-        class_pixels=pixels,
-        model_digest=labeler.digest,
-        iou_rule=labeler.bundle.spec.iou_rule,
-        warnings=warnings,
-        draw_share=settings.growing_share,
-    )
+
+    def certified(confidence: float) -> Policy:
+        return make_policy(
+            measured.scores[labelled],
+            measured.ious[labelled],
+            labeler.model_id,
+            _target(settings),
+            confidence,
+            calibration_fingerprint,
+            datetime.now(UTC).isoformat(timespec="seconds"),
+            group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
+            group_by=settings.group_by,
+            promise_about=settings.promise_about,
+            per=settings.per,
+            per_group=[per_group.get(one.key) for one in compress(facts.usable, labelled)],
+            guards=guards,
+            class_confidences=measured.class_confidences[labelled],
+            class_targets=class_targets,
+            class_pixels=pixels,
+            model_digest=labeler.digest,
+            iou_rule=labeler.bundle.spec.iou_rule,
+            warnings=warnings,
+            draw_share=settings.growing_share,
+        )
+
+    asked = {"fingerprint": calibration_fingerprint, "groups": names}
+    look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, asked)
+    policy = under_look(look, certified)
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
 

@@ -59,6 +59,10 @@ class Selection:
 
     __pydantic_config__ = _STRICT
 
+    def __post_init__(self) -> None:
+        if (drawn := sum(frame.drawn for frame in self.frames.values())) != len(self.drawn):
+            raise ValueError(f"{len(self.drawn)} masks are drawn, and {drawn} of the frames")
+
 
 @dataclass(frozen=True)
 class Draw:

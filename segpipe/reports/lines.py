@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from segpipe.confidence.looks import in_words as in_words_of_look
 from segpipe.confidence.promise import growth_in_words, meaning, not_audited, promise
 from segpipe.reports import summary as words
 from segpipe.reports.content import floor_in_words, thresholds
@@ -36,6 +37,7 @@ def policy_lines(policy: Policy) -> list[tuple[str, str]]:
             if error is None
             else f"{error:.3f} (confidence shown against true IoU{floor_in_words(policy)})",
         ),
+        *([("look", in_words_of_look(policy.look))] if policy.look else []),
         ("policy", policy.policy_id),
         *(("warning", line) for line in policy.warnings),
     ]

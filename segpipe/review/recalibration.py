@@ -232,7 +232,7 @@ def _told(
     evidence = _evidence(root, counted, _accepts_from(policy.threshold))
     ratio = bad_ratio(
         evidence.bad_from_scratch, evidence.answered_from_scratch,
-        evidence.bad_with_draft, evidence.answered_with_draft, root.confidence,
+        evidence.bad_with_draft, evidence.answered_with_draft, root.tested_confidence,
     )  # fmt: skip
     following = _next_threshold(root, counted)
     return Recalibration(
@@ -253,7 +253,7 @@ def _told(
         oldest_open=next((one.image_uri for one in found if one.is_open), None),
         next_threshold=following,
         capital=None if following is None else _capital(_evidence(root, counted, following)),
-        needed=math.exp(capital_needed(root.confidence)),
+        needed=math.exp(capital_needed(root.tested_confidence)),
         ratio=evidence.ratio,
         ratio_lower=None if ratio.estimate is None else ratio.lower,
         ratio_upper=ratio.upper if math.isfinite(ratio.upper) else None,
@@ -263,7 +263,7 @@ def _told(
 
 def _evidence(root: Policy, counted: Draws, threshold: float) -> Evidence:
     growth, limit = growing_by(root)
-    return evidence_at(counted, threshold, limit, root.confidence, growth.draw_share)
+    return evidence_at(counted, threshold, limit, root.tested_confidence, growth.draw_share)
 
 
 def _capital(evidence: Evidence) -> float:
@@ -272,5 +272,5 @@ def _capital(evidence: Evidence) -> float:
 
 def _next_threshold(root: Policy, counted: Draws) -> float | None:
     """The strictest threshold that is not proven; None once all are."""
-    needed = capital_needed(root.confidence)
+    needed = capital_needed(root.tested_confidence)
     return next((one for one in to_prove(root) if _evidence(root, counted, one).log_capital < needed), None)

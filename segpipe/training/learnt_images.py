@@ -37,3 +37,9 @@ def first_seen(dataset: Dataset, samples: Sequence[Sample], seen: frozenset[str]
         uris = [sample.image_uri for sample in samples]
         digests = pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples)
         return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)
+
+
+def image_digests(dataset: Dataset, samples: Sequence[Sample]) -> frozenset[str]:
+    """The digests of the images' pixels. Raises DatasetError, StorageError."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return frozenset(pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples))

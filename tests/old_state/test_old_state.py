@@ -10,12 +10,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import old_state as old
 import pytest
 from old_state import CPU, LINE, OUTPUT, RAW, ROOT, asked, decisions, label, objects_below, said, told
 
+from demo.scenes import write_labelled
 from segpipe import load_model
 
 VERSIONS = sorted(folder.name for folder in old.FIXTURES.iterdir())
@@ -81,11 +84,14 @@ def test_a_line_stands_for_its_newest_model_and_can_go_back(answers: Mapping[str
     assert answers["line"][0] != answers["line"][1]
 
 
-def test_a_line_compares_its_model_with_the_next_candidate(answers: Mapping[str, Any]) -> None:
-    options = ("--data", old.STREETS, "--split", "test", *CPU)
+def test_a_line_compares_its_model_with_the_next_candidate(
+    answers: Mapping[str, Any], tmp_path: Path
+) -> None:
+    write_labelled(str(tmp_path), "test", 30, 0, np.random.default_rng(3), height=32, width=64)
+    options = ("--data", str(tmp_path), "--split", "test", *CPU)
     found = told("promote", "--line", LINE, "--candidate", old.FIRST, *options)
     assert (found["promoted"], found["replaces"], found["model_id"]) == (False, *answers["line"][:2])
-    assert found["comparison"]["n"] == 10
+    assert (found["comparison"]["n"], found["comparison"]["comparison_number"]) == (30, 1)
     assert len(objects_below(f"{LINE}/promotions")) == 2
 
 

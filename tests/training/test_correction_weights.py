@@ -20,7 +20,8 @@ WHEN = "2026-11-24T12:00:00+00:00"
 def selection(
     drawn: dict[str, int] | None = None, chosen: Sequence[str] = (), frame: tuple[int, int] | None = None
 ) -> Selection:
-    frames = {"m": Frame(*frame)} if frame else {}
+    n_drawn = len(drawn or {})
+    frames = {"m": Frame(*(frame or (n_drawn, n_drawn)))} if frame or n_drawn else {}
     return Selection(drawn or {}, tuple(chosen), frames, {}, WHEN)
 
 

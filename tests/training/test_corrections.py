@@ -22,7 +22,7 @@ from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.errors import DatasetError
 from segpipe.evaluation.calibration import calibrate
 from segpipe.images import class_palette, encode_mask
-from segpipe.manifests.reviews import Review, append_reviews, item_id
+from segpipe.manifests.reviews import Review, append_reviews, item_id, read_reviews
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
 from segpipe.review.queue import take_queue
@@ -192,6 +192,34 @@ def test_under_a_budget_the_accepted_half_weighs_half(
     assert [share[image] for image in doubtful[:72]] == pytest.approx([1 / 1000] * 72)
     assert [share[image] for image in doubtful[72:]] == pytest.approx([428 / 18 / 1000] * 18)
     assert "by which chance" not in caplog.text
+
+
+def test_what_was_decided_without_a_queue_stands_for_itself(
+    reviewed: Reviewed, make_row: Callable[..., Row]
+) -> None:
+    """One mask decided before there were records, one drawn by a queue out of three that waited."""
+    reviewed.add(noise(1), mask())
+    images = [reviewed.raw / f"late{n}.png" for n in range(3)]
+    for n, image in enumerate(images):
+        image.write_bytes(noise(10 + n))
+    late = [
+        make_row(
+            image_uri=str(image), image_etag=storage.etag(str(image)), mask_sha256="draft", decision="review",
+            shard=9,
+        )
+        for image in images
+    ]  # fmt: skip
+    assert commit_part(
+        reviewed.output, date(2026, 11, 25), "r", 9, rows_table(late, reviewed.dataset.classes)
+    )
+    (item,) = take_queue(reviewed.output, QueueSettings(limit=1, random_share=1.0)).items
+    (earlier,) = read_reviews(reviewed.output).to_pylist()
+    answer = {"review_id": "later", "item_id": item.item_id, "image_uri": item.image_uri}
+    etag = storage.etag(item.image_uri)
+    append_reviews(reviewed.output, [Review(**{**earlier, **answer, "image_etag": etag})])
+    found = {one.image_uri: one for one in find_corrections([reviewed.output], reviewed.dataset)}
+    assert found.pop(item.image_uri).inclusion_probability == pytest.approx(1 / 3)
+    assert [one.inclusion_probability for one in found.values()] == [1]
 
 
 def test_an_output_without_a_record_of_its_queues_goes_on_as_before(
