@@ -75,7 +75,7 @@ def _recalibration_lines(found: Recalibration) -> list[tuple[str, str]]:
     waiting = f"{found.open} to answer, {found.held_back} answered ones wait behind the oldest: "
     following = f"score {found.next_threshold}: evidence of {found.capital} of the {found.needed:.4g} needed"
     return [
-        ("policy", f"{found.policy_id} of model {found.model_id}, grown from {found.root}"),
+        ("policy", f"{found.policy_id} of model {found.model_id}, {_grown(found)}"),
         ("promise", found.promise),
         ("growth", recalibration.in_words(found)),
         (
@@ -115,3 +115,7 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
         *((name, text) for name, text in more.items() if text),
         *months,
     ]
+
+
+def _grown(found: recalibration.Recalibration) -> str:
+    return f"grown from {found.root}" if found.number else "as calibrated"
