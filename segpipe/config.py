@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -119,34 +121,15 @@ _GROUP_BY = (
 
 def guarded_class(guard: str) -> tuple[str, float]:
     """Class name and smallest class confidence (0 to 1) of CLASS:CONFIDENCE; raises ValueError."""
-    name, _, number = guard.rpartition(":")
-    try:
-        confidence = float(number)
-    except ValueError:
-        confidence = math.nan
+    name, confidence = _class_and_number(guard)
     if not name or not 0 <= confidence <= 1:
         raise ValueError(f"{guard!r} is not CLASS:CONFIDENCE with 0 to 1, for example person:0.5")
     return name, confidence
 
 
-def _each_class_once(guards: tuple[str, ...]) -> tuple[str, ...]:
-    names = [guarded_class(guard)[0] for guard in guards]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise ValueError(f"{repeated[0]!r} is guarded twice: give one confidence per class")
-    return guards
-
-
-Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
-
-
 def class_share(promised: str) -> tuple[str, float]:
     """Class name and share (between 0 and 1) of CLASS:SHARE; raises ValueError."""
-    name, _, number = promised.rpartition(":")
-    try:
-        share = float(number)
-    except ValueError:
-        share = math.nan
+    name, share = _class_and_number(promised)
     if not name or not 0 < share < 1:
         raise ValueError(
             f"{promised!r} is not CLASS:SHARE with a share between 0 and 1, for example crack:0.05"
@@ -154,14 +137,32 @@ def class_share(promised: str) -> tuple[str, float]:
     return name, share
 
 
+def _class_and_number(text: str) -> tuple[str, float]:
+    """Of CLASS:NUMBER; NaN for what is no number."""
+    name, _, number = text.rpartition(":")
+    try:
+        return name, float(number)
+    except ValueError:
+        return name, math.nan
+
+
+def _each_class_once(guards: tuple[str, ...]) -> tuple[str, ...]:
+    if repeated := _repeated(guarded_class(guard)[0] for guard in guards):
+        raise ValueError(f"{repeated[0]!r} is guarded twice: give one confidence per class")
+    return guards
+
+
 def _each_class_promised_once(promised: tuple[str, ...]) -> tuple[str, ...]:
-    names = [class_share(one)[0] for one in promised]
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
+    if repeated := _repeated(class_share(one)[0] for one in promised):
         raise ValueError(f"{repeated[0]!r} is given twice: give one share per class")
     return promised
 
 
+def _repeated(names: Iterable[str]) -> list[str]:
+    return sorted(name for name, count in Counter(names).items() if count > 1)
+
+
+Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
 ClassShares = Annotated[tuple[str, ...], AfterValidator(_each_class_promised_once)]
 
 _DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."

@@ -133,6 +133,11 @@ class GroupCertificate:
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+    @property
+    def of_policy(self) -> dict[str, Any]:
+        """Its fields that a policy has, too."""
+        return {name: value for name, value in vars(self).items() if name != "group"}
+
 
 @dataclass(frozen=True)
 class Policy:
@@ -167,7 +172,7 @@ class Policy:
     reviewed. `calibration_error_floor` is the calibration error that a perfect map would show on so many
     images. `growth` says how the policy may grow and has grown; calibration then proves with half of
     1 - confidence, and `accepted`, the promise's `bad` and `p_value` stay those of its own threshold.
-    images. `look` says which of several calibrations on such images this was: the test was made at its level,
+    `look` says which of several calibrations on such images this was: the test was made at its level,
     and `confidence` is that of all of them together.
 
     What came after the first version, `model_digest` and all after it, is neither in the file nor in the id
@@ -236,8 +241,7 @@ class Policy:
 
     def of_group(self, certificate: GroupCertificate) -> Policy:
         """The policy as it stands for the images of one group; its id stays."""
-        own = {name: value for name, value in vars(certificate).items() if name != "group"}
-        return dataclasses.replace(self, per=None, certificates=(), **own)
+        return dataclasses.replace(self, per=None, certificates=(), **certificate.of_policy)
 
 
 OPTIONAL_FIELDS = frozenset(
@@ -248,12 +252,14 @@ OPTIONAL_FIELDS = frozenset(
 def for_image(policy: Policy, name: str) -> Policy | None:
     """The policy as it stands for the image of this name, its URI or key: with a threshold of its own group.
 
-    The policy itself where it is for all images alike; None where the image's group has no certificate.
+    The policy itself where it is for all images alike; None where the image's group has no certificate that
+    it could be accepted by.
     """
     if policy.per is None:
         return policy
     group = group_of(name, policy.per)
-    return next((policy.of_group(one) for one in policy.certificates if one.group == group), None)
+    own = next((one for one in policy.certificates if one.group == group), None)
+    return None if own is None or own.threshold is None else policy.of_group(own)
 
 
 def on_classes(guards: Sequence[Guard], classes: Sequence[str]) -> tuple[ClassGuard, ...]:

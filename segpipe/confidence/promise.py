@@ -133,8 +133,7 @@ def _is_grouped(policy: Policy) -> bool:
 def _weights(policy: Policy) -> str:
     if policy.promises_about == "masks":
         return f", each mask counting once, of groups of at most {policy.largest_group} images"
-    is_about_groups = policy.promises_about == "groups" and policy.n_calibration < policy.n_images
-    return ", each group of images counting once" if is_about_groups or _is_grouped(policy) else ""
+    return ", each group of images counting once" if _is_grouped(policy) else ""
 
 
 def _wanted(policy: Policy) -> str:

@@ -61,13 +61,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     class_targets = _class_targets(settings, labeler.classes)
     dataset = open_matching_dataset(labeler, settings.data)
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
-    names = image_groups(dataset, keys, settings.group_by)
-    if names is None and settings.promise_about == "masks":
-        raise DatasetError(
-            f"{settings.data} has no groups, so its images are drawn one by one and a promise about a random "
-            "mask is the usual one: leave out --promise-about, or name groups with --group-by"
-        )
-    groups = None if names is None else dict(zip(keys, names, strict=True))
+    groups = _groups(dataset, keys, settings)
     per_group = _certified_apart(keys, settings.per)
     calibration_fingerprint = fingerprint(dataset, settings.split)
     known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
@@ -107,11 +101,27 @@ def calibrate(settings: CalibrateSettings) -> Policy:
             draw_share=settings.growing_share,
         )
 
-    asked = {"fingerprint": calibration_fingerprint, "groups": names}
+    asked = {
+        "fingerprint": calibration_fingerprint,
+        "groups": None if groups is None else list(groups.values()),
+    }
     look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, asked)
     policy = under_look(look, certified)
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
+
+
+def _groups(dataset: Dataset, keys: Sequence[str], settings: CalibrateSettings) -> dict[str, str] | None:
+    """The group of each image; None where there are none. DatasetError where the promise needs them."""
+    names = image_groups(dataset, keys, settings.group_by)
+    if names is not None:
+        return dict(zip(keys, names, strict=True))
+    if settings.promise_about == "masks":
+        raise DatasetError(
+            f"{settings.data} has no groups, so its images are drawn one by one and a promise about a random "
+            "mask is the usual one: leave out --promise-about, or name groups with --group-by"
+        )
+    return None
 
 
 def _certified_apart(keys: Sequence[str], per: str | None) -> dict[str, str]:

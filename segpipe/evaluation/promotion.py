@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
@@ -15,7 +15,7 @@ from segpipe import storage
 from segpipe.confidence.betting import betting_p_value
 from segpipe.confidence.looks import comparison_level
 from segpipe.config import PromoteSettings
-from segpipe.datasets import fingerprint, list_samples, open_dataset
+from segpipe.datasets import Sample, fingerprint, list_samples, open_dataset
 from segpipe.errors import DatasetError, ModelError
 from segpipe.evaluation.measure import measure_split
 from segpipe.evaluation.spent import Question, Spent, spend
@@ -23,7 +23,7 @@ from segpipe.groups import image_groups
 from segpipe.models import promotion_line
 from segpipe.models.labeler import Labeler, load_model
 from segpipe.redaction import redact
-from segpipe.training.learnt_images import first_seen, image_digests, seen_images
+from segpipe.training.learnt_images import image_digests, seen_images
 
 FEWEST = 30  # images, or groups of them: of fewer not even chance can be told
 COMPARISONS = "comparisons"  # below a line
@@ -93,7 +93,10 @@ def promote(settings: PromoteSettings) -> PromotionResult:
     history = promotion_line.promotions(settings.line)
     candidate = load_model(settings.candidate, settings.device)
     _require_promise(candidate, settings.candidate)
-    _require_unseen(settings)
+    dataset = open_dataset(settings.data)
+    samples = list_samples(dataset, settings.split)
+    digests = image_digests(dataset, samples)
+    _require_unseen(settings, samples, digests)
     if not history:
         return _take(settings, candidate, None, "the first of its line", None, last)
     current = history[-1]
@@ -102,7 +105,8 @@ def promote(settings: PromoteSettings) -> PromotionResult:
             f"{settings.line} stands for {settings.candidate} already, since {current.promoted_at} "
             f"({current.reason}): train another candidate"
         )
-    paired = _measure(load_model(current.model, settings.device), candidate, settings)
+    by_key = {sample.key: digest for sample, digest in zip(samples, digests, strict=True)}
+    paired = _measure(load_model(current.model, settings.device), candidate, settings, by_key)
     spent = _spend(settings, current, candidate, history, paired)
     comparison = compare_paired(paired.old, paired.new, spent, settings.seed)
     number = _number(comparison)
@@ -171,15 +175,13 @@ def _lower_bound(losses: NDArray[np.float64], confidence: float) -> float:
     return rejected
 
 
-def _measure(old: Labeler, new: Labeler, settings: PromoteSettings) -> _Paired:
+def _measure(old: Labeler, new: Labeler, settings: PromoteSettings, digests: Mapping[str, str]) -> _Paired:
     """Both models on the same split, image by image, by the new one's rule of what an image's IoU is.
 
-    Raises DatasetError for fewer than 30 images, or groups.
+    `digests` are those of the images' pixels, by key. DatasetError for fewer than 30 images, or groups.
     """
-    dataset = open_dataset(settings.data)
-    samples = list_samples(dataset, settings.split)
-    every_key = [sample.key for sample in samples]
-    named = image_groups(dataset, every_key, settings.group_by)
+    every_key = list(digests)
+    named = image_groups(open_dataset(settings.data), every_key, settings.group_by)
     group_of = dict(zip(every_key, named or every_key, strict=True))
     measured = [measure_split(labeler, settings.data, settings.split, new.iou_rule) for labeler in (old, new)]
     known = ~np.isnan(measured[0].image_ious)  # the same truths for both, so the same images have none
@@ -192,8 +194,7 @@ def _measure(old: Labeler, new: Labeler, settings: PromoteSettings) -> _Paired:
             f"{FEWEST} cannot show that a model is better; label more, or compare on another split"
         )
     old_ious, new_ious = (_mean_by_group(one.image_ious[known], groups) for one in measured)
-    used = [sample for sample, is_known in zip(samples, known, strict=True) if is_known]
-    return _Paired(old_ious, new_ious, unit, image_digests(dataset, used), tuple(groups))
+    return _Paired(old_ious, new_ious, unit, frozenset(digests[key] for key in keys), tuple(groups))
 
 
 def _spend(
@@ -254,14 +255,14 @@ def _require_promise(candidate: Labeler, url: str) -> None:
         raise ModelError(f"{url} has no policy that accepts anything: run `segpipe calibrate` on it first")
 
 
-def _require_unseen(settings: PromoteSettings) -> None:
+def _require_unseen(settings: PromoteSettings, samples: Sequence[Sample], digests: Sequence[str]) -> None:
     """What the candidate was trained on would flatter it."""
-    dataset = open_dataset(settings.data)
-    samples = list_samples(dataset, settings.split)
-    if uri := first_seen(dataset, samples, seen_images(storage.normalise(settings.candidate))):
+    seen = seen_images(storage.normalise(settings.candidate))
+    found = (sample for sample, digest in zip(samples, digests, strict=True) if digest in seen)
+    if (first := next(found, None)) is not None:
         raise DatasetError(
-            f"{uri} is among the images {settings.candidate} was trained on: compare on a split that no "
-            "model learns from"
+            f"{first.image_uri} is among the images {settings.candidate} was trained on: compare on a split "
+            "that no model learns from"
         )
 
 

@@ -90,7 +90,7 @@ def _is_of(groups: frozenset[str], row: Row, rules: Rules) -> bool:
 
 def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:
     own = for_image(policy, row.image_uri)
-    if own is None or (policy.per is not None and own.threshold is None):
+    if own is None:
         return "review", "uncertified_group"
     assert row.class_confidences is not None  # a labelled image has them
     score = math.nan if row.discriminator_score is None else row.discriminator_score
@@ -209,10 +209,15 @@ def find_suspension(output: str, policy: Policy | None) -> bool:
     return True
 
 
-def find_suspended_groups(output: str, policy: Policy | None) -> frozenset[str]:
-    """The groups whose own certificate is suspended in OUTPUT; says so in the log. StorageError."""
+def find_suspended_groups(
+    output: str, policy: Policy | None, known: frozenset[str] = frozenset()
+) -> frozenset[str]:
+    """The groups whose own certificate is suspended in OUTPUT; says so in the log of those not yet known.
+
+    StorageError.
+    """
     groups = frozenset() if policy is None else suspended_groups(output, policy)
-    for group in groups:
+    for group in groups - known:
         logger.warning(
             "the certificate of group %s is suspended: the audit has shown that its promise is broken; all "
             "masks of that group go to review, those of other groups do not, until segpipe calibrate makes "

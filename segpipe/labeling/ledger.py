@@ -70,7 +70,7 @@ class Ledger:
         if self.drift is None and not self.drift_by_group:
             self._test_drift(shard)
         self.suspended = self.suspended or find_suspension(self.plan.output, self.policy)
-        self.suspended_groups |= find_suspended_groups(self.plan.output, self.policy)
+        self.suspended_groups |= find_suspended_groups(self.plan.output, self.policy, self.suspended_groups)
         rules = Rules(
             self.policy,
             self.settings.audit_share,

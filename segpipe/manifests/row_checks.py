@@ -93,7 +93,7 @@ def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterat
         yield f"of model {row['model_id']} under a policy of model {policy.model_id}"
         return
     score = math.nan if row["discriminator_score"] is None else row["discriminator_score"]
-    if (own := for_image(policy, row["image_uri"])) is None or (policy.per and own.threshold is None):
+    if (own := for_image(policy, row["image_uri"])) is None:
         is_suspended = row["reason"] == "suspended" and policy.family in grounds.suspended
         if row["reason"] != "uncertified_group" and not is_suspended:
             yield f"{row['reason']}, but its group of images has no certificate"

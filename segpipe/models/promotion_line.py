@@ -7,7 +7,6 @@ number counts. So a promotion is one object, the history is kept, and going back
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,11 +14,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from segpipe import storage
-from segpipe.errors import AlreadyExistsError, ModelError, NotFoundError
+from segpipe.errors import AlreadyExistsError, ModelError
+from segpipe.numbered_records import numbered
 from segpipe.validation import first_problem, parse_json
 
 FOLDER = "promotions"
-_NUMBERED = re.compile(r"(\d{8})\.json")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ _PROMOTION = TypeAdapter(Promotion)
 
 def promotions(line: str) -> list[Promotion]:
     """The history of a line, oldest first; empty when the URL is no line. Raises ModelError, StorageError."""
-    return [_read(uri) for _, uri in sorted(_entries(line).items())]
+    return [_read(uri) for uri in _entries(line).values()]
 
 
 def standing(history: Iterable[Promotion]) -> list[Promotion]:
@@ -85,12 +84,8 @@ def resolve(url: str) -> str:
 
 
 def _entries(line: str) -> dict[int, str]:
-    """The URI of each promotion by its number."""
-    try:
-        listed = list(storage.list_objects(storage.join(storage.normalise(line), FOLDER)))
-    except NotFoundError:
-        return {}
-    return {int(name[1]): found.uri for found in listed if (name := _NUMBERED.fullmatch(found.key))}
+    """The URI of each promotion by its number, in order."""
+    return numbered(storage.join(storage.normalise(line), FOLDER))
 
 
 def _read(uri: str) -> Promotion:

@@ -117,7 +117,7 @@ def policy_line(policy: Policy | None) -> str | None:
 def suspension_line(summary: RunSummary, policy: Policy | None = None) -> str | None:
     """That the policy is suspended, and the remedy; None when it kept no mask from being accepted.
 
-    Where `policy` is known, its evidence lies under its family's id.
+    It is named by its family's id where `policy` is known.
     """
     images = summary.reasons.get("suspended")
     if not images:

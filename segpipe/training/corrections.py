@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segpipe import storage
-from segpipe.datasets import IGNORED, Dataset, list_samples, list_splits, read_image
+from segpipe.datasets import IGNORED, Dataset, list_samples, list_splits
 from segpipe.errors import DatasetError, ImageError, NotFoundError
 from segpipe.image_range import ImageRange
 from segpipe.images import decode_image, decode_mask, pixel_digest
@@ -26,6 +26,7 @@ from segpipe.manifests.store import classes_of
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
 from segpipe.training.correction_weights import FinalMask, Population, stood_for
+from segpipe.training.learnt_images import image_digests
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +204,7 @@ def _weighed(reviewed: _Reviewed, usable: Collection[_Mask]) -> list[Correction]
 
 def _pixels_of_all_splits(dataset: Dataset) -> set[str]:
     samples = [sample for split in list_splits(dataset) for sample in list_samples(dataset, split)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return set(pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples))
+    return set(image_digests(dataset, samples))
 
 
 def _digest_of_image(correction: _Mask, image_range: ImageRange | None) -> str | None:

@@ -29,17 +29,7 @@ def seen_images(model_url: str) -> frozenset[str]:
         return frozenset()
 
 
-def first_seen(dataset: Dataset, samples: Sequence[Sample], seen: frozenset[str]) -> str | None:
-    """URI of the first image whose pixels are among those seen, None when none is. Raises DatasetError."""
-    if not seen:
-        return None
+def image_digests(dataset: Dataset, samples: Sequence[Sample]) -> list[str]:
+    """The digest of each image's pixels. Raises DatasetError, StorageError."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        uris = [sample.image_uri for sample in samples]
-        digests = pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples)
-        return next((uri for uri, digest in zip(uris, digests, strict=True) if digest in seen), None)
-
-
-def image_digests(dataset: Dataset, samples: Sequence[Sample]) -> frozenset[str]:
-    """The digests of the images' pixels. Raises DatasetError, StorageError."""
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return frozenset(pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples))
+        return list(pool.map(lambda sample: pixel_digest(read_image(dataset, sample)), samples))

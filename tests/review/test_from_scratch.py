@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from fake_studio import FakeStudio, fake_studio
 from reviewed_output import NOON, ReviewedOutput, answer, region, rows_of
 
@@ -21,17 +19,6 @@ from segpipe.review.queue import make_queue
 from segpipe.review.tasks import FROM_SCRATCH, ListedTask, answered_task, listed_task
 
 ITEM = "0" * 32
-
-
-@pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with fake_studio() as server:
-        yield server
-
-
-@pytest.fixture
-def made(tmp_path: Path, row_defaults: dict[str, Any]) -> ReviewedOutput:
-    return ReviewedOutput(str(tmp_path / "labels"), row_defaults)
 
 
 def test_such_a_task_is_sent_without_a_draft_and_stays_beside_those_with_one(

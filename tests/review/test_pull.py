@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,17 +21,6 @@ from segpipe.review.brush import encode_brush
 ROAD = region(rows_of(0, 10), "road")
 CAR_BELOW = region(rows_of(5, 10), "car")
 DEEP = "[" * 100_000 + "]" * 100_000
-
-
-@pytest.fixture
-def studio() -> Iterator[FakeStudio]:
-    with fake_studio() as server:
-        yield server
-
-
-@pytest.fixture
-def made(tmp_path: Path, row_defaults: dict[str, Any]) -> ReviewedOutput:
-    return ReviewedOutput(str(tmp_path / "labels"), row_defaults)
 
 
 def asked(made: ReviewedOutput, studio: FakeStudio, n: int) -> list[int]:

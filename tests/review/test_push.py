@@ -12,8 +12,6 @@ import subprocess
 import sys
 import zlib
 from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -31,11 +29,6 @@ from segpipe.manifests.queues import read_selected
 from segpipe.review.label_config import label_config
 from segpipe.review.label_studio import open_label_studio
 from segpipe.review.push import SENDINGS, TASKS_PER_REQUEST, push
-
-
-@pytest.fixture
-def made(tmp_path: Path, row_defaults: dict[str, Any]) -> ReviewedOutput:
-    return ReviewedOutput(str(tmp_path / "labels"), row_defaults)
 
 
 def test_drafts_that_the_server_drops_are_sent_again(made: ReviewedOutput) -> None:
