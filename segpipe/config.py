@@ -18,7 +18,6 @@ from segpipe.errors import AddressError, FailureReason
 from segpipe.image_range import checked_range
 from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
-Device = Literal["auto", "cpu", "cuda"]
 MAX_SCALE, MOST_COST = 1000.0, 8.0
 CACHE_BYTES = 20_000_000_000
 MAX_WORKING_PIXELS = 1024 * 2048  # labelling at twice as many took 3 GB and two minutes an image
@@ -33,6 +32,15 @@ def _address(text: str) -> str:
 
 
 Location = Annotated[str, AfterValidator(_address)]
+
+
+def _one_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,2}))?", name):
+        raise ValueError(f"{name!r} is no device: give auto, cpu, cuda, or cuda:1 for the second of several")
+    return name
+
+
+Device = Annotated[str, AfterValidator(_one_device)]
 
 
 def _one_split(name: str) -> str:
@@ -165,7 +173,10 @@ def _repeated(names: Iterable[str]) -> list[str]:
 Guards = Annotated[tuple[str, ...], AfterValidator(_each_class_once)]
 ClassShares = Annotated[tuple[str, ...], AfterValidator(_each_class_promised_once)]
 
-_DEVICE = "Where the networks run; auto takes a CUDA device when there is one, else the CPU."
+_DEVICE = (
+    "Where the networks run: auto, cpu, cuda, or cuda:N for one of several; auto takes a CUDA device when "
+    "there is one, else the CPU."
+)
 
 
 A_DAY = 86_400.0  # seconds; a longer wait is a typing error

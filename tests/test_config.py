@@ -76,7 +76,7 @@ def test_image_size_refuses_anything_else_and_shows_an_example(size: str) -> Non
             ("gan_loss", "dcgan"),
             ("architecture", "resnet"),
             ("objective", "gan"),
-            ("device", "tpu"),
+            *[("device", name) for name in ("tpu", "cuda:", "cuda:-1", "cuda:01", "cuda:0\n", "")],
             ("model", ""),
         ],
     ],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import TypeVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,30 +14,62 @@ from torch import Tensor
 from segpipe.errors import DeviceError, DeviceMemoryError, ModelError
 
 Result = TypeVar("Result")
-# In torch's words, since only its own allocator raises a type for it.
-_NO_MEMORY = re.compile(r"DefaultCPUAllocator|out of memory|(CUDNN|CUBLAS)_STATUS_ALLOC_FAILED")
-_BROKEN = re.compile(r"(CUDA|HIP) error|cudaError|device-side assert|(CUDNN|CUBLAS|CUSOLVER|CUFFT)_STATUS_")
+Precision = Literal["float32", "bfloat16"]
+# In the libraries' words, since only torch's own allocator raises a type for it.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|out of memory|memory allocation failure|CUFFT_ALLOC_FAILED|miopenStatusAllocFailed"
+    r"|_STATUS_(INTERNAL_ERROR_(HOST|DEVICE)_)?ALLOC(ATION)?_FAILED"
+    r"|[Uu]nable to find an engine to execute this computation"
+)
+_BROKEN = re.compile(
+    r"(CUDA|HIP) error|cudaError|device-side assert"
+    r"|(CUDNN|CUBLAS|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_STATUS_|miopenStatus"
+)
 
 
 def choose_device(name: str) -> str:
-    """`auto`, `cpu` or `cuda` to a torch device name. Raises ModelError: cuda asked for, none there."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ModelError("no CUDA device here: use --device cpu or auto, or install a CUDA build of torch")
+    """`auto`, `cpu`, `cuda` or `cuda:N` to a torch device name. Raises ModelError: asked for, not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if kind_of(name) == "cuda":
+        _require_cuda(torch.device(name).index or 0)
     return name
+
+
+def _require_cuda(index: int) -> None:
+    if not torch.cuda.is_available():
+        raise ModelError("no CUDA device here: use --device cpu or auto, or install a CUDA build of torch")
+    there = torch.cuda.device_count()
+    if index >= there:
+        raise ModelError(f"no CUDA device {index} here, {there} in all: use --device cuda:0 to {there - 1}")
+
+
+def kind_of(device: str) -> str:
+    """`cpu` or `cuda`, whichever of several it is."""
+    return torch.device(device).type
 
 
 def has_bfloat16(device: str) -> bool:
     """Whether bfloat16 is native on the device; emulated it is slower than float32."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind_of(device) == "cuda":
+        with as_current(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
     return bool(torch.cpu._is_avx512_bf16_supported())
+
+
+def precision_of(device: str) -> Precision:
+    """The precision that the networks' convolutions have on the device."""
+    return "bfloat16" if has_bfloat16(device) else "float32"
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
     """Mixed precision where the device has bfloat16; float32 elsewhere."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=has_bfloat16(device))
+    return torch.autocast(kind_of(device), dtype=torch.bfloat16, enabled=has_bfloat16(device))
+
+
+def as_current(device: str) -> AbstractContextManager[object]:
+    """Of several GPUs the one that this thread means where it names none, as for pinned memory."""
+    return nullcontext() if torch.device(device).index is None else torch.cuda.device(device)
 
 
 def to_device(array: np.ndarray, device: str) -> Tensor:
@@ -55,7 +87,8 @@ def on_device(device: str, what: str, work: Callable[[], Result]) -> Result:
     a CUDA error nothing that follows in the process can be believed. Other errors pass.
     """
     try:
-        return work()
+        with as_current(device):
+            return work()
     except RuntimeError as error:
         _raise_if_broken(error, device)
         if not is_out_of_memory(error):
@@ -78,7 +111,8 @@ def _free_memory(device: str) -> None:
     if device == "cpu":
         return
     try:
-        torch.cuda.empty_cache()
+        with as_current(device):
+            torch.cuda.empty_cache()
     except RuntimeError as error:
         _raise_if_broken(error, device)
         raise

@@ -11,7 +11,7 @@ import pytest
 import torch
 from random_model import write_random_model
 
-from segpipe.errors import DeviceError, DeviceMemoryError
+from segpipe.errors import DeviceError, DeviceMemoryError, ModelError
 from segpipe.models import device, labeler
 from segpipe.models.inference import fetched
 from segpipe.models.labeler import Labeler, load_model
@@ -24,6 +24,12 @@ FULL = [
     torch.AcceleratorError("CUDA error: out of memory"),
     RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasLtMatmul(...)`"),
+    RuntimeError("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`"),
+    RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+    RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"),
 ]
 BROKEN = [
@@ -33,6 +39,8 @@ BROKEN = [
     RuntimeError("CUDA error: unspecified launch failure"),
     RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"),
     RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("HIP error: unspecified launch failure"),
 ]
 PLACES = ["to_device", "predict", "full_size_mask"]
@@ -91,6 +99,34 @@ def test_what_failed_is_freed_before_the_memory_is_asked_for_again(monkeypatch: 
     with pytest.raises(DeviceMemoryError):
         device.on_device("cuda", "work", work)
     assert freed == [[]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "chosen"),
+    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1")],
+)
+def test_one_of_several_gpus_can_be_asked_for(
+    asked: str, there: int, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    assert device.choose_device(asked) == chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "line"),
+    [
+        ("cuda:1", 0, "no CUDA device here: use --device cpu or auto, or install a CUDA build of torch"),
+        ("cuda:2", 2, "no CUDA device 2 here, 2 in all: use --device cuda:0 to 1"),
+    ],
+)
+def test_a_gpu_that_is_not_there_is_refused(
+    asked: str, there: int, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(ModelError, match=f"^{line}$"):
+        device.choose_device(asked)
 
 
 # --- the labeler --------------------------------------------------------------------------------------------
