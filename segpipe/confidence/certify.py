@@ -29,9 +29,11 @@ from segpipe.confidence.growing import Growth
 from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassGuard,
+    DeviceKind,
     GroupCertificate,
     MeanLossPromise,
     Policy,
+    Precision,
     holds_back,
     sealed,
 )
@@ -78,6 +80,8 @@ def make_policy(
     warnings: Sequence[str] = (),
     iou_rule: IouRule | None = None,
     draw_share: float | None = None,
+    device: DeviceKind | None = None,
+    precision: Precision | None = None,
 ) -> Policy:
     """Certify a threshold on labelled images and fit the score's display map.
 
@@ -94,7 +98,8 @@ def make_policy(
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
     images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
-    `warnings` are kept in the policy, one line each, and so is `iou_rule`, by which the IoUs were measured.
+    `warnings` are kept in the policy, one line each, and so are `iou_rule`, by which the IoUs were measured,
+    and the `device` and `precision` that computed the scores.
     With `draw_share`, above 0 to 1, the policy may grow (see growing): half of 1 - confidence is kept for
     that, and labelling draws at least that share of all masks.
 
@@ -138,6 +143,8 @@ def make_policy(
         per=per,
         certificates=certificates,
         growth=growth,
+        device=device,
+        precision=precision,
         **certificate.of_policy,
     )
     return sealed(policy)

@@ -30,6 +30,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
 Count = Annotated[int, Field(ge=0, le=2**53)]
+DeviceKind = Literal["cpu", "cuda"]
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ class Policy:
     images. `growth` says how the policy may grow and has grown; calibration then proves with half of
     1 - confidence, and `accepted`, the promise's `bad` and `p_value` stay those of its own threshold.
     `look` says which of several calibrations on such images this was: the test was made at its level,
-    and `confidence` is that of all of them together.
+    and `confidence` is that of all of them together. `device` and `precision` are those the calibration's
+    scores were computed in (None in a policy of a version that did not store them).
 
     What came after the first version, `model_digest` and all after it, is neither in the file nor in the id
     when it is absent, that is None or empty.
@@ -210,6 +213,8 @@ class Policy:
     calibration_error_floor: Share | None = None
     growth: Growth | None = None
     look: Look | None = None
+    device: DeviceKind | None = None
+    precision: Precision | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -310,6 +315,18 @@ def check_policy_for_model(policy: Policy, model_id: str, digest: str | None = N
         raise PolicyError(
             f"policy {policy.policy_id} was made for model {policy.model_digest}, not for {digest}, which "
             "only begins with the same digits: run segpipe calibrate on this model"
+        )
+
+
+def check_policy_for_precision(policy: Policy, precision: Precision) -> None:
+    """Raise PolicyError when the policy's scores were computed in another precision: its threshold was not
+    tested on such scores. A policy that does not say passes.
+    """
+    if policy.precision not in (None, precision):
+        raise PolicyError(
+            f"policy {policy.policy_id} was calibrated in {policy.precision} and this device computes in "
+            f"{precision}, which gives other scores: label where it was calibrated, or run segpipe calibrate "
+            "here"
         )
 
 

@@ -29,6 +29,7 @@ from segpipe.inspection.checks import (
 from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.inspection.looks import value_counts
 from segpipe.metrics import confusion_iou, confusion_matrix
+from segpipe.models.device import kind_of, precision_of
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
 from segpipe.name_groups import group_of
 from segpipe.progress import track
@@ -99,6 +100,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
             iou_rule=labeler.bundle.spec.iou_rule,
             warnings=warnings,
             draw_share=settings.growing_share,
+            device=kind_of(labeler.device),
+            precision=precision_of(labeler.device),
         )
 
     asked = {

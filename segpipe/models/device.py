@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segpipe.confidence.policy import DeviceKind, Precision
 from segpipe.errors import DeviceError, DeviceMemoryError, ModelError
 
 Result = TypeVar("Result")
-Precision = Literal["float32", "bfloat16"]
+# More at once bring a GPU next to nothing.
+MOST_IMAGES = 64
+# Peak of both networks, measured on a CPU at 820 bytes a pixel and 20 more for each class; and as much again
+# for what a GPU's libraries take.
+BYTES_PER_PIXEL, BYTES_PER_CLASS = 1600, 40
 # In the libraries' words, since only torch's own allocator raises a type for it.
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator|out of memory|memory allocation failure|CUFFT_ALLOC_FAILED|miopenStatusAllocFailed"
@@ -44,9 +49,9 @@ def _require_cuda(index: int) -> None:
         raise ModelError(f"no CUDA device {index} here, {there} in all: use --device cuda:0 to {there - 1}")
 
 
-def kind_of(device: str) -> str:
+def kind_of(device: str) -> DeviceKind:
     """`cpu` or `cuda`, whichever of several it is."""
-    return torch.device(device).type
+    return cast(DeviceKind, torch.device(device).type)
 
 
 def has_bfloat16(device: str) -> bool:
@@ -77,7 +82,68 @@ def to_device(array: np.ndarray, device: str) -> Tensor:
     tensor = torch.from_numpy(array)
     if device == "cpu":
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    pinned = tensor.pin_memory() if kind_of(device) == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
+
+
+def stack_to_device(arrays: Sequence[np.ndarray], device: str) -> Tensor:
+    """Arrays of one shape as one tensor on the device, by one copy there."""
+    if device == "cpu":
+        return torch.from_numpy(np.stack(arrays))
+    first = torch.from_numpy(arrays[0])
+    host = torch.empty((len(arrays), *first.shape), dtype=first.dtype, pin_memory=kind_of(device) == "cuda")
+    np.stack(arrays, out=host.numpy())
+    return host.to(device, non_blocking=True)
+
+
+def fetch_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of one device in main memory, by one copy: a GPU is waited for once."""
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return list(tensors)
+    return unpacked(_to_host(packed(tensors)), tensors)
+
+
+def packed(tensors: Sequence[Tensor]) -> Tensor:
+    """All tensors' bytes as one tensor (n,) uint8, the widest types first so that each lies where it may."""
+    return torch.cat(
+        [tensors[index].contiguous().flatten().view(torch.uint8) for index in _widest_first(tensors)]
+    )
+
+
+def unpacked(content: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of the shapes and types of others from what `packed` made of those; they share its memory."""
+    order = _widest_first(like)
+    pieces = content.split([like[index].nbytes for index in order])
+    found = dict(zip(order, pieces, strict=True))
+    return [found[index].view(tensor.dtype).view(tensor.shape) for index, tensor in enumerate(like)]
+
+
+def _widest_first(tensors: Sequence[Tensor]) -> list[int]:
+    return sorted(range(len(tensors)), key=lambda index: -tensors[index].dtype.itemsize)
+
+
+def _to_host(content: Tensor) -> Tensor:
+    host = torch.empty(content.shape, dtype=content.dtype, pin_memory=content.is_cuda)
+    host.copy_(content, non_blocking=True)
+    if content.is_cuda:
+        copied = torch.cuda.Event(blocking=True)  # its thread sleeps, and leaves its core to the decoders
+        copied.record()
+        copied.synchronize()
+    return host
+
+
+def images_at_once(free_bytes: int, pixels: int, n_classes: int) -> int:
+    """How many images of so many pixels the default networks label at once in half of a device's free memory.
+
+    Another generator may take more: then the batch is halved.
+    """
+    bytes_each = pixels * (BYTES_PER_PIXEL + BYTES_PER_CLASS * n_classes)
+    return max(1, min(MOST_IMAGES, free_bytes // 2 // bytes_each))
+
+
+def free_memory(device: str) -> int:
+    """Bytes of a GPU's memory that nobody has taken."""
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def on_device(device: str, what: str, work: Callable[[], Result]) -> Result:

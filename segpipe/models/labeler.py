@@ -19,13 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from segpipe import storage
-from segpipe.confidence.policy import Policy, check_policy_for_model, display_confidence, from_json
+from segpipe.confidence.policy import (
+    Policy,
+    check_policy_for_model,
+    check_policy_for_precision,
+    display_confidence,
+    from_json,
+)
 from segpipe.errors import DeviceMemoryError, NotFoundError, PolicyError
 from segpipe.image_range import ImageRange
 from segpipe.metrics import IouRule
 from segpipe.models.allocator import keep_freed_memory
 from segpipe.models.bundle import Bundle, load_bundle
-from segpipe.models.device import choose_device, on_device, to_device
+from segpipe.models.device import choose_device, kind_of, on_device, precision_of, to_device
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.given_images import given_pixels
 from segpipe.models.inference import Prediction, fetched, normalised, predict
@@ -298,13 +304,32 @@ def load_model(url: str, device: str = "auto") -> Labeler:
     """
     url = resolve(url)
     labeler = load_without_policy(url, device)
-    return replace(labeler, policy=load_policy(url, labeler.model_id, labeler.digest))
+    policy = load_policy(url, labeler.model_id, labeler.digest)
+    return replace(labeler, policy=None if policy is None else policy_on(policy, labeler.device))
 
 
 def load_without_policy(url: str, device: str) -> Labeler:
     """A bundle whose policy is to be measured or made, not used. Raises ModelError, StorageError."""
     chosen = choose_device(device)
     return Labeler(load_bundle(url, chosen), None, chosen)
+
+
+def policy_on(policy: Policy, device: str) -> Policy | None:
+    """The policy as it holds for scores of this device; None, with a warning, where they are others."""
+    try:
+        check_policy_for_precision(policy, precision_of(device))
+    except PolicyError as error:
+        logger.warning("%s; until then nothing is accepted", error)
+        return None
+    if policy.device not in (None, kind_of(device)):
+        logger.warning(
+            "policy %s was calibrated on a %s device, and this is a %s: in the same precision scores differ "
+            "little, so it holds; run segpipe calibrate here to be sure",
+            policy.policy_id,
+            policy.device,
+            kind_of(device),
+        )
+    return policy
 
 
 def load_policy(url: str, model_id: str, digest: str | None) -> Policy | None:

@@ -16,6 +16,7 @@ from segpipe.confidence.policy import (
     Guard,
     MeanLossPromise,
     check_policy_for_model,
+    check_policy_for_precision,
     display_confidence,
     from_json,
     is_guarded,
@@ -454,3 +455,28 @@ def test_what_is_promised_of_a_night_and_of_a_year_is_said_with_its_odds():
     assert meaning(promised(np.arange(50.0), np.ones(50), MeanLoss(0.3))).endswith(
         "a small night can be worse by chance"
     )
+
+
+# The device and the precision that the scores were computed in.
+
+
+def test_a_policy_of_another_precision_is_refused_with_a_remedy():
+    bound = policy_for([1.0], [0.8], device="cuda", precision="bfloat16")
+    check_policy_for_precision(bound, "bfloat16")
+    with pytest.raises(PolicyError) as caught:
+        check_policy_for_precision(bound, "float32")
+    assert str(caught.value) == (
+        f"policy {bound.policy_id} was calibrated in bfloat16 and this device computes in float32, which "
+        "gives other scores: label where it was calibrated, or run segpipe calibrate here"
+    )
+    check_policy_for_precision(policy_for([1.0], [0.8]), "float32")  # of before it was kept
+
+
+def test_device_and_precision_are_kept_and_protected():
+    bound, plain = policy_for([1.0], [0.8], device="cuda", precision="bfloat16"), policy_for([1.0], [0.8])
+    assert from_json(to_json(bound)) == bound
+    assert {"device", "precision"}.isdisjoint(json.loads(to_json(plain)))
+    with pytest.raises(PolicyError, match="was edited"):
+        from_json(to_json(bound).replace("bfloat16", "float32"))
+    with pytest.raises(PolicyError, match="is damaged at precision"):
+        from_json(to_json(bound).replace("bfloat16", "float8"))

@@ -79,6 +79,17 @@ def test_a_mean_loss_policy_states_the_mean_loss_of_what_it_accepts(easy_streets
     assert policy.model_digest == read_card(model).digest
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_policy_names_the_device_and_the_precision_of_its_scores(
+    streets: str, model: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("segpipe.models.device.has_bfloat16", lambda device: precision == "bfloat16")
+    policy = calibrated(streets, model)
+    assert (policy.device, policy.precision) == ("cpu", precision)
+    monkeypatch.setattr("segpipe.models.device.has_bfloat16", lambda device: precision != "bfloat16")
+    assert segpipe.load_model(model, "cpu").policy is None
+
+
 def test_guarded_images_are_not_among_the_accepted(streets: str, model: str) -> None:
     seen = judge(streets, model)
     classes = open_dataset(streets).classes

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,7 @@ def test_no_images_give_no_masks(labeler: Labeler) -> None:
     assert labeler.label([]) == []
 
 
-def policy_for(model_id: str, model_digest: str | None = None) -> bytes:
+def policy_for(model_id: str, model_digest: str | None = None, **computed: Any) -> bytes:
     scores = np.linspace(-3, 3, 200)
     policy = make_policy(
         scores,
@@ -140,6 +141,7 @@ def policy_for(model_id: str, model_digest: str | None = None) -> bytes:
         "0" * 64,
         "2026-01-01T00:00:00+00:00",
         model_digest=model_digest,
+        **computed,
     )
     return to_json(policy).encode()
 
@@ -191,6 +193,32 @@ def test_the_policy_of_a_twin_model_with_the_same_digits_is_left_out(
     with caplog.at_level(logging.WARNING):
         assert segpipe.load_model(str(bundle_folder), "cpu").policy is None
     assert "only begins with the same digits" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("computed", "holds", "said"),
+    [
+        ({}, True, ""),
+        ({"device": "cpu", "precision": "float32"}, True, ""),
+        (
+            {"device": "cuda", "precision": "float32"},
+            True,
+            "was calibrated on a cuda device, and this is a cpu",
+        ),
+        ({"device": "cpu", "precision": "bfloat16"}, False, "until then nothing is accepted"),
+    ],
+)
+@pytest.mark.usefixtures("float32")
+def test_a_policy_holds_for_scores_of_its_own_precision(
+    bundle_folder: Path, caplog: pytest.LogCaptureFixture, computed: dict[str, Any], holds: bool, said: str
+) -> None:
+    plain = segpipe.load_model(str(bundle_folder), "cpu")
+    policy = policy_for(plain.model_id, plain.digest, **computed)
+    storage.put(str(bundle_folder / "policy.json"), policy)
+    with caplog.at_level(logging.WARNING):
+        assert (segpipe.load_model(str(bundle_folder), "cpu").policy is not None) == holds
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
 
 
 def test_a_damaged_policy_stops_the_run(bundle_folder: Path) -> None:
