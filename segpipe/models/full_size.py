@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +47,25 @@ def full_size_mask(logits: Tensor, labels: Tensor, size: tuple[int, int]) -> NDA
             *((grid / length, 0, 0, length) for grid, length in zip(labels.shape, size, strict=True))
         )
         return _on_cpu(logits, labels, whole)
-    return _on_device(logits, size).cpu().numpy()
+    return raised(logits[None], size)[0].cpu().numpy()
+
+
+@torch.inference_mode()
+def raised_each(logits: Tensor, labels: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """The masks (H,W) uint8 of a batch of logits (B,K,h,w) at the images' own sizes, on their device; those
+    of one size together. labels (B,h,w) uint8: the argmax on the logits' own grid."""
+    masks: dict[int, Tensor] = {}
+    for size in dict.fromkeys(sizes):
+        rows = [row for row, own in enumerate(sizes) if own == size]
+        masks |= zip(rows, _raised_rows(logits, labels, rows, size), strict=True)
+    return [masks[row] for row in range(len(sizes))]
+
+
+def _raised_rows(logits: Tensor, labels: Tensor, rows: list[int], size: tuple[int, int]) -> Iterable[Tensor]:
+    # Taken one by one: a list as index would be copied to the device.
+    if tuple(labels.shape[1:]) == size:
+        return [labels[row] for row in rows]
+    return raised(logits if len(rows) == len(logits) else torch.stack([logits[row] for row in rows]), size)
 
 
 def _on_cpu(logits: Tensor, labels: Tensor, part: Part) -> NDArray[np.uint8]:
@@ -85,16 +104,22 @@ def _between(axis: tuple[float, int, int, int], grid: int, device: torch.device)
     return before, (before + 1).clamp(max=grid - 1), position - before
 
 
-def _on_device(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """In bounded memory: some classes at a time."""
-    step = max(1, RAISED_AT_ONCE // (size[0] * size[1]))
-    best = torch.full(size, -torch.inf, device=logits.device)
-    mask = torch.zeros(size, dtype=torch.uint8, device=logits.device)
-    for first in range(0, len(logits), step):
-        raised = functional.interpolate(
-            logits[None, first : first + step].contiguous(), size=size, mode="bilinear", align_corners=False
-        )[0]
-        value, index = raised.max(dim=0)
+def raised(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B,K,h,w) logits -> (B,H,W) uint8 at size (H, W), on their device, in bounded memory."""
+    at_once = max(1, RAISED_AT_ONCE // (logits.shape[1] * size[0] * size[1]))
+    return torch.cat([_some_raised(part, size) for part in logits.split(at_once)])
+
+
+def _some_raised(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Of one image, if it is large, some classes at a time."""
+    step = max(1, RAISED_AT_ONCE // (len(logits) * size[0] * size[1]))
+    best = torch.full((len(logits), *size), -torch.inf, device=logits.device)
+    mask = torch.zeros((len(logits), *size), dtype=torch.uint8, device=logits.device)
+    for first in range(0, logits.shape[1], step):
+        some = functional.interpolate(
+            logits[:, first : first + step].contiguous(), size=size, mode="bilinear", align_corners=False
+        )
+        value, index = some.max(dim=1)
         better = value > best
         mask = torch.where(better, (index + first).to(torch.uint8), mask)
         best = torch.maximum(best, value)

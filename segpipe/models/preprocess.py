@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from PIL import Image
@@ -31,12 +33,16 @@ def normalise(images: Tensor, mean: tuple[float, ...], standard_deviation: tuple
     """(B,3,H,W) 0 to 255 -> float32 of channel mean 0 and deviation 1 over the data, channels last."""
     # As rows of width times 3 values: torch is four times as slow where the innermost dimension is 3.
     width = images.shape[3]
-    scale, shift = (
-        (torch.tensor(channels, device=images.device) * 255.0).repeat(width)
-        for channels in (standard_deviation, mean)
-    )
+    scale, shift = (_as_row(values, width, images.device) for values in (standard_deviation, mean))
     rows = images.permute(0, 2, 3, 1).flatten(2).to(torch.float32, copy=True)
     return rows.sub_(shift).div_(scale).unflatten(2, (width, 3)).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=64)
+def _as_row(channels: tuple[float, ...], width: int, device: torch.device) -> Tensor:
+    """(width * 3,) of 0 to 255; kept, since a copy to a GPU waits for it."""
+    with torch.inference_mode(False):
+        return (torch.tensor(channels, device=device) * 255.0).repeat(width)
 
 
 def shown_image(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -103,7 +103,13 @@ def test_what_failed_is_freed_before_the_memory_is_asked_for_again(monkeypatch: 
 
 @pytest.mark.parametrize(
     ("asked", "there", "chosen"),
-    [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu"), ("cuda", 1, "cuda"), ("cuda:1", 2, "cuda:1")],
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 1, "cuda"),
+        ("cuda:1", 2, "cuda:1"),
+    ],
 )
 def test_one_of_several_gpus_can_be_asked_for(
     asked: str, there: int, chosen: str, monkeypatch: pytest.MonkeyPatch

@@ -49,5 +49,18 @@ def test_the_way_of_a_gpu_gives_the_same_mask_some_classes_at_a_time(monkeypatch
     for at_once in (1, 90 * 110 * 2, 90 * 110 * 100):
         monkeypatch.setattr(full_size, "RAISED_AT_ONCE", at_once)
         assert np.array_equal(
-            full_size._on_device(logits, (90, 110)).numpy(), full_size_mask(logits, (90, 110))
+            full_size.raised(logits[None], (90, 110))[0].numpy(), full_size_mask(logits, (90, 110))
         )
+
+
+@pytest.mark.parametrize("at_once", [1, 3 * 90 * 110 * 7, 10**7])
+def test_a_batch_of_several_sizes_is_raised_as_one_by_one(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full_size, "RAISED_AT_ONCE", at_once)
+    logits = torch.stack([smooth_logits(seed, 7, 12, 16) for seed in range(8)])
+    labels = logits.argmax(1).to(torch.uint8)
+    sizes = [(90, 110), (12, 16), (90, 110), (40, 31), (90, 110), (40, 31), (90, 110), (1, 1)]
+    masks = full_size.raised_each(logits, labels, sizes)
+    for mask, one, size in zip(masks, logits, sizes, strict=True):
+        assert np.array_equal(mask.numpy(), full_size_mask(one, size))
