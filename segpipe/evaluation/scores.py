@@ -12,10 +12,17 @@ from torch import Tensor
 
 from segpipe.confidence import baselines
 from segpipe.confidence.score import SCORE_PARTS
-from segpipe.models.inference import Prediction, generate, judge_masks, prepare, raw_adversarial_score
+from segpipe.models.inference import (
+    FinishedMask,
+    Prediction,
+    generate,
+    judge_masks,
+    prepare,
+    raw_adversarial_score,
+)
 from segpipe.models.labeler import JudgedMask, Labeler, split_masks
 from segpipe.models.masks import class_logits
-from segpipe.models.tiled import ScaledImage, TiledMask
+from segpipe.models.tiled import ScaledImage
 from segpipe.models.tiled_logits import whole_image
 
 ROUTING_SCORE, ADVERSARIAL = "discriminator", "adversarial"
@@ -25,7 +32,7 @@ ROUTING_SCORE, ADVERSARIAL = "discriminator", "adversarial"
 class Scored:
     """Images as Labeler.finish takes them, and the scores of all (B,) by name."""
 
-    judged: Sequence[JudgedMask | TiledMask]
+    judged: Sequence[JudgedMask | FinishedMask]
     scores: dict[str, Tensor]
 
 
@@ -57,7 +64,7 @@ def _in_tiles(labeler: Labeler, image: np.ndarray) -> Scored:
     seen, mirrored = (
         cast(ScaledImage, labeler.prepare(np.ascontiguousarray(one))) for one in (image, image[:, ::-1])
     )
-    (judged,) = cast(Sequence[TiledMask], labeler.judge([seen]))
+    (judged,) = cast(Sequence[FinishedMask], labeler.judge([seen]))
     whole, turned = (whole_image(bundle, one, device) for one in (seen, mirrored))
     own = _scores(judged.score[None], judged.parts[None], whole.raw_score)
     return Scored([judged], own | _rivals(whole.logits[None], turned.logits[None]))

@@ -86,13 +86,13 @@ def to_device(array: np.ndarray, device: str) -> Tensor:
     return pinned.to(device, non_blocking=True)
 
 
-def stack_to_device(arrays: Sequence[np.ndarray], device: str) -> Tensor:
-    """Arrays of one shape as one tensor on the device, by one copy there."""
+def stack_to_device(images: Sequence[np.ndarray], device: str) -> Tensor:
+    """Images (h,w,3) uint8 of one size as one tensor on the device, by one copy there."""
     if device == "cpu":
-        return torch.from_numpy(np.stack(arrays))
-    first = torch.from_numpy(arrays[0])
-    host = torch.empty((len(arrays), *first.shape), dtype=first.dtype, pin_memory=kind_of(device) == "cuda")
-    np.stack(arrays, out=host.numpy())
+        return torch.from_numpy(np.stack(images))
+    shape = (len(images), *images[0].shape)
+    host = torch.empty(shape, dtype=torch.uint8, pin_memory=kind_of(device) == "cuda")
+    np.stack(images, out=host.numpy())
     return host.to(device, non_blocking=True)
 
 
@@ -144,6 +144,14 @@ def images_at_once(free_bytes: int, pixels: int, n_classes: int) -> int:
 def free_memory(device: str) -> int:
     """Bytes of a GPU's memory that nobody has taken."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def own_stream(device: str) -> None:
+    """Let what this thread computes, and copies, not wait for that of others on the same GPU."""
+    if kind_of(device) == "cuda":
+        torch.cuda.set_device(device)
+        torch.cuda.synchronize()  # the weights are there
+        torch.cuda.set_stream(torch.cuda.Stream())
 
 
 def on_device(device: str, what: str, work: Callable[[], Result]) -> Result:

@@ -27,11 +27,12 @@ class Part:
 
 
 @torch.inference_mode()
-def part_of_mask(logits: Tensor, labels: Tensor, part: Part) -> NDArray[np.uint8]:
-    """As full_size_mask, of a part of an image, from logits (K,h,w) of that part and of what is around it."""
+def part_of_mask(logits: Tensor, labels: Tensor, part: Part) -> Tensor:
+    """As full_size_mask, of a part of an image, from logits (K,h,w) of that part and of what is around it; on
+    their device."""
     if logits.device.type != "cpu":
-        return _part_on_device(logits, part).cpu().numpy()
-    return _on_cpu(logits, labels, part)
+        return _part_on_device(logits, part)
+    return torch.from_numpy(_on_cpu(logits, labels, part))
 
 
 @torch.inference_mode()

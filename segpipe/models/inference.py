@@ -11,7 +11,8 @@ from torch import Tensor
 
 from segpipe.confidence.score import adversarial_score
 from segpipe.models.bundle import Bundle
-from segpipe.models.device import autocast, to_device
+from segpipe.models.device import autocast, fetch_together, stack_to_device
+from segpipe.models.full_size import raised_each
 from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, shown_as
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
@@ -28,10 +29,22 @@ class Prediction:
     verdict: Verdict
 
 
+@dataclass(frozen=True)
+class FinishedMask:
+    """mask HxW uint8 at the image's own size; in main memory, as in Verdict: parts (P,), score (),
+    class_confidences (K,), correctness (h,w)."""
+
+    mask: np.ndarray
+    parts: Tensor
+    score: Tensor
+    class_confidences: Tensor
+    correctness: np.ndarray
+
+
 def prepare(bundle: Bundle, images: Sequence[np.ndarray], device: str) -> Tensor:
     """Images HxWx3 uint8 of any sizes -> (B,3,h,w) normalised at the working size, on the device."""
-    resized = np.stack([resize_image(image, bundle.spec.working_size) for image in images])
-    return normalised(bundle, to_device(resized, device))
+    resized = [resize_image(image, bundle.spec.working_size) for image in images]
+    return normalised(bundle, stack_to_device(resized, device))
 
 
 def normalised(bundle: Bundle, batch: Tensor) -> Tensor:
@@ -79,10 +92,24 @@ def look(
 @torch.inference_mode()
 def fetched(verdict: Verdict) -> Verdict:
     """The verdict, float32, in main memory; by one copy, since each waits for the device."""
-    parts = [verdict.parts, verdict.score, verdict.class_confidences, verdict.correctness]
-    flat = torch.cat([part.float().flatten() for part in parts]).cpu()
-    pieces = flat.split([part.numel() for part in parts])
-    return Verdict(*(piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True)))
+    return Verdict(*fetch_together([part.float() for part in _parts_of(verdict)]))
+
+
+@torch.inference_mode()
+def finished(prediction: Prediction, sizes: Sequence[tuple[int, int]]) -> list[FinishedMask]:
+    """The masks at the images' own sizes (height, width), made on the device; all comes by one copy."""
+    masks = raised_each(prediction.logits, prediction.labels, sizes)
+    verdict = [part.float() for part in _parts_of(prediction.verdict)]
+    found = fetch_together([*verdict, *masks])
+    parts, score, by_class, correctness = found[: len(verdict)]
+    return [
+        FinishedMask(mask.numpy(), parts[row], score[row], by_class[row], correctness[row, 0].numpy())
+        for row, mask in enumerate(found[len(verdict) :])
+    ]
+
+
+def _parts_of(verdict: Verdict) -> list[Tensor]:
+    return [verdict.parts, verdict.score, verdict.class_confidences, verdict.correctness]
 
 
 @torch.inference_mode()

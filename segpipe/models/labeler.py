@@ -31,13 +31,22 @@ from segpipe.image_range import ImageRange
 from segpipe.metrics import IouRule
 from segpipe.models.allocator import keep_freed_memory
 from segpipe.models.bundle import Bundle, load_bundle
-from segpipe.models.device import choose_device, kind_of, on_device, precision_of, to_device
+from segpipe.models.device import (
+    choose_device,
+    free_memory,
+    images_at_once,
+    kind_of,
+    on_device,
+    own_stream,
+    precision_of,
+    stack_to_device,
+)
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.given_images import given_pixels
-from segpipe.models.inference import Prediction, fetched, normalised, predict
+from segpipe.models.inference import FinishedMask, Prediction, fetched, finished, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
-from segpipe.models.tiled import ScaledImage, TiledMask, judge_scaled, prepare_scaled, tiling_of
+from segpipe.models.tiled import PIXELS_AT_ONCE, ScaledImage, judge_scaled, prepare_scaled, tiling_of
 from segpipe.tiles import Tiling, cost_of
 
 logger = logging.getLogger(__name__)
@@ -100,12 +109,17 @@ Prepared = np.ndarray | ScaledImage
 
 @dataclass(frozen=True)
 class Labeler:
-    """A model bundle on a device, with the policy that was certified for it, if any."""
+    """A model bundle on a device, with the policy that was certified for it, if any.
+
+    gathered_images: how many a GPU takes at once, from all threads together; None: each thread of a CPU
+    computes a batch of its own.
+    """
 
     bundle: Bundle
     policy: Policy | None
     device: str
     batch_size: int = BATCH_IMAGES
+    gathered_images: int | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -147,8 +161,8 @@ class Labeler:
 
     @property
     def computed_at_once(self) -> int:
-        """How many batches are on the cores at once: one per core, and those that wait for a GPU."""
-        return torch.get_num_threads() if self.device == "cpu" else _cores() + self.judged_at_once
+        """How many batches are on the cores at once: one per core, and as many that wait for a GPU."""
+        return torch.get_num_threads() if self.device == "cpu" else 2 * _cores()
 
     @property
     def judged_at_once(self) -> int:
@@ -170,6 +184,12 @@ class Labeler:
         cuts = [tiling.of_image(shape) for shape in shapes]
         tiles = sum(len(one.tiles) for one in cuts) / len(cuts)
         return Passes(tiling.scale, tiles, cost_of(cuts, self.bundle.spec.working_size))
+
+    @contextmanager
+    def device_threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads that a GPU is fed by, judged_at_once of them, each with a stream of its own."""
+        with ThreadPoolExecutor(self.judged_at_once, initializer=own_stream, initargs=(self.device,)) as pool:
+            yield pool
 
     @contextmanager
     def compute_threads(self) -> Iterator[ThreadPoolExecutor]:
@@ -198,11 +218,24 @@ class Labeler:
         labeled: list[Labeled] = []
         pixels = iter(images)
         while batch := list(islice(pixels, self.batch_size)):
-            judged = self.judge([self.prepare(image) for image in batch])
+            prepared, sizes = [self.prepare(image) for image in batch], [image.shape[:2] for image in batch]
+            judged = self.judge(prepared) if self.device == "cpu" else self._judge_in_halves(prepared, sizes)
             labeled += [
                 self.finish(mask, *image.shape[:2]) for mask, image in zip(judged, batch, strict=True)
             ]
         return labeled
+
+    def _judge_in_halves(
+        self, prepared: Sequence[Prepared], sizes: Sequence[tuple[int, int]]
+    ) -> list[JudgedMask | FinishedMask]:
+        try:
+            return list(self.judge_at_size(prepared, sizes))
+        except DeviceMemoryError:
+            if len(prepared) == 1:
+                raise
+        half = len(prepared) // 2
+        first = self._judge_in_halves(prepared[:half], sizes[:half])
+        return first + self._judge_in_halves(prepared[half:], sizes[half:])
 
     def prepare(self, image: np.ndarray) -> Prepared:
         """An image HxWx3 uint8 at the networks' working size (h,w,3), or at its scale."""
@@ -210,23 +243,43 @@ class Labeler:
             return prepare_scaled(self.bundle, image)
         return resize_image(image, self.bundle.spec.working_size)
 
-    def judge(self, prepared: Sequence[Prepared]) -> Sequence[JudgedMask | TiledMask]:
+    def judge(self, prepared: Sequence[Prepared]) -> Sequence[JudgedMask | FinishedMask]:
         """One pass of both networks over prepared images, or over all of their tiles.
 
         Raises DeviceMemoryError when they do not fit in the device's memory, DeviceError when it has failed.
         """
         if self.bundle.spec.scale is not None:
-            return judge_scaled(self.bundle, cast(Sequence[ScaledImage], prepared), self.device)
-        fitted = cast(Sequence[np.ndarray], prepared)
-        return on_device(self.device, f"{len(prepared)} images at once", partial(self._judge, fitted))
+            return self._judge_scaled(prepared)
+        return on_device(
+            self.device, f"{len(prepared)} images at once", lambda: split_masks(self._predict(prepared))
+        )
 
-    def _judge(self, prepared: Sequence[np.ndarray]) -> list[JudgedMask]:
-        batch = to_device(np.stack(prepared), self.device)
-        return split_masks(predict(self.bundle, normalised(self.bundle, batch), self.device))
+    def judge_at_size(
+        self, prepared: Sequence[Prepared], sizes: Sequence[tuple[int, int]]
+    ) -> Sequence[JudgedMask | FinishedMask]:
+        """As `judge`, with the masks made on the device at the images' own sizes (height, width): one copy
+        brings the images there and one all that is said of them back."""
+        if self.bundle.spec.scale is not None:
+            return self._judge_scaled(prepared)
+        what = f"{len(prepared)} images at once"
+        try:
+            return on_device(self.device, what, lambda: finished(self._predict(prepared), sizes))
+        except DeviceMemoryError:
+            if len(prepared) > 1:
+                raise
+        return self.judge(prepared)  # its mask is too large for the device
 
-    def finish(self, judged: JudgedMask | TiledMask, height: int, width: int) -> Labeled:
+    def _judge_scaled(self, prepared: Sequence[Prepared]) -> list[FinishedMask]:
+        images, times = cast(Sequence[ScaledImage], prepared), (self.gathered_images or BATCH_IMAGES)
+        return judge_scaled(self.bundle, images, self.device, PIXELS_AT_ONCE * times // BATCH_IMAGES)
+
+    def _predict(self, prepared: Sequence[Prepared]) -> Prediction:
+        batch = stack_to_device(cast(Sequence[np.ndarray], prepared), self.device)
+        return predict(self.bundle, normalised(self.bundle, batch), self.device)
+
+    def finish(self, judged: JudgedMask | FinishedMask, height: int, width: int) -> Labeled:
         """The mask at the image's own size, and the numbers on it. Raises DeviceError."""
-        if isinstance(judged, TiledMask):
+        if isinstance(judged, FinishedMask):
             by_class = judged.class_confidences.numpy()
             return self._labeled(judged.mask, float(judged.score), by_class, judged.correctness)
         return self._labeled(
@@ -311,7 +364,15 @@ def load_model(url: str, device: str = "auto") -> Labeler:
 def load_without_policy(url: str, device: str) -> Labeler:
     """A bundle whose policy is to be measured or made, not used. Raises ModelError, StorageError."""
     chosen = choose_device(device)
-    return Labeler(load_bundle(url, chosen), None, chosen)
+    bundle = on_device(chosen, "the model", lambda: load_bundle(url, chosen))
+    return Labeler(bundle, None, chosen, gathered_images=_gathered(bundle, chosen))
+
+
+def _gathered(bundle: Bundle, device: str) -> int | None:
+    if kind_of(device) == "cpu":
+        return None
+    pixels, n_classes = math.prod(bundle.spec.working_size), len(bundle.spec.classes)
+    return on_device(device, "the model", lambda: images_at_once(free_memory(device), pixels, n_classes))
 
 
 def policy_on(policy: Policy, device: str) -> Policy | None:

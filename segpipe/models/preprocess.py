@@ -42,7 +42,7 @@ def normalise(images: Tensor, mean: tuple[float, ...], standard_deviation: tuple
 def _as_row(channels: tuple[float, ...], width: int, device: torch.device) -> Tensor:
     """(width * 3,) of 0 to 255; kept, since a copy to a GPU waits for it."""
     with torch.inference_mode(False):
-        return (torch.tensor(channels, device=device) * 255.0).repeat(width)
+        return (torch.tensor(channels) * 255.0).repeat(width).to(device)
 
 
 def shown_image(image: Tensor, size: tuple[int, int]) -> Tensor:

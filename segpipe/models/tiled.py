@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,9 +28,9 @@ from segpipe.confidence.score import (
 )
 from segpipe.errors import DeviceMemoryError
 from segpipe.models.bundle import Bundle, has_one_size
-from segpipe.models.device import autocast, on_device, to_device
+from segpipe.models.device import autocast, fetch_together, on_device, stack_to_device
 from segpipe.models.full_size import Part, part_of_mask
-from segpipe.models.inference import generate, look, normalised
+from segpipe.models.inference import FinishedMask, generate, look, normalised
 from segpipe.models.judge import Judgement, ShownMask, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
@@ -57,18 +58,6 @@ class ScaledImage:
 
 
 @dataclass(frozen=True)
-class TiledMask:
-    """mask HxW uint8; in main memory, as in Verdict: parts (P,), score (), class_confidences (K,),
-    correctness (h,w)."""
-
-    mask: np.ndarray
-    parts: Tensor
-    score: Tensor
-    class_confidences: Tensor
-    correctness: np.ndarray
-
-
-@dataclass(frozen=True)
 class TileView:
     """A tile that went through both networks, with batch size 1, cut to what it decides on the judged grid.
 
@@ -85,15 +74,15 @@ class TileView:
 
 @dataclass
 class ImageSums:
-    """What the tiles of an image come to so far; shown and probabilities (K,a,b) are on the working size's
-    judged grid."""
+    """What the tiles of an image come to so far, all on the device: mask HxW uint8; correctness (h,w); sums
+    over all cells, float64; shown and probabilities (K,a,b) on the working size's judged grid."""
 
-    mask: np.ndarray
-    correctness: np.ndarray
+    mask: Tensor
+    correctness: Tensor
     sums: ClassSums
     own: ClassSums
-    correctness_logits: float
-    realness: float
+    correctness_logits: Tensor
+    realness: Tensor
     cells: int
     shown: Tensor
     probabilities: Tensor
@@ -126,19 +115,28 @@ def tiles_of(bundle: Bundle, shape: tuple[int, int]) -> Tiles:
     return tiling.at_scale(shape)
 
 
-def judge_scaled(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[TiledMask]:
-    """One mask and one score for each image; tiles of several images share passes.
+def judge_scaled(
+    bundle: Bundle, images: Sequence[ScaledImage], device: str, pixels_at_once: int = PIXELS_AT_ONCE
+) -> list[FinishedMask]:
+    """One mask and one score for each image; tiles of several images share passes of so many pixels.
 
-    Raises DeviceMemoryError when not even one tile fits, DeviceError.
+    Each pass is one copy to the device, and all that is said of the images one copy back. Raises
+    DeviceMemoryError when not even one tile fits, DeviceError.
     """
-    return _with_whole(bundle, images, add_up(bundle, images, device), device)
+    sums = add_up(bundle, images, device, pixels_at_once)
+    what = f"{len(images)} images at once"
+    return on_device(device, what, lambda: _with_whole(bundle, images, sums, device))
 
 
-def add_up(bundle: Bundle, images: Sequence[ScaledImage], device: str) -> list[ImageSums]:
+def add_up(
+    bundle: Bundle, images: Sequence[ScaledImage], device: str, pixels_at_once: int = PIXELS_AT_ONCE
+) -> list[ImageSums]:
     """What all tiles of each image come to. Raises as `judge_scaled`."""
-    sums = [_nothing_yet(bundle, image, device) for image in images]
-    for number, tile, view in _views(bundle, images, device):
-        _add(bundle, sums[number], images[number], tile, view)
+    what = f"what {len(images)} images come to"
+    sums = on_device(device, what, lambda: [_nothing_yet(bundle, image, device) for image in images])
+    for number, tile, view in _views(bundle, images, device, pixels_at_once):
+        add = partial(_add, bundle, sums[number], images[number], tile, view)
+        on_device(device, what, add)
     return sums
 
 
@@ -146,14 +144,15 @@ def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
     stride, n_classes = bundle.generator.judged_stride, len(bundle.spec.classes)
     grid = [-(-side // stride) for side in image.pixels.shape[:2]]
     fitted = [side // stride for side in bundle.spec.working_size]
-    none = torch.zeros(1, n_classes, dtype=torch.float64)
+    none = torch.zeros(1, n_classes, dtype=torch.float64, device=device)
+    nothing = torch.zeros((), dtype=torch.float64, device=device)
     return ImageSums(
-        mask=np.empty(image.shape, np.uint8),
-        correctness=np.empty(grid, np.float32),
+        mask=torch.empty(image.shape, dtype=torch.uint8, device=device),
+        correctness=torch.empty(grid, device=device),
         sums=ClassSums(none, none, none),
         own=ClassSums(none, none, none),
-        correctness_logits=0.0,
-        realness=0.0,
+        correctness_logits=nothing,
+        realness=nothing,
         cells=0,
         shown=torch.zeros(n_classes, *fitted, device=device),
         probabilities=torch.zeros(n_classes, *fitted, device=device),
@@ -161,13 +160,13 @@ def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
 
 
 def _views(
-    bundle: Bundle, images: Sequence[ScaledImage], device: str
+    bundle: Bundle, images: Sequence[ScaledImage], device: str, pixels_at_once: int
 ) -> Iterator[tuple[int, Tile, TileView]]:
     """Each tile of each image after both networks; a pass that is too much for the device is halved."""
     cuts = [tiles_of(bundle, image.size) for image in images]
     tiles = [(number, tile) for number, tiles in enumerate(cuts) for tile in tiles.tiles]
     sizes = [cuts[number].size for number, _ in tiles]
-    for together in in_passes(PIXELS_AT_ONCE, sizes):
+    for together in in_passes(pixels_at_once, sizes):
         chosen = [tiles[index] for index in together]
         pixels = [pixels_of(images[number].pixels, tile, cuts[number].size) for number, tile in chosen]
         for (number, tile), view in zip(chosen, _look(bundle, pixels, chosen, device), strict=True):
@@ -193,7 +192,7 @@ def _look(
 def _look_at(
     bundle: Bundle, pixels: list[np.ndarray], tiles: list[tuple[int, Tile]], device: str
 ) -> list[TileView]:
-    batch = normalised(bundle, to_device(np.stack(pixels), device))
+    batch = normalised(bundle, stack_to_device(pixels, device))
     logits = class_logits(generate(bundle, batch, device))
     labels = logits.argmax(dim=1)
     shown, judgement = look(bundle, batch, logits, labels, device)
@@ -232,6 +231,7 @@ def _same_part(coarse: Tensor, fine: Tensor, at: tuple[slice, ...]) -> Tensor:
     return coarse[:, :, ends[0], ends[1]]
 
 
+@torch.inference_mode()
 def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: TileView) -> None:
     """What one more tile says, on top of the others."""
     correctness = view.correctness.float().sigmoid()
@@ -239,22 +239,22 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
     sums.sums += _exactly(of_tile)
     sums.own += _exactly(own_sums(view.shown.one_hot, view.shown.probabilities))
-    sums.correctness_logits += float(view.correctness.float().sum())
-    sums.realness += float(adversarial_score(view.realness)) * cells
+    sums.correctness_logits = sums.correctness_logits + view.correctness.float().sum()
+    sums.realness = sums.realness + adversarial_score(view.realness)[0].double() * cells
     sums.cells += cells
     _place_mask(bundle, sums.mask, image.size, tile, (view.logits, view.labels))
     down, across = tile.cells(bundle.generator.judged_stride)
-    sums.correctness[down, across] = correctness[0, 0].cpu().numpy()
+    sums.correctness[down, across] = correctness[0, 0]
     _shrink_into(sums, down, across, view.shown)
 
 
 def _exactly(sums: ClassSums) -> ClassSums:
     """As they are added up over many tiles."""
-    return ClassSums(*(part.double().cpu() for part in vars(sums).values()))
+    return ClassSums(*(part.double() for part in vars(sums).values()))
 
 
 def _place_mask(
-    bundle: Bundle, mask: np.ndarray, size: tuple[int, int], tile: Tile, maps: tuple[Tensor, Tensor]
+    bundle: Bundle, mask: Tensor, size: tuple[int, int], tile: Tile, maps: tuple[Tensor, Tensor]
 ) -> None:
     """What a tile decides of the mask, from its logits and their argmax."""
     stride = bundle.generator.output_stride
@@ -287,27 +287,31 @@ def _shrink_into(sums: ImageSums, down: slice, across: slice, shown: ShownMask) 
 def _shares(grid: int, fitted: int, part: slice, device: torch.device) -> Tensor:
     """(fitted, n) how much of each fitted cell is covered by each of n cells of a grid as long; rows of all
     the grid's cells sum to 1."""
-    edges = torch.arange(part.start, part.stop + 1, dtype=torch.float64) * (fitted / grid)
-    cells = torch.arange(fitted, dtype=torch.float64)[:, None]
+    edges = torch.arange(part.start, part.stop + 1, dtype=torch.float64, device=device) * (fitted / grid)
+    cells = torch.arange(fitted, dtype=torch.float64, device=device)[:, None]
     overlap = torch.minimum(edges[1:], cells + 1) - torch.maximum(edges[:-1], cells)
-    return overlap.clamp(min=0).float().to(device)
+    return overlap.clamp(min=0).float()
 
 
+@torch.inference_mode()
 def _with_whole(
     bundle: Bundle, images: Sequence[ScaledImage], sums: Sequence[ImageSums], device: str
-) -> list[TiledMask]:
+) -> list[FinishedMask]:
     """The masks with what the judge says of each image as a whole."""
-    judgements = on_device(
-        device, f"{len(images)} images at once", lambda: _judge_whole(bundle, images, sums, device)
-    )
-    return [_finished(bundle, judgements, row, image) for row, image in enumerate(sums)]
+    whole = _judge_whole(bundle, images, sums, device)
+    said = [_summed_up(bundle, whole, row, image) for row, image in enumerate(sums)]
+    found = iter(fetch_together([tensor for one in said for tensor in one]))
+    return [
+        FinishedMask(mask.numpy(), parts, score, by_class, correctness.numpy())
+        for mask, parts, score, by_class, correctness in zip(*[found] * 5, strict=True)
+    ]
 
 
 @torch.inference_mode()
 def _judge_whole(
     bundle: Bundle, images: Sequence[ScaledImage], sums: Sequence[ImageSums], device: str
 ) -> Judgement:
-    batch = normalised(bundle, to_device(np.stack([image.whole for image in images]), device))
+    batch = normalised(bundle, stack_to_device([image.whole for image in images], device))
     labels = torch.stack([image.shown for image in sums]).argmax(dim=1)
     probabilities = torch.stack([image.probabilities for image in sums]).clamp(min=SMALLEST_PROBABILITY)
     shown = shown_as(labels, probabilities.log())
@@ -315,24 +319,21 @@ def _judge_whole(
         return bundle.discriminator.judge(shown_image(batch, (labels.shape[1], labels.shape[2])), shown)
 
 
-def _finished(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> TiledMask:
+def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> tuple[Tensor, ...]:
+    """The fields of an image's FinishedMask, on the device."""
     judge, rule = bundle.discriminator.judge, bundle.spec.rule
     ious, shares = class_ious(image.sums), image.sums.shown / image.sums.shown.sum()
-    presence = whole.presence[row : row + 1].float().sigmoid().cpu()
+    presence = whole.presence[row : row + 1].float().sigmoid()
     parts = torch.stack(
         [
             iou_logit(expected_iou(ious, shares, presence, rule))[0],
-            torch.tensor(image.correctness_logits / image.cells),
-            torch.tensor(image.realness / image.cells),
-            whole.image_iou[row].float().cpu(),
+            (image.correctness_logits / image.cells).float(),
+            (image.realness / image.cells).float(),
+            whole.image_iou[row].float(),
             iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
-            whole.familiarity[row].float().cpu(),
+            whole.familiarity[row].float(),
         ]
     ).float()
-    return TiledMask(
-        mask=image.mask,
-        parts=parts,
-        score=routing_score(parts[None], judge.combination.cpu())[0],
-        class_confidences=ious.where(shares > 0, torch.nan)[0].float(),
-        correctness=image.correctness,
-    )
+    score = routing_score(parts[None], judge.combination)[0]
+    by_class = ious.where(shares > 0, torch.nan)[0].float()
+    return image.mask, parts, score, by_class, image.correctness

@@ -141,7 +141,7 @@ def _masked(bundle: Bundle, pixels: np.ndarray, mask: np.ndarray, device: str) -
     spec, image = bundle.spec, scaled(pixels, bundle.spec)
     n_classes = len(spec.classes)
     (sums,) = add_up(bundle, [image], device)
-    iou = image_iou(mask, sums.mask, n_classes, spec.ignore_index, spec.rule)
+    iou = image_iou(mask, sums.mask.cpu().numpy(), n_classes, spec.ignore_index, spec.rule)
     if math.isnan(iou):
         return []
     present = value_counts(mask)[:n_classes] > 0

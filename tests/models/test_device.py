@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,9 +12,7 @@ from random_model import write_random_model
 
 from segpipe.errors import DeviceError, DeviceMemoryError, ModelError
 from segpipe.models import device, labeler
-from segpipe.models.inference import fetched
 from segpipe.models.labeler import Labeler, load_model
-from segpipe.models.verdict import Verdict
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
@@ -43,7 +40,7 @@ BROKEN = [
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
     RuntimeError("HIP error: unspecified launch failure"),
 ]
-PLACES = ["to_device", "predict", "full_size_mask"]
+PLACES = ["stack_to_device", "predict", "full_size_mask"]
 
 
 def raising(error: Exception) -> Callable[..., object]:
@@ -185,18 +182,3 @@ def test_a_mask_for_which_the_device_has_no_memory_is_made_on_the_cpu(
     assert labeled.discriminator_score == expected.discriminator_score
     assert places == [(50, 70), (50, 70)]
     assert "the cpu device has no memory for a mask of 50x70: it is made on the CPU" in caplog.text
-
-
-def test_a_verdict_is_fetched_as_it_is_in_one_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = Verdict(
-        parts=torch.arange(8.0).view(2, 4),
-        score=torch.tensor([0.25, -3.0]),
-        class_confidences=torch.tensor([[0.5, math.nan, 1.0], [math.nan, 0.25, 0.0]]),
-        correctness=torch.rand(2, 1, 5, 6).to(torch.bfloat16),
-    )
-    copies, cpu = [], torch.Tensor.cpu
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: copies.append(tensor) or cpu(tensor))
-    found = fetched(verdict)
-    assert len(copies) == 1
-    for name, value in vars(verdict).items():
-        torch.testing.assert_close(getattr(found, name), value.float(), rtol=0, atol=0, equal_nan=True)

@@ -14,6 +14,7 @@ from segpipe.evaluation.scores import score_images
 from segpipe.models import tiled
 from segpipe.models.bundle import Bundle, ModelSpec
 from segpipe.models.full_size import Part, _part_on_device, full_size_mask, part_of_mask
+from segpipe.models.inference import FinishedMask
 from segpipe.models.judge import Discriminator
 from segpipe.models.labeler import Labeled, Labeler
 from segpipe.models.tiled_logits import whole_image
@@ -125,7 +126,7 @@ def test_tiles_add_up_to_the_image(fitted: Labeler) -> None:
     labeler = with_spec(fitted, working_size=(64, 96), scale=1.0, **TILE)
     image = scene(150, 230)
     labeled, (judged,) = one(labeler, image), labeler.judge([labeler.prepare(image)])
-    assert isinstance(judged, tiled.TiledMask)
+    assert isinstance(judged, FinishedMask)
     assert labeled.confidence_map.shape == (75, 115)
     # The mean of the correctness logits is that of the map, which holds each cell once.
     logits = np.log(labeled.confidence_map / (1 - labeled.confidence_map))
