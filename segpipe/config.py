@@ -799,7 +799,8 @@ class LabelSettings(_Settings):
         8,
         ge=1,
         title="Images per batch",
-        description="Images labelled at once; 8 keeps a CPU busy in little memory, a GPU likes more.",
+        description="Images that a core takes at once; 8 keeps it busy in little memory. A GPU takes those "
+        "of many cores together, as many as its memory holds, at most 64 or so many.",
     )
     max_image_pixels: int = Field(
         100_000_000,

@@ -6,6 +6,7 @@ image on to the next stage would wait for their turn at Python and find cold cac
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from segpipe.errors import (
     UnwritableError,
 )
 from segpipe.labeling import steps
+from segpipe.labeling.gathering import MASK_PIXELS_AT_ONCE, Gathering
 from segpipe.labeling.items import (
     DecodedPixels,
     EncodedImage,
@@ -54,13 +56,19 @@ Leg = Literal["read", "decode", "infer", "encode", "write"]
 @dataclass(frozen=True)
 class Machine:
     """What the batches in work share: threads to compute in; the device's places for batches; how many images
-    it takes at once; the bytes that may be fetched and not yet decoded; and whether the run has ended."""
+    a batch has; the bytes that may be fetched and not yet decoded; and whether the run has ended.
+
+    gathering: where images wait for a GPU, None: each batch is judged by itself. mask_pixels: of the masks
+    that come from there and are not yet encoded.
+    """
 
     computing: Executor
     device: Semaphore
     limit: BatchLimit
     fetched_bytes: Budget
     stopping: Event
+    gathering: Gathering | None
+    mask_pixels: Budget
 
 
 @dataclass(frozen=True)
@@ -168,9 +176,52 @@ def _compute_together(
     after_decoding()
     sized = [_with_size(item, work) for item in decoded]
     del decoded
+    if machine.gathering is not None:
+        return _gather(sized, machine.gathering, work, machine)
     judged = _on_device(sized, lambda pixels: steps.judge(pixels, work.labeler, machine.limit), machine)
     del sized
     return [_encode(item, work, machine) for item in _wanted(judged, work, machine)]
+
+
+def _gather(
+    sized: list[InWork[DecodedPixels]], gathering: Gathering, work: BatchWork, machine: Machine
+) -> list[InWork[EncodedImage]]:
+    """The images after the GPU and their encoding; as many together as may have their masks in memory."""
+    encoded = []
+    parts = list(steps.together(((item, _pixels(item)) for item in sized), MASK_PIXELS_AT_ONCE))
+    sized.clear()
+    while parts:
+        part = parts.pop(0)
+        with machine.mask_pixels.held(part.pixels):
+            judged = deque(_judged_together(part.items, gathering))
+            part.items.clear()
+            while judged:
+                _require_wanted(work, machine)
+                encoded.append(_encode(judged.popleft(), work, machine))
+    return encoded
+
+
+def _pixels(item: InWork[DecodedPixels]) -> int:
+    return 0 if item.reason else item.value.height * item.value.width
+
+
+def _judged_together(items: Sequence[InWork[DecodedPixels]], gathering: Gathering) -> list[InWork[Any]]:
+    """The images after the GPU, whose time is shared out evenly; the rest of the time they waited for it."""
+    waited = Legs()
+
+    def judge(images: Sequence[DecodedPixels]) -> Sequence[Any | Exception]:
+        nonlocal waited
+        started = perf_counter()
+        gathered = gathering.judged(images)
+        device = (perf_counter() - started) / len(images) - gathered.seconds_each
+        waited = Legs(device=device, infer=-device)
+        return gathered.answers
+
+    after = _after_all(items, "infer", judge)
+    return [
+        new if old.reason else replace(new, legs=new.legs + waited)
+        for old, new in zip(items, after, strict=True)
+    ]
 
 
 def _with_size(item: InWork[DecodedPixels], work: BatchWork) -> InWork[DecodedPixels]:
@@ -189,7 +240,10 @@ def _encode(item: InWork[Any], work: BatchWork, machine: Machine) -> InWork[Enco
     assert width is not None
     with work.decoding.budget.held(height * width):
         finish = partial(_one, lambda judged: steps.finish(judged, height, width, work.labeler))
-        (labeled,) = _on_device([item], finish, machine)
+        if machine.gathering is None:
+            (labeled,) = _on_device([item], finish, machine)
+        else:
+            (labeled,) = _after_all([item], "infer", finish)
         return _after(labeled, "encode", lambda mask: steps.encode(item.seen, mask, work.target))
 
 

@@ -174,24 +174,45 @@ def judge(images: Sequence[DecodedPixels], labeler: ImageLabeler, limit: BatchLi
 
     Raises what segpipe itself raises.
     """
-    return [answer for part in in_batches(images, limit) for answer in _judge(part, labeler, limit)]
+    return _in_parts(images, lambda part: labeler.judge([image.pixels for image in part]), limit)
 
 
-def _judge(images: list[DecodedPixels], labeler: ImageLabeler, limit: BatchLimit) -> list[Any | Exception]:
+def judge_at_size(
+    images: Sequence[DecodedPixels], labeler: ImageLabeler, limit: BatchLimit
+) -> list[Any | Exception]:
+    """As `judge`, with the masks made on the device."""
+
+    def judge_part(part: list[DecodedPixels]) -> Sequence[Any]:
+        sizes = [(image.height, image.width) for image in part]
+        return labeler.judge_at_size([image.pixels for image in part], sizes)
+
+    return _in_parts(images, judge_part, limit)
+
+
+JudgePart = Callable[[list[DecodedPixels]], Sequence[Any]]
+
+
+def _in_parts(
+    images: Sequence[DecodedPixels], judge_part: JudgePart, limit: BatchLimit
+) -> list[Any | Exception]:
+    return [answer for part in in_batches(images, limit) for answer in _judge(part, judge_part, limit)]
+
+
+def _judge(images: list[DecodedPixels], judge_part: JudgePart, limit: BatchLimit) -> list[Any | Exception]:
     try:
-        return list(labeler.judge([image.pixels for image in images]))
+        return list(judge_part(images))
     except DeviceMemoryError as error:
         if len(images) == 1:
             return [error]
         limit.lower_below(len(images))
-        return judge(images, labeler, limit)
+        return _in_parts(images, judge_part, limit)
     except SegpipeError:
         raise
     except Exception as error:
         if len(images) == 1:
             return [error]
         logger.info("a batch of %d images failed (%s), trying them one by one", len(images), one_line(error))
-        return [answer for image in images for answer in _judge([image], labeler, limit)]
+        return [answer for image in images for answer in _judge([image], judge_part, limit)]
 
 
 def in_batches(items: Iterable[Item], limit: BatchLimit) -> Iterator[list[Item]]:

@@ -146,11 +146,16 @@ def free_memory(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def wait_for(device: str) -> None:
+    """Until all that was given to the device so far is done."""
+    if kind_of(device) == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def own_stream(device: str) -> None:
     """Let what this thread computes, and copies, not wait for that of others on the same GPU."""
     if kind_of(device) == "cuda":
         torch.cuda.set_device(device)
-        torch.cuda.synchronize()  # the weights are there
         torch.cuda.set_stream(torch.cuda.Stream())
 
 

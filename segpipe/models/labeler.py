@@ -40,6 +40,7 @@ from segpipe.models.device import (
     own_stream,
     precision_of,
     stack_to_device,
+    wait_for,
 )
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.given_images import given_pixels
@@ -187,7 +188,8 @@ class Labeler:
 
     @contextmanager
     def device_threads(self) -> Iterator[ThreadPoolExecutor]:
-        """Threads that a GPU is fed by, judged_at_once of them, each with a stream of its own."""
+        """Threads that feed a GPU, judged_at_once of them, each with a stream of its own. DeviceError."""
+        on_device(self.device, "the model", lambda: wait_for(self.device))  # whose weights came by another
         with ThreadPoolExecutor(self.judged_at_once, initializer=own_stream, initargs=(self.device,)) as pool:
             yield pool
 

@@ -51,6 +51,10 @@ class BrightnessLabeler:
     pixels_at_once: int | None = None
     computed_at_once: int = 2
     judged_at_once: int = 2
+    gathered_images: int | None = None
+
+    def device_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
+        return ThreadPoolExecutor(self.judged_at_once)
 
     def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
         return ThreadPoolExecutor(self.computed_at_once)
@@ -62,6 +66,10 @@ class BrightnessLabeler:
         self.before(prepared)
         self.seen.extend(hashlib.sha256(image.tobytes()).hexdigest() for image in prepared)
         return prepared
+
+    def judge_at_size(self, prepared: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[np.ndarray]:
+        assert [image.shape[:2] for image in prepared] == sizes
+        return self.judge(prepared)
 
     def finish(self, judged: np.ndarray, height: int, width: int) -> BrightnessLabeled:
         return _labeled(judged)

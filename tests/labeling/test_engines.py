@@ -6,8 +6,10 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,6 +45,12 @@ def images(tmp_path: Path, fill: Callable[..., list[str]]) -> list[PlannedImage]
     """Ten images, four to a shard."""
     uris = fill(str(tmp_path / "in"), 10)
     return [PlannedImage(n // 4, uri, "listed", 1, f"{n}.png") for n, uri in enumerate(uris)]
+
+
+@pytest.fixture(params=[None, 4], ids=["each core", "gathered"])
+def make_labeler(request: pytest.FixtureRequest, make_labeler: Callable[..., Any]) -> Callable[..., Any]:
+    """As on a CPU, where each core judges its own batch, and as on a GPU, which all feed."""
+    return partial(make_labeler, gathered_images=request.param)
 
 
 def reasons(outcomes: list[Outcome]) -> list[str]:
@@ -488,9 +496,8 @@ def test_the_wait_for_a_place_on_the_device_is_a_leg_of_its_own(
     monkeypatch.setattr(local, "Semaphore", Queue)
     monkeypatch.setattr(batch, "perf_counter", lambda: Queue.now)
     settings = LabelSettings(batch_images=3, fetch_threads=1)
-    total = sum(
-        (out.legs for out in label_images(images[:3], make_labeler(), target, settings)), start=Legs()
-    )
+    labeler = make_labeler(gathered_images=None)
+    total = sum((out.legs for out in label_images(images[:3], labeler, target, settings)), start=Legs())
     # Once for the batch of three, then for each mask.
     assert (total.device, total.infer) == (pytest.approx(24.0), 0.0)
 

@@ -607,7 +607,7 @@ PROCESS = """
 
         tiling = None
         image_range, smallest_decode, computed_at_once, judged_at_once = None, (1000, 1000), 1, 1
-        pixels_at_once = None
+        pixels_at_once = gathered_images = None
 
         def compute_threads(self):
             return ThreadPoolExecutor(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby
@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 
 from segpipe.concurrency import Budget, ordered_map
 from segpipe.labeling.batch import BATCH_BYTES, BatchWork, Machine, label_batch, planned_batches
+from segpipe.labeling.gathering import MASK_PIXELS_AT_ONCE, Gathering, served
 from segpipe.labeling.giving_up import stop_when_source_is_gone, stop_when_too_many_fail
 from segpipe.labeling.items import FinishedShard, ImageLabeler, Legs, Outcome, PlannedImage, Target, Threads
-from segpipe.labeling.steps import BatchLimit, DecodingLimits, NearlyBlack
+from segpipe.labeling.steps import BatchLimit, DecodingLimits, NearlyBlack, judge_at_size
 from segpipe.logs import log_ids
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def _advancing(outcomes: Iterable[Outcome], advance: Callable[[int], None]) -> I
 
 # How many images of the largest size may be in memory at their own size until they are labelled.
 OWN_SIZE_IMAGES = 2
+# How many times what a GPU makes in one go may be waiting, as masks, to be encoded.
+MASK_BATCHES = 8
 
 
 def label_images(
@@ -75,9 +78,14 @@ def label_images(
     work = BatchWork(labeler, target, settings.max_image_bytes, decoding, nearly_black)
     limit, device = BatchLimit(settings.batch_images), Semaphore(labeler.judged_at_once)
     fetched_bytes, stopping = Budget(BATCH_BYTES * (labeler.computed_at_once + 1)), Event()
+    mask_pixels = Budget(MASK_BATCHES * MASK_PIXELS_AT_ONCE)
     threads = labeler.computed_at_once + settings.fetch_threads
-    with labeler.compute_threads() as computing, ThreadPoolExecutor(threads) as batches:
-        machine = Machine(computing, device, limit, fetched_bytes, stopping)
+    with (
+        _gathering(labeler, settings.batch_images) as gathering,
+        labeler.compute_threads() as computing,
+        ThreadPoolExecutor(threads) as batches,
+    ):
+        machine = Machine(computing, device, limit, fetched_bytes, stopping, gathering, mask_pixels)
         label = partial(label_batch, work=work, machine=machine)
         planned = planned_batches(images, limit)
         labelled = chain.from_iterable(ordered_map(batches, label, planned, 2 * threads))
@@ -89,6 +97,18 @@ def label_images(
             batches.shutdown(wait=False, cancel_futures=True)
             computing.shutdown(wait=False, cancel_futures=True)
             nearly_black.say()
+
+
+@contextmanager
+def _gathering(labeler: ImageLabeler, batch_images: int) -> Iterator[Gathering | None]:
+    """Where the images of all threads wait for a GPU, and are judged; None: each thread judges its own."""
+    if labeler.gathered_images is None:
+        yield None
+        return
+    limit = BatchLimit(max(labeler.gathered_images, batch_images))
+    gathering = Gathering(partial(judge_at_size, labeler=labeler, limit=limit), limit)
+    with labeler.device_threads() as threads, served(gathering, threads, labeler.judged_at_once):
+        yield gathering
 
 
 def _timed(outcomes: Iterator[Outcome]) -> Iterator[Outcome]:
