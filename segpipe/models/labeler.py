@@ -34,6 +34,7 @@ from segpipe.models.bundle import Bundle, load_bundle
 from segpipe.models.device import (
     choose_device,
     free_memory,
+    has_bfloat16,
     images_at_once,
     kind_of,
     on_device,
@@ -44,6 +45,7 @@ from segpipe.models.device import (
 )
 from segpipe.models.full_size import full_size_mask
 from segpipe.models.given_images import given_pixels
+from segpipe.models.half_weights import hold_in_bfloat16
 from segpipe.models.inference import FinishedMask, Prediction, fetched, finished, normalised, predict
 from segpipe.models.preprocess import resize_image
 from segpipe.models.promotion_line import resolve
@@ -367,6 +369,8 @@ def load_without_policy(url: str, device: str) -> Labeler:
     """A bundle whose policy is to be measured or made, not used. Raises ModelError, StorageError."""
     chosen = choose_device(device)
     bundle = on_device(chosen, "the model", lambda: load_bundle(url, chosen))
+    if kind_of(chosen) == "cuda" and has_bfloat16(chosen):
+        hold_in_bfloat16(bundle)
     return Labeler(bundle, None, chosen, gathered_images=_gathered(bundle, chosen))
 
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from segpipe.errors import DeviceError, DeviceMemoryError
 from segpipe.models import device, inference, labeler
+from segpipe.models.half_weights import hold_in_bfloat16
 from segpipe.models.inference import FinishedMask, fetched
 from segpipe.models.labeler import JudgedMask, Labeled, Labeler, load_model
 from segpipe.models.verdict import Verdict
@@ -211,3 +212,19 @@ def test_a_batch_fits_in_half_of_the_memory_that_is_free(
     free_gb: float, pixels: int, n_classes: int, images: int
 ) -> None:
     assert device.images_at_once(int(free_gb * 10**9), pixels, n_classes) == images
+
+
+@pytest.mark.parametrize("architecture", ["unet", "plain"])
+def test_weights_held_in_bfloat16_give_what_autocast_gives(
+    architecture: str, tmp_path: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_bfloat16", lambda _: True)
+    model = load_model(write_random_model(str(tmp_path), architecture=architecture), "cpu")
+    expected = model.label(images)
+    hold_in_bfloat16(model.bundle)
+    types = {
+        layer.weight.dtype for layer in model.bundle.generator.modules() if type(layer) is torch.nn.Conv2d
+    }
+    assert types == {torch.bfloat16}
+    for found, one in zip(model.label(images), expected, strict=True):
+        assert_same(found, one)
