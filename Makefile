@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-server test-corpus test-faults test-e2e test-studio test-wheel up down status lint format typecheck constraints clean
+.PHONY: help setup demo test test-server test-corpus test-faults test-benchmark test-e2e test-studio test-wheel up down status lint format typecheck constraints clean
 
 help:  ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-corpus: $(STAMP)  ## Run the slow tests on odd images: every storage, memor
 
 test-faults: $(STAMP)  ## Kill and starve labelling processes on an S3 server: some 7 minutes on two cores
 	$(TEST_ENV) $(BIN)/python -m pytest -m faults -n $(PYTEST_WORKERS)
+
+test-benchmark: $(STAMP)  ## Run the GPU's benchmark at its smallest, on the CPU: some 2 minutes
+	$(TEST_ENV) $(BIN)/python -m pytest -m benchmark
 
 test-e2e: $(STAMP)  ## Operate the whole stack: new buckets, killed worker, server and S3 server: some 8 minutes
 	$(TEST_ENV) $(BIN)/python -m pytest -m e2e

@@ -16,11 +16,11 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 
 
-def write_results(name: str, figures: Mapping[str, Any]) -> None:
-    """Keep figures as NAME.json below results/, and print that."""
+def write_results(name: str, figures: Mapping[str, Any], folder: Path = RESULTS) -> None:
+    """Keep figures as NAME.json in a folder, and print that."""
     measured = {"date": datetime.now(UTC).date().isoformat(), "machine": describe_machine()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({**measured, **figures}, indent=1) + "\n")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps({**measured, **figures}, indent=1) + "\n")
     click.echo(f"written to {name}.json")
 
 

@@ -30,11 +30,11 @@ from segpipe.models.preprocess import normalise
 BATCH = 8
 
 
-def with_data_loader(paths: list[str], labeler: Labeler, folder: Path) -> float:
+def with_data_loader(paths: list[str], labeler: Labeler, folder: Path, batch_size: int = BATCH) -> float:
     """Decode in worker processes, everything else in the loop; images per second."""
     loader = DataLoader(
         _Images(paths, labeler.bundle.spec.working_size),
-        batch_size=BATCH,
+        batch_size=batch_size,
         num_workers=len(os.sched_getaffinity(0)),
         collate_fn=list,
     )
@@ -48,7 +48,7 @@ def with_data_loader(paths: list[str], labeler: Labeler, folder: Path) -> float:
             rows.append(_write(path, mask, score, folder))
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
     # The first batch was decoded before the clock started.
-    return (len(paths) - BATCH) / (time.perf_counter() - started)
+    return (len(paths) - batch_size) / (time.perf_counter() - started)
 
 
 class _Images(Dataset):  # type: ignore[type-arg]
