@@ -1,11 +1,15 @@
-"""How long planning takes, and in how much memory, when nearly everything is labelled already.
+"""How long planning takes, and in how much memory, when nearly everything is labelled already, or nothing.
 
     python benchmarks/planning.py --work FOLDER [--millions 1,3,10] [--part-rows 256]
+    python benchmarks/planning.py --work FOLDER --first-run --millions 30
 
 Per size: an inventory list (Parquet) of that many objects against a manifest of that many rows, of which
 0.05% of the objects are new and 0.05% changed; each step in a process of its own. With parts as labelling
 leaves them (256 rows) it plans, compacts, plans again; with --part-rows 1000000, as compaction leaves,
 it plans once.
+
+With --first-run nothing is labelled: it plans and freezes the plan, takes it up and goes through all that is
+pending, does so again once half of the shards have their parts, and reads the plan as verify does.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from segpipe.manifests.schema import ROW_SCHEMA
 MODEL_ID = "0123456789ab"
 LIMIT_SECONDS, LIMIT_BYTES = 120, 2 * 2**30
 SMALL_PART_ROWS = 10_000
+RUN, SHARD_IMAGES = "benchmark", 100_000
 NEW_PER_MILLION = CHANGED_PER_MILLION = 500
 
 _KEYS = "printf('camera-%02d/%04d/frame-%09d.jpg', i % 40, i // 4096, i)"
@@ -41,6 +46,11 @@ _INVENTORY = f"""
     SELECT {_KEYS} AS key, 90000 + i % 20000 AS size,
            md5(if(i % 1000000 < {CHANGED_PER_MILLION}, 'changed', 'object') || i) AS etag
     FROM range($n::BIGINT + $n::BIGINT * {NEW_PER_MILLION} // 1000000) AS _(i)"""
+_PLANNED_ROWS = f"""
+    SELECT image_uri, image_etag, image_bytes, $masks || mask_key AS mask_uri,
+           sha256(mask_key) AS mask_sha256, 'accepted' AS decision, 'confident' AS reason,
+           '{MODEL_ID}' AS model_id, '{RUN}' AS run_id, shard, now() AS labeled_at
+    FROM read_parquet($files) WHERE shard = $shard"""
 _ROWS = f"""
     SELECT $source || '/' || {_KEYS} AS image_uri, md5('object' || i) AS image_etag, 90000 + i % 20000 AS image_bytes,
            480 AS image_width, 360 AS image_height,
@@ -75,12 +85,15 @@ def main() -> None:
     if arguments.step:
         print(json.dumps(asdict(_measure(arguments.step, arguments.work))))
         return
-    measured = [result for millions in arguments.millions for result in _measure_size(millions, arguments)]
+    measure = _measure_first_run if arguments.first_run else _measure_size
+    measured = [result for millions in arguments.millions for result in measure(millions, arguments)]
     figures = {
         "limits": {"seconds": LIMIT_SECONDS, "peak_bytes": LIMIT_BYTES},
         "measured": [asdict(result) for result in measured],
     }
-    write_results(f"planning-{arguments.part_rows}-rows", figures)
+    write_results(
+        "planning-first-run" if arguments.first_run else f"planning-{arguments.part_rows}-rows", figures
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -90,7 +103,8 @@ def _arguments() -> argparse.Namespace:
         "--millions", type=lambda text: [float(part) for part in text.split(",")], default=[1, 3, 10]
     )
     parser.add_argument("--part-rows", type=int, default=256)
-    parser.add_argument("--step", choices=["plan", "compact"], help=argparse.SUPPRESS)
+    parser.add_argument("--first-run", action="store_true", help="nothing is labelled yet")
+    parser.add_argument("--step", choices=sorted(STEPS), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -100,6 +114,17 @@ def _measure_size(millions: float, arguments: argparse.Namespace) -> list[Measur
     _write_data(folder, round(millions * 1_000_000), arguments.part_rows)
     steps = ("plan", "compact", "plan") if arguments.part_rows < SMALL_PART_ROWS else ("plan",)
     results = [_in_own_process(step, folder) for step in steps]
+    shutil.rmtree(folder)
+    return results
+
+
+def _measure_first_run(millions: float, arguments: argparse.Namespace) -> list[Measured]:
+    folder = arguments.work / f"first-{millions:g}"
+    shutil.rmtree(folder, ignore_errors=True)
+    _write_inventory(folder, round(millions * 1_000_000))
+    results = [_in_own_process(step, folder) for step in ("freeze", "resume")]
+    _write_half_of_the_parts(folder)
+    results += [_in_own_process(step, folder) for step in ("resume", "check")]
     shutil.rmtree(folder)
     return results
 
@@ -120,15 +145,10 @@ def _in_own_process(step: str, folder: Path) -> Measured:
 
 def _write_data(folder: Path, n_objects: int, part_rows: int) -> None:
     places = {"source": str(folder / "source"), "output": str(folder / "output")}
-    (folder / "source").mkdir(parents=True)
-    (folder / "source" / "present.jpg").write_bytes(b"an object")
+    _write_inventory(folder, n_objects)
     parts = folder / "output" / "manifests" / f"run_date={date(2026, 1, 1)}"
     parts.mkdir(parents=True)
     with connect() as connection:
-        inventory = connection.sql(_INVENTORY, params={"n": n_objects}).to_arrow_reader(100_000)
-        with pq.ParquetWriter(folder / "inventory.parquet", inventory.schema, compression="zstd") as writer:
-            for batch in inventory:
-                writer.write_batch(batch)
         rows = connection.sql(_ROWS, params={"n": n_objects, **places})
         for shard, part in enumerate(_parts(rows.to_arrow_reader(max(part_rows, 65_536)), part_rows)):
             pq.write_table(
@@ -136,9 +156,51 @@ def _write_data(folder: Path, n_objects: int, part_rows: int) -> None:
             )
 
 
+def _write_inventory(folder: Path, n_objects: int) -> None:
+    (folder / "source").mkdir(parents=True)
+    (folder / "source" / "present.jpg").write_bytes(b"an object")
+    with connect() as connection:
+        inventory = connection.sql(_INVENTORY, params={"n": n_objects}).to_arrow_reader(100_000)
+        with pq.ParquetWriter(folder / "inventory.parquet", inventory.schema, compression="zstd") as writer:
+            for batch in inventory:
+                writer.write_batch(batch)
+
+
+def _write_half_of_the_parts(folder: Path) -> None:
+    """The rows of the first half of the frozen plan, a part for each of its shards."""
+    from segpipe.labeling.run_record import load_header
+    from segpipe.manifests.store import run_date_folder
+
+    plan = load_header(str(folder / "output"), RUN)
+    assert plan is not None
+    parts = Path(run_date_folder(plan.output, plan.run_date))
+    parts.mkdir(parents=True)
+    with connect() as connection:
+        for shard in range(plan.images.count // SHARD_IMAGES // 2):
+            rows = connection.sql(
+                _PLANNED_ROWS,
+                params={
+                    "files": [file.uri for file in plan.images.files],
+                    "shard": shard,
+                    "masks": f"{plan.masks_root}/",
+                },
+            ).to_arrow_table()
+            path = parts / f"{RUN}-{shard:05d}.parquet"
+            pq.write_table(_typed(rows), path, compression="zstd", row_group_size=65_536)
+
+
+def _typed(rows: pa.Table) -> pa.Table:
+    """With the columns of today that a benchmark's SQL does not name, null."""
+    columns = {
+        field.name: rows[field.name] if field.name in rows.schema.names else pa.nulls(len(rows), field.type)
+        for field in ROW_SCHEMA
+    }
+    return pa.table(columns).cast(ROW_SCHEMA)
+
+
 def _parts(rows: pa.RecordBatchReader, part_rows: int) -> Iterator[pa.Table]:
     for table in large_batches(rows, max(part_rows, 65_536)):
-        typed = table.cast(ROW_SCHEMA)
+        typed = _typed(table)
         for start in range(0, typed.num_rows, part_rows):
             yield typed.slice(start, part_rows)
 
@@ -146,7 +208,7 @@ def _parts(rows: pa.RecordBatchReader, part_rows: int) -> Iterator[pa.Table]:
 def _measure(step: str, folder: Path) -> Measured:
     n_objects = pq.read_metadata(folder / "inventory.parquet").num_rows
     started, cpu = time.perf_counter(), time.process_time()
-    images, files = _plan(folder) if step == "plan" else _compact(folder)
+    images, files = STEPS[step](folder)
     seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     peak = peak_bytes(os.getpid())
     ratios = (seconds / LIMIT_SECONDS, peak / LIMIT_BYTES)
@@ -167,7 +229,7 @@ def _plan(folder: Path) -> tuple[int, int]:
         "benchmark",
         datetime.now(UTC),
     )
-    return plan.table.num_rows, len(view.files) + len(view.parts)
+    return plan.images.count, len(view.files) + len(view.parts)
 
 
 def _compact(folder: Path) -> tuple[int, int]:
@@ -175,6 +237,39 @@ def _compact(folder: Path) -> tuple[int, int]:
 
     summary = compact(str(folder / "output"), CompactSettings())
     return summary.rows, summary.parts
+
+
+def _freeze(folder: Path) -> tuple[int, int]:
+    from segpipe.labeling.plan import make_plan
+    from segpipe.labeling.run_record import freeze_plan
+
+    settings = LabelSettings(inventory=str(folder / "inventory.parquet"), shard_images=SHARD_IMAGES)
+    places = str(folder / "source"), str(folder / "output")
+    plan = make_plan(*places, MODEL_ID, None, settings, RUN, datetime.now(UTC))
+    return freeze_plan(plan, settings).images.count, 0
+
+
+def _resume(folder: Path) -> tuple[int, int]:
+    from segpipe.labeling.plan import finished_parts, pending_images
+    from segpipe.labeling.run import _planned
+    from segpipe.labeling.run_record import load_plan
+
+    plan = load_plan(str(folder / "output"), RUN)
+    assert plan is not None
+    return sum(1 for _ in _planned(pending_images(plan))), len(finished_parts(plan))
+
+
+def _check(folder: Path) -> tuple[int, int]:
+    from segpipe.labeling.run_record import load_header
+    from segpipe.manifests.run_files import require_whole_plan
+
+    require_whole_plan(str(folder / "output"), RUN)
+    plan = load_header(str(folder / "output"), RUN)
+    assert plan is not None
+    return plan.images.count, len(plan.images.files)
+
+
+STEPS = {"plan": _plan, "compact": _compact, "freeze": _freeze, "resume": _resume, "check": _check}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 import duckdb
@@ -39,6 +40,13 @@ _LABELLED = """
     CREATE VIEW done AS FROM labelled WHERE failure IS NULL;
     CREATE VIEW failed AS FROM labelled WHERE failure IS NOT NULL;
     CREATE VIEW taken AS SELECT mask_key AS key FROM labelled WHERE mask_key IS NOT NULL;"""
+# Of what is wanted 64 bits a name are kept: two that meet by chance let in a row that does no harm.
+_WANTED = """
+    CREATE TABLE wanted AS
+    SELECT hash(image_uri) AS uri, hash(stored_name(mask_key)) AS name FROM wanted_images;
+    CREATE TABLE wanted_folders AS
+    SELECT DISTINCT hash(unnest(png_folders(stored_name(mask_key)))) AS name FROM wanted_images
+    WHERE stored_name(mask_key) LIKE '%.png/%'"""
 _ADD_ROWS = """
     INSERT INTO labelled
     SELECT * FROM (
@@ -47,12 +55,10 @@ _ADD_ROWS = """
                labeled_at,
                substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
         FROM stream)
-    WHERE image_uri IN (SELECT image_uri FROM wanted)
-        OR stored_name(mask_key) IN (SELECT stored_name(mask_key) FROM wanted)
+    WHERE hash(image_uri) IN (SELECT uri FROM wanted)
+        OR hash(stored_name(mask_key)) IN (SELECT name FROM wanted)
         OR mask_key LIKE '%~%' OR stored_name(mask_key) LIKE '%.png/%'
-        OR stored_name(mask_key) IN (
-            SELECT unnest(png_folders(stored_name(mask_key))) FROM wanted
-            WHERE stored_name(mask_key) LIKE '%.png/%')"""
+        OR hash(stored_name(mask_key)) IN (SELECT name FROM wanted_folders)"""
 # The last failure decides. An object can be read again once a list names another class than the cold ones;
 # of INTELLIGENT_TIERING no list tells where an object lies.
 _LEAVE_REFUSED_ALONE = """
@@ -68,15 +74,22 @@ _LEAVE_REFUSED_ALONE = """
 _UNCERTAIN = """
     SELECT DISTINCT image_uri, bool_and(image_etag IS NULL) AS unseen
     FROM backlog SEMI JOIN done USING (image_uri) GROUP BY image_uri"""
+_DOUBLED = """
+    CREATE TABLE doubled AS SELECT hash(image_uri) AS uri FROM backlog GROUP BY ALL HAVING count(*) > 1"""
+_UNSETTLED = """
+    INSERT INTO doubled SELECT hash(image_uri) FROM current;
+    CREATE TABLE unsettled AS FROM backlog WHERE hash(image_uri) IN (SELECT uri FROM doubled);
+    DELETE FROM backlog WHERE hash(image_uri) IN (SELECT uri FROM doubled)"""
 _SETTLE = """
-    CREATE OR REPLACE TABLE backlog AS
-    SELECT image_uri, image_key, coalesce(current.image_etag, backlog.image_etag, '') AS image_etag,
+    CREATE TABLE settled AS
+    SELECT image_uri, image_key, coalesce(current.image_etag, unsettled.image_etag, '') AS image_etag,
            image_bytes, storage_class
-    FROM backlog LEFT JOIN current USING (image_uri)
-    QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY backlog.image_etag) = 1;
-    DELETE FROM backlog WHERE EXISTS (FROM done WHERE done.image_uri = backlog.image_uri
-                                                  AND done.image_etag = backlog.image_etag);
-    DELETE FROM backlog WHERE image_uri IN (SELECT image_uri FROM current WHERE unchanged)"""
+    FROM unsettled LEFT JOIN current USING (image_uri)
+    QUALIFY row_number() OVER (PARTITION BY image_uri ORDER BY unsettled.image_etag) = 1;
+    DELETE FROM settled WHERE EXISTS (FROM done WHERE done.image_uri = settled.image_uri
+                                                  AND done.image_etag = settled.image_etag);
+    DELETE FROM settled WHERE image_uri IN (SELECT image_uri FROM current WHERE unchanged);
+    INSERT INTO backlog BY NAME FROM settled"""
 
 
 def find_backlog(
@@ -98,10 +111,12 @@ def find_backlog(
     with explained(manifests_root(output)), naming_the_damaged(output):
         _run_on(connection, _DONE_IDENTITIES, done, _schema(["image_uri", "image_etag"]))
     n_objects = _run_on(connection, _BACKLOG, inventory.objects, OBJECT_SCHEMA)
-    connection.execute("CREATE VIEW wanted AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog")
-    load_rows(connection, output, model_id, retry)
-    classes = {"retry": list(retry), "readable": _READABLE_CLASSES}
-    connection.execute(_LEAVE_REFUSED_ALONE, classes)
+    connection.execute(
+        "CREATE VIEW wanted_images AS SELECT image_uri, image_key || '.png' AS mask_key FROM backlog"
+    )
+    if load_rows(connection, output, model_id, retry):
+        classes = {"retry": list(retry), "readable": _READABLE_CLASSES}
+        connection.execute(_LEAVE_REFUSED_ALONE, classes)
     if not inventory.live:
         _settle(connection)
     return n_objects - connection.sql("SELECT count(*) AS n FROM backlog").to_arrow_table()["n"][0].as_py()
@@ -109,12 +124,12 @@ def find_backlog(
 
 def load_rows(
     connection: duckdb.DuckDBPyConnection, output: str, model_id: str, retry: Collection[str]
-) -> None:
+) -> bool:
     """Make the views `done`, `failed` and `taken(key)`, the mask keys in use, of this model's rows.
 
     failed holds what may be tried again: after a failure in storage, a refusal, or for a reason in retry; the
-    old row stays, as the fact it is. They hold what matters for the relation `wanted` (image_uri, mask_key):
-    its images, masks in its way.
+    old row stays, as the fact it is. They hold what matters for the relation `wanted_images` (image_uri,
+    mask_key): its images, masks in its way. Whether they hold anything.
     """
     define_names(connection, output)
     connection.execute(_LABELLED)
@@ -122,7 +137,13 @@ def load_rows(
     rows = store.scan_manifest(output, columns, _of_model(model_id))
     parameters = {"marker": f"/masks/{model_id}/", "open": [*_OPEN, *retry]}
     with explained(manifests_root(output)), naming_the_damaged(output):
-        _run_on(connection, _ADD_ROWS, rows, _schema(columns), parameters)
+        first = next((batch for batch in rows if batch.num_rows), None)
+        if first is None:
+            return False
+        connection.execute(_WANTED)
+        _run_on(connection, _ADD_ROWS, chain([first], rows), _schema(columns), parameters)
+        connection.execute("DROP TABLE wanted; DROP TABLE wanted_folders")
+    return bool(connection.execute("SELECT count(*) > 0 FROM labelled").fetchall()[0][0])
 
 
 def _of_model(model_id: str) -> ds.Expression:
@@ -172,6 +193,7 @@ def _run_on(
 
 
 def _settle(connection: duckdb.DuckDBPyConnection) -> None:
+    """Leave in `backlog` one row per image, and none of an image that is labelled as it is now."""
     uncertain = connection.sql(_UNCERTAIN).to_arrow_table().to_pylist()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         etags = list(pool.map(lambda row: None if row["unseen"] else _etag(row["image_uri"]), uncertain))
@@ -181,7 +203,10 @@ def _settle(connection: duckdb.DuckDBPyConnection) -> None:
         "unchanged": pa.array([row["unseen"] for row in uncertain], pa.bool_()),
     }
     connection.register("current", pa.table(current))
-    connection.execute(_SETTLE)
+    connection.execute(_DOUBLED)
+    if uncertain or connection.sql("SELECT 1 FROM doubled LIMIT 1").fetchall():
+        connection.execute(_UNSETTLED)
+        connection.execute(_SETTLE)
 
 
 def _etag(uri: str) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
+from collections.abc import Iterable, Iterator
 
 import duckdb
 import numpy as np
@@ -33,20 +33,46 @@ _NAME_IN_BUCKET = "CREATE OR REPLACE TEMP MACRO stored_name(key) AS key"
 _NAME_ON_DISK = """
     CREATE OR REPLACE TEMP MACRO stored_name(key) AS
         nfc_normalize(replace(lower(upper(nfc_normalize(key))), 'ß', 'ss'))"""
+# 64 bits stand for a name: two names that meet by chance get an alternative without need, and no more.
+_IN_USE = """
+    CREATE OR REPLACE TABLE in_use AS SELECT DISTINCT hash(stored_name(key)) AS name FROM taken;
+    CREATE OR REPLACE TABLE folders_in_use AS
+    SELECT DISTINCT hash(unnest(png_folders(stored_name(key)))) AS name FROM taken
+    WHERE stored_name(key) LIKE '%.png/%'"""
+_ALTERNATIVE = """
+    CREATE OR REPLACE TEMP MACRO alternative(stem, image_uri, image_etag, digits) AS
+        coalesce(nullif(right(trim(regexp_replace(stem, '[^A-Za-z0-9._-]+', '_', 'g'), '._'), $length), ''),
+                 'image')
+        || '~' || left(sha256(image_uri || chr(0) || image_etag), digits) || '.png'"""
+_UNSAFE = """
+    CREATE OR REPLACE TABLE chosen AS
+    SELECT row, alternative(stem, image_uri, image_etag, $digits) AS mask_key FROM images
+    WHERE mask_key IS NULL ORDER BY row"""
+_NAMES = """
+    CREATE OR REPLACE TABLE names AS
+    SELECT row, hash(stored_name(coalesce(chosen.mask_key, images.mask_key))) AS name
+    FROM images LEFT JOIN chosen USING (row);
+    CREATE OR REPLACE TABLE folders AS
+    SELECT row, hash(unnest(png_folders(name))) AS name
+    FROM (SELECT row, stored_name(coalesce(chosen.mask_key, images.mask_key)) AS name
+          FROM images LEFT JOIN chosen USING (row))
+    WHERE name LIKE '%.png/%'"""
 _CONFLICTS = """
-    WITH planned AS (SELECT row, stored_name(key) AS key FROM planned_keys),
-    in_use AS (SELECT DISTINCT stored_name(key) AS key FROM taken),
-    doubled AS (SELECT key, min(row) AS first_row FROM planned GROUP BY key HAVING count(*) > 1),
-    planned_folders AS (
-        SELECT row, unnest(png_folders(key)) AS folder FROM planned WHERE key LIKE '%.png/%'),
-    taken_folders AS (
-        SELECT DISTINCT unnest(png_folders(key)) AS key FROM in_use WHERE key LIKE '%.png/%')
-    SELECT row FROM planned SEMI JOIN in_use USING (key)
-    UNION SELECT row FROM planned JOIN doubled USING (key) WHERE row <> first_row
-    UNION SELECT row FROM planned_folders SEMI JOIN planned ON folder = planned.key
-    UNION SELECT row FROM planned_folders SEMI JOIN in_use ON folder = in_use.key
-    UNION SELECT row FROM planned SEMI JOIN taken_folders USING (key)
+    CREATE OR REPLACE TABLE conflicts AS
+    WITH doubled AS (SELECT name, min(row) AS first_row FROM names GROUP BY name HAVING count(*) > 1),
+    files_below AS (SELECT DISTINCT name FROM names SEMI JOIN folders USING (name))
+    SELECT row FROM names SEMI JOIN in_use USING (name)
+    UNION SELECT row FROM names JOIN doubled USING (name) WHERE row <> first_row
+    UNION SELECT row FROM folders SEMI JOIN files_below USING (name)
+    UNION SELECT row FROM folders SEMI JOIN in_use USING (name)
+    UNION SELECT row FROM names SEMI JOIN folders_in_use USING (name)"""
+_REPLACED = """
+    CREATE OR REPLACE TABLE chosen AS
+    SELECT row, mask_key FROM chosen ANTI JOIN conflicts USING (row)
+    UNION ALL
+    SELECT row, alternative(stem, image_uri, image_etag, $digits) FROM images SEMI JOIN conflicts USING (row)
     ORDER BY row"""
+_CHOSEN = "SELECT row, mask_key FROM chosen WHERE row >= $first AND row < $end ORDER BY row"
 
 
 def define_names(connection: duckdb.DuckDBPyConnection, output: str) -> None:
@@ -69,13 +95,6 @@ def natural_key(image_key: str) -> str | None:
     return image_key + ".png" if safe else None
 
 
-def alternative_key(image_key: str, image_uri: str, image_etag: str, digits: int = 8) -> str:
-    """A flat key made of the image's key, cleaned and cut, and hex digits of the hash of its identity."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "_", image_key).strip("._")[-_STEM_CHARACTERS:] or "image"
-    identity = hashlib.sha256(f"{image_uri}\0{image_etag}".encode()).hexdigest()
-    return f"{stem}~{identity[:digits]}.png"
-
-
 def natural_keys(image_keys: pa.ChunkedArray) -> pa.Array:
     """`natural_key` of each: plain keys without a Python object for each, the others one by one."""
     keys = _one_array(image_keys)
@@ -87,42 +106,50 @@ def natural_keys(image_keys: pa.ChunkedArray) -> pa.Array:
     return pc.replace_with_mask(natural, pc.invert(plain), pa.array(others, pa.string()))
 
 
-def assign_mask_keys(connection: duckdb.DuckDBPyConnection, images: pa.Table, wanted: pa.Array) -> pa.Array:
-    """One mask key per image: the wanted one, or an alternative where that is null or in the way.
+def choose_mask_keys(connection: duckdb.DuckDBPyConnection) -> None:
+    """Make the table `chosen` (row, mask_key): another mask key where an image's own is null or in the way.
 
-    images has columns image_uri, image_etag, image_key. The connection has what define_names makes, and a
-    relation taken(key): masks that exist and must stay as they are. The result and `taken` together hold no
-    stored name twice and none that is a folder of another. Raises RunError in the all but impossible case
-    that no free key is found.
+    It is a flat key of the stem, cleaned and cut, and hex digits of the hash of the image's identity. The
+    connection has what define_names makes, images (row, stem, image_uri, image_etag, mask_key), counted from
+    0, and taken (key): masks that exist and must stay as they are. The keys that come of it
+    and `taken` together hold no stored name twice and none that is a folder of another. Raises RunError in
+    the all but impossible case that no free key is found.
     """
-    keys = _with_alternatives(wanted, np.flatnonzero(wanted.is_null()), images, _DIGITS[0])
+    connection.execute(_IN_USE)
+    connection.execute(_ALTERNATIVE.replace("$length", str(_STEM_CHARACTERS)))
+    connection.execute(_UNSAFE, {"digits": _DIGITS[0]})
     for digits in _DIGITS:
-        conflicts = _conflicts(connection, keys)
-        if not len(conflicts):
-            return keys
-        keys = _with_alternatives(keys, conflicts, images, digits)
-    if len(conflicts := _conflicts(connection, keys)):
-        uri = images["image_uri"][int(conflicts[0])]
+        if not _find_conflicts(connection):
+            return
+        connection.execute(_REPLACED, {"digits": digits})
+    if _find_conflicts(connection):
+        (uri,) = connection.execute(
+            "SELECT image_uri FROM images SEMI JOIN conflicts USING (row) LIMIT 1"
+        ).fetchall()[0]
         raise RunError(f"no free mask name for {uri}: rename the image and plan again")
-    return keys
 
 
-def _with_alternatives(keys: pa.Array, rows: np.ndarray, images: pa.Table, digits: int) -> pa.Array:
-    """The keys with an alternative in each of these rows (ascending)."""
-    if not len(rows):
-        return keys
-    replaced = np.zeros(len(keys), bool)
-    replaced[rows] = True
-    few = images.select(["image_key", "image_uri", "image_etag"]).take(rows).to_pylist()
-    alternatives = [alternative_key(**identity, digits=digits) for identity in few]
-    return pc.replace_with_mask(keys, pa.array(replaced), pa.array(alternatives, pa.string()))
+def _find_conflicts(connection: duckdb.DuckDBPyConnection) -> int:
+    """Make the table `conflicts` (row): whose key is taken, doubled, or a folder of another or below one."""
+    connection.execute(_NAMES)
+    connection.execute(_CONFLICTS)
+    ((count,),) = connection.execute("SELECT count(*) FROM conflicts").fetchall()
+    return int(count)
 
 
-def _conflicts(connection: duckdb.DuckDBPyConnection, keys: pa.Array) -> np.ndarray:
-    """The rows, ascending, whose key is taken, doubled, or a folder of another or below one."""
-    planned = pa.table({"row": pa.array(np.arange(len(keys))), "key": keys})
-    connection.register("planned_keys", planned)
-    return connection.execute(_CONFLICTS).fetchnumpy()["row"]
+def with_chosen(connection: duckdb.DuckDBPyConnection, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The images, in the order of their rows, with the mask keys that `choose_mask_keys` has chosen."""
+    first = 0
+    for table in tables:
+        rows = {"first": first, "end": first + table.num_rows}
+        chosen = connection.sql(_CHOSEN, params=rows).to_arrow_table()
+        replaced = np.zeros(table.num_rows, bool)
+        replaced[chosen["row"].to_numpy() - first] = True
+        keys = pc.replace_with_mask(
+            table["mask_key"], pa.array(replaced), chosen["mask_key"].combine_chunks()
+        )
+        yield table.set_column(table.schema.names.index("mask_key"), "mask_key", keys)
+        first += table.num_rows
 
 
 def _one_array(column: pa.ChunkedArray) -> pa.Array:

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -22,7 +26,16 @@ from segpipe.errors import RunError
 from segpipe.image_range import ImageRange
 from segpipe.labeling.backlog import find_backlog, load_rows
 from segpipe.labeling.inventory import take_inventory
-from segpipe.labeling.mask_keys import assign_mask_keys, natural_keys
+from segpipe.labeling.mask_keys import choose_mask_keys, natural_keys, with_chosen
+from segpipe.labeling.plan_files import (
+    BATCH_IMAGES,
+    PLAN_SCHEMA,
+    LocalFolder,
+    PlannedImages,
+    keep_images,
+    read_tables,
+    write_tables,
+)
 from segpipe.labeling.stamps import first_stamp, rows_ahead
 from segpipe.manifests import store
 from segpipe.manifests.duckdb_engine import scratch
@@ -33,32 +46,29 @@ from segpipe.tiles import Tiling
 if TYPE_CHECKING:
     from segpipe.config import LabelSettings
 
-PLAN_SCHEMA = pa.schema(
-    [
-        ("shard", pa.int32()),
-        ("image_uri", pa.string()),
-        ("image_etag", pa.string()),
-        ("image_bytes", pa.int64()),
-        ("mask_key", pa.string()),
-    ]
-)
-
-_TO_LABEL = "FROM backlog ORDER BY image_key LIMIT $limit"
-_RETRIED = "SELECT count(*) AS n FROM planned SEMI JOIN failed USING (image_uri, image_etag)"
+_WANTED_SCHEMA = pa.schema([*PLAN_SCHEMA, ("image_key", pa.string())])
+_TO_LABEL = """
+    SELECT image_uri, coalesce(image_etag, '') AS image_etag, image_bytes, image_key FROM backlog
+    ORDER BY image_key LIMIT $limit"""
+_IMAGES = """
+    CREATE OR REPLACE VIEW images AS
+    SELECT file_row_number AS row, image_uri, image_etag, mask_key, {stem} AS stem
+    FROM read_parquet('{path}', file_row_number = true)"""
+_RETRIED = "SELECT count(*) FROM images SEMI JOIN failed USING (image_uri, image_etag)"
 # An image that another run labelled after this plan was made waits for the next plan even if its ETag
 # differs: this plan chose its mask key before that mask was there.
-_PENDING = """
-    FROM planned
-    WHERE NOT list_contains($finished::INTEGER[], shard) AND NOT EXISTS (
-        FROM done WHERE done.image_uri = planned.image_uri
-            AND (done.image_etag = planned.image_etag
-                 OR (done.labeled_at >= $newer_from AND done.labeled_at < $newer_until)))
-    ORDER BY shard, image_uri"""
+_LABELLED_MEANWHILE = """
+    CREATE TABLE labelled_meanwhile AS
+    SELECT row FROM images SEMI JOIN done ON done.image_uri = images.image_uri
+        AND (done.image_etag = images.image_etag
+             OR (done.labeled_at >= $newer_from AND done.labeled_at < $newer_until))
+    ORDER BY row"""
+_MEANWHILE = "SELECT row FROM labelled_meanwhile WHERE row >= $first AND row < $end"
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """A run's plan: `table` (PLAN_SCHEMA, ordered by shard) names each image and where its mask goes.
+    """A run's plan: `images` names each image, in the order of shards, and where its mask goes.
 
     already_done counts the images left out because this model has labelled them, retried those planned again
     after a failure, skipped the objects left aside per reason. model_digest is the full digest that model_id
@@ -77,7 +87,7 @@ class RunPlan:
     already_done: int
     retried: int
     skipped: dict[str, int]
-    table: pa.Table
+    images: PlannedImages
     model_digest: str | None = None
     retry: tuple[str, ...] = ()
     newer_from: datetime | None = None
@@ -147,35 +157,49 @@ def make_plan(
     check_run_id(run_id)
     source, output = storage.normalise(source), storage.normalise(output)
     inventory = take_inventory(source, output, settings.inventory)
+    folder = LocalFolder()
+    wanted = folder.path / "wanted.parquet"
     with scratch() as connection:
         already_done = find_backlog(connection, inventory, output, model_id, settings.retry)
-        images = connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_table()
-        return RunPlan(
-            run_id=run_id,
-            created_at=now.astimezone(UTC),
-            source=source,
-            output=output,
-            model_id=model_id,
-            policy_id=policy_id,
-            already_done=already_done,
-            retried=_count_retried(connection, images),
-            skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
-            table=_cut_into_shards(_plan_table(connection, images), settings.shard_images, run_id),
-            model_digest=model_digest,
-            retry=settings.retry,
-            newer_from=first_stamp(rows_ahead(output, now), now.astimezone(UTC)),
+        n_images = write_tables(wanted, _WANTED_SCHEMA, _wanted(connection, limit))
+        connection.execute("DROP TABLE backlog CASCADE")
+        _define_images(connection, wanted, "image_key")
+        choose_mask_keys(connection)
+        ((retried,),) = connection.execute(_RETRIED).fetchall()
+        sampled = _sample(n_images, settings.shard_images, run_id)
+        images = keep_images(
+            _cut_into_shards(partial(_chosen, connection, wanted), sampled, settings.shard_images)
         )
+    return RunPlan(
+        run_id=run_id,
+        created_at=now.astimezone(UTC),
+        source=source,
+        output=output,
+        model_id=model_id,
+        policy_id=policy_id,
+        already_done=already_done,
+        retried=retried,
+        skipped={name: count for name, count in sorted(inventory.skipped.items()) if count},
+        images=images,
+        model_digest=model_digest,
+        retry=settings.retry,
+        newer_from=first_stamp(rows_ahead(output, now), now.astimezone(UTC)),
+    )
 
 
 def summarise_plan(plan: RunPlan) -> PlanSummary:
     """The plan in numbers."""
+    sizes, last_shards = [], []
+    for table in plan.images.tables():
+        sizes.append(pc.sum(table["image_bytes"]).as_py() or 0)
+        last_shards.append(pc.max(table["shard"]).as_py())
     return PlanSummary(
         source=plan.source,
         output=plan.output,
         model_id=plan.model_id,
-        images=plan.table.num_rows,
-        bytes=pc.sum(plan.table["image_bytes"]).as_py() or 0,
-        shards=pc.count_distinct(plan.table["shard"]).as_py(),
+        images=plan.images.count,
+        bytes=sum(sizes),
+        shards=max(last_shards, default=-1) + 1,
         already_done=plan.already_done,
         retried=plan.retried,
         skipped=plan.skipped,
@@ -183,25 +207,24 @@ def summarise_plan(plan: RunPlan) -> PlanSummary:
     )
 
 
-def pending_images(plan: RunPlan) -> pa.Table:
-    """The planned images (PLAN_SCHEMA) whose shard has no part and that no other run has labelled.
+def pending_images(plan: RunPlan) -> PlannedImages:
+    """The planned images whose shard has no part and that no other run has labelled.
 
     A mask key that another run has used since the plan was made is replaced.
     """
-    newer_from = min(plan.newer_from or plan.created_at, plan.created_at + FARTHEST_AHEAD)
-    parameters = {
-        "finished": [shard for shard, _ in finished_parts(plan)],
-        "newer_from": newer_from,
-        "newer_until": newer_from + FARTHEST_AHEAD,
-    }
+    finished = pa.array([shard for shard, _ in finished_parts(plan)], pa.int32())
+    unfinished = keep_images(
+        table.filter(pc.invert(pc.is_in(table["shard"], finished))) for table in plan.images.tables()
+    )
     with scratch() as connection:
-        connection.register("planned", plan.table)
-        connection.execute("CREATE VIEW wanted AS SELECT image_uri, mask_key FROM planned")
-        load_rows(connection, plan.output, plan.model_id, plan.retry)
-        pending = connection.sql(_PENDING, params=parameters).to_arrow_table().cast(PLAN_SCHEMA)
-        images = pending.append_column("image_key", pending["mask_key"])
-        mask_keys = assign_mask_keys(connection, images, pending["mask_key"].combine_chunks())
-    return pending.set_column(PLAN_SCHEMA.names.index("mask_key"), "mask_key", mask_keys)
+        _define_images(connection, Path(unfinished.files[0].uri), "mask_key")
+        connection.execute("CREATE VIEW wanted_images AS FROM images")
+        if not load_rows(connection, plan.output, plan.model_id, plan.retry):
+            return unfinished
+        pending = keep_images(_without_labelled(connection, plan, unfinished))
+        _define_images(connection, Path(pending.files[0].uri), "mask_key")
+        choose_mask_keys(connection)
+        return keep_images(with_chosen(connection, pending.tables()))
 
 
 def finished_parts(plan: RunPlan) -> list[tuple[int, str]]:
@@ -212,33 +235,82 @@ def finished_parts(plan: RunPlan) -> list[tuple[int, str]]:
     return [(int(match[1]), uri) for match, uri in matches if match]
 
 
-def _count_retried(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> int:
-    connection.register("planned", images)
-    return connection.sql(_RETRIED).to_arrow_table()["n"][0].as_py()
+def _define_images(connection: duckdb.DuckDBPyConnection, path: Path, stem: str) -> None:
+    """Make the view `images` of a local file, for choose_mask_keys; stem: the column names are made of."""
+    connection.execute(_IMAGES.format(stem=stem, path=str(path).replace("'", "''")))
 
 
-def _plan_table(connection: duckdb.DuckDBPyConnection, images: pa.Table) -> pa.Table:
-    """The images in the order of their keys, as PLAN_SCHEMA with all of them in shard 0."""
-    columns = {
-        "shard": pa.array(np.zeros(images.num_rows), pa.int32()),
-        "image_uri": images["image_uri"],
-        "image_etag": images["image_etag"],
-        "image_bytes": images["image_bytes"],
-        "mask_key": assign_mask_keys(connection, images, natural_keys(images["image_key"])),
-    }
-    return pa.table(columns).cast(PLAN_SCHEMA)
+def _wanted(connection: duckdb.DuckDBPyConnection, limit: int | None) -> Iterator[pa.Table]:
+    """What is to be labelled (_WANTED_SCHEMA), in the order of its keys and all of it in shard 0."""
+    for batch in connection.sql(_TO_LABEL, params={"limit": limit}).to_arrow_reader(BATCH_IMAGES):
+        table = pa.Table.from_batches([batch])
+        yield (
+            table.append_column("shard", pa.array(np.zeros(len(table)), pa.int32()))
+            .append_column("mask_key", natural_keys(table["image_key"]))
+            .select(_WANTED_SCHEMA.names)
+        )
 
 
-def _cut_into_shards(table: pa.Table, shard_images: int, run_id: str) -> pa.Table:
-    n_images = table.num_rows
-    shards = np.arange(n_images) // shard_images
-    if n_images > shard_images:
-        table = table.take(_sample_first(n_images, shard_images, run_id))
-    return table.set_column(0, "shard", pa.array(shards, pa.int32()))
+def _chosen(connection: duckdb.DuckDBPyConnection, wanted: Path) -> Iterator[pa.Table]:
+    for table in with_chosen(connection, read_tables(wanted)):
+        yield table.select(PLAN_SCHEMA.names)
 
 
-def _sample_first(n_images: int, n_sampled: int, run_id: str) -> np.ndarray:
-    """The rows 0 to n_images - 1: a random sample, seeded by the run id, then the rest; each in order."""
+def _without_labelled(
+    connection: duckdb.DuckDBPyConnection, plan: RunPlan, planned: PlannedImages
+) -> Iterator[pa.Table]:
+    """The images without those that other runs have labelled since they were planned."""
+    newer_from = min(plan.newer_from or plan.created_at, plan.created_at + FARTHEST_AHEAD)
+    connection.execute(
+        _LABELLED_MEANWHILE, {"newer_from": newer_from, "newer_until": newer_from + FARTHEST_AHEAD}
+    )
+    first = 0
+    for table in planned.tables():
+        rows = {"first": first, "end": first + table.num_rows}
+        labelled = connection.execute(_MEANWHILE, rows).fetchnumpy()["row"] - first
+        yield table.filter(pa.array(_all_but(labelled, table.num_rows)))
+        first += table.num_rows
+
+
+def _cut_into_shards(
+    read: Callable[[], Iterator[pa.Table]], sampled: np.ndarray, shard_images: int
+) -> Iterator[pa.Table]:
+    """The tables that `read` gives, the sampled rows (ascending) first, cut into shards."""
+    n_images = 0
+    for table in chain(_rows_of(read(), sampled), _other_rows(read(), sampled)):
+        shards = np.arange(n_images, n_images + table.num_rows) // shard_images
+        yield table.set_column(0, "shard", pa.array(shards, pa.int32()))
+        n_images += table.num_rows
+
+
+def _sample(n_images: int, shard_images: int, run_id: str) -> np.ndarray:
+    """Ascending rows for the first shard, drawn at random, seeded by the run id; none of a single shard."""
+    if n_images <= shard_images:
+        return np.array([], np.int64)
     random = np.random.default_rng(list(run_id.encode()))
-    sampled = np.sort(random.choice(n_images, n_sampled, replace=False))
-    return np.concatenate([sampled, np.setdiff1d(np.arange(n_images), sampled)])
+    return np.sort(random.choice(n_images, shard_images, replace=False))
+
+
+def _rows_of(tables: Iterable[pa.Table], rows: np.ndarray) -> Iterator[pa.Table]:
+    for table, those in _with_rows(tables if len(rows) else (), rows):
+        yield table.take(those)
+
+
+def _other_rows(tables: Iterable[pa.Table], rows: np.ndarray) -> Iterator[pa.Table]:
+    for table, those in _with_rows(tables, rows):
+        yield table.filter(pa.array(_all_but(those, table.num_rows)))
+
+
+def _with_rows(tables: Iterable[pa.Table], rows: np.ndarray) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Each table with those of the rows (ascending) that it holds, counted from its own first."""
+    first = 0
+    for table in tables:
+        begin, end = np.searchsorted(rows, [first, first + table.num_rows])
+        yield table, rows[begin:end] - first
+        first += table.num_rows
+
+
+def _all_but(rows: np.ndarray, count: int) -> np.ndarray:
+    kept = np.ones(count, bool)
+    kept[rows] = False
+    return kept

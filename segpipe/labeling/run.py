@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
 from segpipe import storage
 from segpipe.errors import NotFoundError, RunError, StorageError
 from segpipe.images import class_palette
@@ -32,7 +30,8 @@ from segpipe.labeling.plan import (
     new_run_id,
     pending_images,
 )
-from segpipe.labeling.run_record import freeze_plan, load_plan, record_totals
+from segpipe.labeling.plan_files import PlannedImages
+from segpipe.labeling.run_record import freeze_plan, load_header, load_plan, record_totals
 from segpipe.labeling.stamps import first_stamp, rows_ahead, say_if_ahead
 from segpipe.labeling.totals import RunSummary, summarise_run
 from segpipe.logs import log_ids
@@ -104,7 +103,7 @@ def finish_run(plan: RunPlan) -> RunSummary:
     Raises RunError when planned images are still pending.
     """
     summary = summarise_run(plan)
-    if summary.labelled_elsewhere and (pending := pending_images(plan).num_rows):
+    if summary.labelled_elsewhere and (pending := pending_images(plan).count):
         raise RunError(f"run {plan.run_id} has {pending} images to go: resume it with the same run id")
     record_totals(plan, asdict(summary), find_tip(uri for _, uri in finished_parts(plan)))
     return summary
@@ -112,7 +111,7 @@ def finish_run(plan: RunPlan) -> RunSummary:
 
 def _refuse_before_claiming(source: str, output: str, run_id: str) -> None:
     """A run that cannot start leaves nothing in OUTPUT; a resumed one has its images in the frozen plan."""
-    if load_plan(output, run_id) is None:
+    if load_header(output, run_id) is None:
         check_places(source, output)
 
 
@@ -127,7 +126,7 @@ def _plan_or_resume(
     if plan is not None:
         _require_source(plan, storage.normalise(source))
         _require_planned_labeler(plan, labeler)
-        logger.info("resuming run %s of %d images", run_id, plan.table.num_rows)
+        logger.info("resuming run %s of %d images", run_id, plan.images.count)
         return plan
     now = datetime.now(UTC)
     plan = make_plan(
@@ -143,10 +142,8 @@ def _plan_or_resume(
     )
     plan = replace(plan, image_range=labeler.image_range, tiling=labeler.tiling)
     _require_unused(plan)
-    freeze_plan(plan, settings)
-    logger.info(
-        "planned run %s of %d images, %d already done", run_id, plan.table.num_rows, plan.already_done
-    )
+    plan = freeze_plan(plan, settings)
+    logger.info("planned run %s of %d images, %d already done", run_id, plan.images.count, plan.already_done)
     return plan
 
 
@@ -190,21 +187,20 @@ def _label_pending(
     plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
 ) -> None:
     pending, ledger = pending_images(plan), open_ledger(plan, labeler, settings, claim)
-    target = _target(
-        plan, labeler, settings, claim, _first_stamp(plan) if pending.num_rows else plan.created_at
-    )
+    target = _target(plan, labeler, settings, claim, _first_stamp(plan) if pending.count else plan.created_at)
     with (
         log_ids(run_id=plan.run_id),
-        progress(pending.num_rows, "labelling") as bar,
+        progress(pending.count, "labelling") as bar,
         closing(finished_shards(_planned(pending), labeler, target, settings, bar.advance)) as shards,
     ):
         for shard in shards:
             ledger.commit(shard)
 
 
-def _planned(pending: pa.Table) -> Iterator[PlannedImage]:
-    for batch in pending.to_batches(max_chunksize=1024):
-        yield from (PlannedImage(**row) for row in batch.to_pylist())
+def _planned(pending: PlannedImages) -> Iterator[PlannedImage]:
+    for table in pending.tables():
+        for batch in table.to_batches(max_chunksize=1024):
+            yield from (PlannedImage(**row) for row in batch.to_pylist())
 
 
 def _first_stamp(plan: RunPlan) -> datetime:

@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import platform
-from dataclasses import asdict, fields
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, fields, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from segpipe import storage
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError
 from segpipe.image_range import checked_range
-from segpipe.labeling.plan import PLAN_SCHEMA, RunPlan, check_run_id
+from segpipe.labeling.plan import RunPlan, check_run_id
+from segpipe.labeling.plan_files import PLAN_SCHEMA, PlannedImages
+from segpipe.manifests.batches import large_batches
 from segpipe.manifests.chain import Tip
-from segpipe.manifests.parts import ERRORS_OF_CONTENT, is_of_system
-from segpipe.manifests.run_files import PLAN, PLAN_HEADER, plan_is_damaged, plan_uri, record_uri
+from segpipe.manifests.parts import ERRORS_OF_CONTENT
+from segpipe.manifests.run_files import (
+    FURTHER,
+    PLAN,
+    PLAN_HEADER,
+    PlanFile,
+    further_uri,
+    plan_is_damaged,
+    plan_uri,
+    read_plan_header,
+    record_uri,
+    require_whole_plan,
+)
 from segpipe.manifests.store import table_bytes
 from segpipe.redaction import redact
-from segpipe.storage.retry import explained
 from segpipe.tiles import Tiling
 from segpipe.validation import parse_json
 
@@ -33,36 +46,75 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# A file is written in one piece: some 30 MB, and some 250 MB in memory.
+FILE_IMAGES = 1_000_000
+FURTHER_NAME = re.compile(r"plan-[0-9a-f]{8}-\d{5,}\.parquet")
 _TIMES = ("created_at", "newer_from")
 _REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs")
 
 
-def freeze_plan(plan: RunPlan, settings: LabelSettings) -> None:
-    """Write the plan, once, and then run.json, under the run's id.
+def freeze_plan(plan: RunPlan, settings: LabelSettings) -> RunPlan:
+    """Write the plan, once, and then run.json, under the run's id; the plan as it lies there.
 
-    Raises RunError when the id is in use, StorageError when OUTPUT cannot be written.
+    A plan of more than some FILE_IMAGES has further files, which are written first: it is there once
+    plan.parquet is. Raises RunError when the id is in use, StorageError when OUTPUT cannot be written.
     """
-    table = plan.table.replace_schema_metadata({PLAN_HEADER: json.dumps(_header(plan))})
+    token = secrets.token_hex(4)
+    tables = _files_of(plan.images)
+    first, further = next(tables), list[PlanFile]()
+    for number, table in enumerate(tables, start=1):
+        uri = further_uri(plan.output, plan.run_id, f"plan-{token}-{number:05d}.parquet")
+        storage.create(uri, table_bytes(table))
+        further.append(PlanFile(uri, table.num_rows))
+    uri = plan_uri(plan.output, plan.run_id)
     try:
-        storage.create(plan_uri(plan.output, plan.run_id), table_bytes(table))
+        storage.create(uri, table_bytes(first.replace_schema_metadata({PLAN_HEADER: _told(plan, further)})))
     except AlreadyExistsError as error:
+        for file in further:
+            storage.delete(file.uri)
         raise RunError(f"run id {plan.run_id} is in use: resume that run, or choose another id") from error
     _write_record(plan, _first_record(plan, settings))
+    return replace(plan, images=PlannedImages((PlanFile(uri, first.num_rows), *further)))
+
+
+def _files_of(images: PlannedImages) -> Iterator[pa.Table]:
+    """One table per file of the frozen plan, at least one."""
+    batches = (batch for table in images.tables() for batch in table.to_batches())
+    tables = large_batches(batches, FILE_IMAGES)
+    yield next(tables, PLAN_SCHEMA.empty_table())
+    yield from tables
+
+
+def _told(plan: RunPlan, further: list[PlanFile]) -> str:
+    """The header of the plan's first file; it names further ones only where there are some, as versions
+    before them read no others."""
+    files = [{"name": file.uri.rpartition("/")[2], "images": file.images} for file in further]
+    return json.dumps(_header(plan) | ({FURTHER: files} if files else {}))
 
 
 def load_plan(output: str, run_id: str) -> RunPlan | None:
-    """The plan frozen under this id, None when there is none.
+    """The plan frozen under this id, None when there is none; read once, so that it is known to be whole.
+
+    Raises RunError when the run id is unfit or the plan is damaged.
+    """
+    plan = load_header(output, run_id)
+    if plan is not None:
+        require_whole_plan(plan.output, run_id)
+    return plan
+
+
+def load_header(output: str, run_id: str) -> RunPlan | None:
+    """The plan, of which only the first file's footer is read; None when there is none.
 
     Raises RunError when the run id is unfit or the plan is damaged.
     """
     output = storage.normalise(output)
-    uri = plan_uri(output, check_run_id(run_id))
-    try:
-        return _parse_plan(output, storage.read_bytes(uri))
-    except NotFoundError:
+    if (found := read_plan_header(output, check_run_id(run_id))) is None:
         return None
+    try:
+        return _plan_of(output, *found)
     except ERRORS_OF_CONTENT as error:
-        raise plan_is_damaged(uri, error) from error
+        raise plan_is_damaged(plan_uri(output, run_id), error) from error
 
 
 def list_runs(output: str) -> list[str]:
@@ -74,28 +126,12 @@ def list_runs(output: str) -> list[str]:
     return sorted(key.removesuffix(f"/{PLAN}") for key in keys if key.endswith(f"/{PLAN}"))
 
 
-def load_header(output: str, run_id: str) -> RunPlan | None:
-    """The plan with an empty table: of a plan of millions of images only the footer is read.
-
-    None when there is no such plan; raises RunError when the run id is unfit or the plan is damaged.
-    """
-    uri = plan_uri(output, check_run_id(run_id))
-    filesystem, path = storage.arrow_filesystem(uri)
-    try:
-        metadata = pq.read_metadata(path, filesystem=filesystem).metadata
-        return _plan_of(output, PLAN_SCHEMA.empty_table(), metadata)
-    except (FileNotFoundError, NotFoundError):
-        return None
-    except ERRORS_OF_CONTENT as error:
-        if is_of_system(error):
-            with explained(uri):
-                raise
-        raise plan_is_damaged(uri, error) from error
-
-
 def delete_run(output: str, run_id: str) -> None:
     """Remove a run's plan and then its run.json: without a plan the run cannot be taken up. StorageError."""
     storage.delete(plan_uri(output, run_id))
+    for found in list(storage.list_objects(storage.join(output, f"runs/{run_id}"))):
+        if FURTHER_NAME.fullmatch(found.key):
+            storage.delete(found.uri)
     storage.delete(record_uri(output, run_id))
 
 
@@ -105,25 +141,19 @@ def record_totals(plan: RunPlan, totals: dict[str, Any], tip: Tip | None) -> Non
     _write_record(plan, _read_record(plan) | {"totals": totals} | chain)
 
 
-def _parse_plan(output: str, data: bytes) -> RunPlan:
-    table = pq.read_table(io.BytesIO(data))
-    return _plan_of(output, table.replace_schema_metadata(None).cast(PLAN_SCHEMA), table.schema.metadata)
-
-
-def _plan_of(output: str, table: pa.Table, metadata: dict[bytes, bytes] | None) -> RunPlan:
-    header = json.loads((metadata or {})[PLAN_HEADER])
+def _plan_of(output: str, header: dict[str, Any], files: tuple[PlanFile, ...]) -> RunPlan:
     times = {name: datetime.fromisoformat(header[name]) for name in _TIMES if header.get(name)}
     header |= times | {"retry": tuple(header.get("retry", ()))}
     if header.get("image_range") is not None:
         header["image_range"] = checked_range(header["image_range"])
     if header.get("tiling") is not None:
         header["tiling"] = TypeAdapter(Tiling).validate_python(header["tiling"])
-    return RunPlan(**header, output=output, table=table)
+    return RunPlan(**header, output=output, images=PlannedImages(files))
 
 
 def _header(plan: RunPlan) -> dict[str, Any]:
-    """The plan in JSON's types, without its table and the place where it lies."""
-    names = [field.name for field in fields(plan) if field.name not in ("output", "table")]
+    """The plan in JSON's types, without its images and the place where it lies."""
+    names = [field.name for field in fields(plan) if field.name not in ("output", "images")]
     header = {name: getattr(plan, name) for name in names}
     if plan.tiling is not None:
         header["tiling"] = asdict(plan.tiling)
@@ -133,7 +163,7 @@ def _header(plan: RunPlan) -> dict[str, Any]:
 def _first_record(plan: RunPlan, settings: LabelSettings) -> dict[str, Any]:
     return _header(plan) | {
         "output": plan.output,
-        "planned": plan.table.num_rows,
+        "planned": plan.images.count,
         "settings": settings.model_dump(mode="json"),
         "versions": _versions(),
     }
@@ -151,7 +181,7 @@ def _versions() -> dict[str, str]:
 
 def _read_record(plan: RunPlan) -> dict[str, Any]:
     """run.json; only the plan's own facts where a kill came before run.json, or it is damaged."""
-    plans_own = _header(plan) | {"output": plan.output, "planned": plan.table.num_rows}
+    plans_own = _header(plan) | {"output": plan.output, "planned": plan.images.count}
     try:
         return plans_own | parse_json(storage.read_bytes(_record_uri(plan)))
     except NotFoundError:

@@ -13,7 +13,7 @@ from segpipe.errors import NotFoundError, RunError
 from segpipe.manifests.chain import ChainedPart, Tip, chain_problems
 from segpipe.manifests.findings import Findings
 from segpipe.manifests.parts import PART_NAME
-from segpipe.manifests.run_files import PLAN, RECORD, plan_uri, require_whole_plan
+from segpipe.manifests.run_files import PLAN, RECORD, require_whole_plan
 from segpipe.validation import parse_json
 
 
@@ -66,7 +66,7 @@ def _with(name: str, keys: list[str]) -> set[str]:
 def _check_plans(output: str, keys: list[str], found: Findings) -> None:
     for run_id in sorted(_with(PLAN, keys)):
         try:
-            require_whole_plan(plan_uri(output, run_id))
+            require_whole_plan(output, run_id)
         except RunError as error:
             found.add("run", f"runs/{run_id}/{PLAN}", str(error))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -10,19 +13,35 @@ import pyarrow.parquet as pq
 
 from segpipe import storage
 from segpipe.errors import NotFoundError, RunError
-from segpipe.manifests.parts import ERRORS_OF_CONTENT
+from segpipe.manifests.parts import ERRORS_OF_CONTENT, is_of_system
 from segpipe.redaction import redact
+from segpipe.storage.retry import explained
 from segpipe.validation import parse_json
 
 logger = logging.getLogger(__name__)
 
 PLAN_HEADER = b"segpipe.plan"
 PLAN, RECORD = "plan.parquet", "run.json"
+FURTHER = "further"
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A Parquet file of planned images, and how many it holds."""
+
+    uri: str
+    images: int
 
 
 def plan_uri(output: str, run_id: str) -> str:
     """Where a run's frozen plan lies."""
     return storage.join(output, f"runs/{run_id}/{PLAN}")
+
+
+def further_uri(output: str, run_id: str, name: str) -> str:
+    """Where a further file of a plan lies, beside the first."""
+    return storage.join(output, f"runs/{run_id}/{name}")
 
 
 def record_uri(output: str, run_id: str) -> str:
@@ -38,28 +57,65 @@ def plan_is_damaged(uri: str, error: Exception) -> RunError:
     )
 
 
-def require_whole_plan(uri: str) -> None:
-    """Read a plan from end to end. Raises RunError for a damaged one, StorageError."""
-    content = storage.read_bytes(uri)
-    try:
-        plan = pq.ParquetFile(pa.BufferReader(content))
-        _json_object(plan.metadata.metadata[PLAN_HEADER])
-        for _ in plan.iter_batches():
+def require_whole_plan(output: str, run_id: str) -> None:
+    """Read a plan from end to end, a piece at a time. Raises RunError for a damaged one, StorageError."""
+    _, files = read_plan_header(output, run_id) or ({}, ())
+    for file in files:
+        for _ in plan_batches(file, _BATCH_ROWS):
             pass
+
+
+def plan_batches(file: PlanFile, rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of one file of a plan, so many at a time. Raises RunError for a damaged one, StorageError."""
+    n_rows = 0
+    try:
+        with _reading_plan(file.uri):
+            filesystem, path = storage.arrow_filesystem(file.uri)
+            with pq.ParquetFile(path, filesystem=filesystem) as opened:
+                for batch in opened.iter_batches(rows):
+                    n_rows += batch.num_rows
+                    yield batch
+            if n_rows != file.images:
+                raise ValueError(f"{n_rows} rows")
+    except NotFoundError as error:
+        raise plan_is_damaged(file.uri, error) from error
+
+
+def read_plan_header(output: str, run_id: str) -> tuple[dict[str, Any], tuple[PlanFile, ...]] | None:
+    """What a plan says of its run, and its files, of which only the first one's footer is read.
+
+    None where there is none. RunError for a damaged one, StorageError.
+    """
+    uri = plan_uri(output, run_id)
+    try:
+        with _reading_plan(uri):
+            filesystem, path = storage.arrow_filesystem(uri)
+            footer = pq.read_metadata(path, filesystem=filesystem)
+            header = _json_object(footer.metadata[PLAN_HEADER])
+            further = [
+                PlanFile(further_uri(output, run_id, file["name"]), file["images"])
+                for file in header.pop(FURTHER, [])
+            ]
+            return header, (PlanFile(uri, footer.num_rows), *further)
+    except NotFoundError:
+        return None
+
+
+@contextmanager
+def _reading_plan(uri: str) -> Iterator[None]:
+    try:
+        yield
     except ERRORS_OF_CONTENT as error:
+        if is_of_system(error):
+            with explained(uri):
+                raise
         raise plan_is_damaged(uri, error) from error
 
 
 def planned_header(output: str, run_id: str) -> dict[str, Any] | None:
     """What a plan says of its run; None where there is none. RunError for a damaged one, StorageError."""
-    uri = plan_uri(output, run_id)
-    try:
-        metadata = pq.read_metadata(pa.BufferReader(storage.read_bytes(uri))).metadata
-        return _json_object(metadata[PLAN_HEADER])
-    except NotFoundError:
-        return None
-    except ERRORS_OF_CONTENT as error:
-        raise plan_is_damaged(uri, error) from error
+    found = read_plan_header(output, run_id)
+    return None if found is None else found[0]
 
 
 def read_record(output: str, run_id: str) -> dict[str, Any] | None:

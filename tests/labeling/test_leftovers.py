@@ -130,7 +130,7 @@ def test_while_a_run_labels_no_plan_of_its_model_is_touched(
         before = tree(places.output)
         assert remove_leftovers(places.output, MONTH, LATER).runs == ()
         assert before.keys() - tree(places.output).keys() == {f"claims/{plan.model_id}/00000001.json"}
-        assert pending_images(plan).num_rows == 12
+        assert pending_images(plan).count == 12
     assert remove_leftovers(places.output, MONTH, LATER).runs == ("live",)
 
 

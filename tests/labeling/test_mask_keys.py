@@ -12,13 +12,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segpipe.labeling.mask_keys import (
-    alternative_key,
-    assign_mask_keys,
+    choose_mask_keys,
     define_names,
     natural_key,
     natural_keys,
+    with_chosen,
 )
 from segpipe.manifests.duckdb_engine import connect
+from tests.support.alternative_names import alternative_key
 
 
 def assign(
@@ -26,15 +27,20 @@ def assign(
 ) -> list[str]:
     images = pa.table(
         {
-            "image_key": pa.array(keys, pa.string()),
+            "row": pa.array(range(len(keys)), pa.int64()),
+            "stem": pa.array(keys, pa.string()),
             "image_uri": pa.array([f"s3://b/{key}" for key in keys], pa.string()),
             "image_etag": pa.array(etags or ["e"] * len(keys), pa.string()),
+            "mask_key": natural_keys(pa.chunked_array([pa.array(keys, pa.string())])),
         }
     )
     with connect() as connection:
         define_names(connection, output)
         connection.register("taken", pa.table({"key": pa.array(taken, pa.string())}))
-        return assign_mask_keys(connection, images, natural_keys(images["image_key"])).to_pylist()
+        connection.register("images", images)
+        choose_mask_keys(connection)
+        tables = (images.slice(first, 3) for first in range(0, len(keys), 3))
+        return [key for table in with_chosen(connection, tables) for key in table["mask_key"].to_pylist()]
 
 
 COMPONENTS = st.sampled_from(

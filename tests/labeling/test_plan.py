@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from segpipe import storage
 from segpipe.config import LabelSettings
 from segpipe.errors import RunError
 from segpipe.labeling.plan import (
-    PLAN_SCHEMA,
     PlanSummary,
     RunPlan,
     check_run_id,
@@ -24,9 +24,11 @@ from segpipe.labeling.plan import (
     pending_images,
     summarise_plan,
 )
+from segpipe.labeling.plan_files import PLAN_SCHEMA
 from segpipe.labeling.run_record import freeze_plan, load_plan
 from segpipe.manifests.schema import ROW_SCHEMA, Row, rows_table
 from segpipe.manifests.store import commit_part
+from tests.support.planned import planned_table
 
 MODEL = "aaaaaaaaaaaa"
 NOW = datetime(2026, 11, 23, 23, 30, tzinfo=UTC)
@@ -71,7 +73,7 @@ def plan(
 
 def keys(run_plan: RunPlan) -> list[str]:
     """The images' keys in the order of the plan."""
-    return [uri.rpartition("/")[2] for uri in run_plan.table["image_uri"].to_pylist()]
+    return [uri.rpartition("/")[2] for uri in planned_table(run_plan.images)["image_uri"].to_pylist()]
 
 
 def mask_keys(table: pa.Table) -> dict[str, str]:
@@ -81,7 +83,7 @@ def mask_keys(table: pa.Table) -> dict[str, str]:
 
 
 def test_a_first_plan_holds_every_image_in_shards(source: str, output: str) -> None:
-    table = plan(source, output).table
+    table = planned_table(plan(source, output).images)
     assert table.schema.equals(PLAN_SCHEMA)
     assert table["shard"].to_pylist() == [0, 0, 1, 1, 2]
     uris = table["image_uri"].to_pylist()
@@ -111,7 +113,9 @@ def test_mask_keys_do_not_depend_on_the_sample(tmp_path: Path, output: str) -> N
     source = str(tmp_path / "in")
     for key in ("a", "a.png/b", "c", "c.png/d", "e"):  # the mask of a would be the folder of the mask of b
         storage.put(f"{source}/{key}", key.encode())
-    found = [mask_keys(plan(source, output, run_id=f"r{number}").table) for number in range(8)]
+    found = [
+        mask_keys(planned_table(plan(source, output, run_id=f"r{number}").images)) for number in range(8)
+    ]
     assert all(other == found[0] for other in found)
     assert found[0]["e"] == "e.png"
     assert len(set(found[0].values())) == 5
@@ -143,7 +147,7 @@ def test_a_changed_image_is_planned_again_under_another_mask(source: str, output
     storage.put(f"{source}/b.jpg", b"changed")
     again = plan(source, output)
     assert sorted(keys(again)) == [f"{name}.jpg" for name in "abcde"]
-    mask_key = mask_keys(again.table)["b.jpg"]
+    mask_key = mask_keys(planned_table(again.images))["b.jpg"]
     assert mask_key.startswith("b.jpg~")
     assert mask_key != "b.jpg.png"
 
@@ -155,7 +159,7 @@ def test_an_image_of_another_source_never_takes_a_mask_that_is_there(
     other = str(tmp_path / "other")
     storage.put(f"{other}/b.jpg", b"another b")
     storage.put(f"{other}/new.jpg", b"new")
-    first, second = plan(other, output).table["mask_key"].to_pylist()
+    first, second = planned_table(plan(other, output).images)["mask_key"].to_pylist()
     assert first.startswith("b.jpg~")
     assert second == "new.jpg.png"
 
@@ -186,8 +190,9 @@ def test_an_empty_plan_is_a_plan(source: str, output: str, commit) -> None:
 
 def test_a_frozen_plan_comes_back_the_same(source: str, output: str) -> None:
     run_plan = plan(source, output)
-    freeze_plan(run_plan, SETTINGS)
-    assert load_plan(output, "run") == run_plan
+    frozen, loaded = freeze_plan(run_plan, SETTINGS), load_plan(output, "run")
+    assert loaded == frozen == replace(run_plan, images=frozen.images)
+    assert planned_table(loaded.images).equals(planned_table(run_plan.images))
     assert load_plan(output, "other") is None
 
 
@@ -210,7 +215,7 @@ def test_pending_is_what_no_part_of_the_run_and_no_other_run_has_labelled(
     first, _, third, fourth, fifth = keys(run_plan)
     commit("run", first, shard=0)
     commit("r2", third, labeled_at=NOW + timedelta(minutes=1))
-    pending = pending_images(run_plan)
+    pending = planned_table(pending_images(run_plan))
     assert pending.schema.equals(PLAN_SCHEMA)
     assert pending["image_uri"].to_pylist() == [f"{source}/{fourth}", f"{source}/{fifth}"]
     assert pending["shard"].to_pylist() == [1, 2]
@@ -222,7 +227,7 @@ def test_an_image_that_another_run_labelled_in_a_newer_version_is_left_to_the_ne
     run_plan = plan(source, output)
     storage.put(f"{source}/c.jpg", b"changed")
     commit("r2", "c.jpg", labeled_at=NOW + timedelta(minutes=1))
-    assert f"{source}/c.jpg" not in pending_images(run_plan)["image_uri"].to_pylist()
+    assert f"{source}/c.jpg" not in planned_table(pending_images(run_plan))["image_uri"].to_pylist()
 
 
 def test_a_changed_image_stays_pending_although_its_old_version_is_labelled(
@@ -230,7 +235,7 @@ def test_a_changed_image_stays_pending_although_its_old_version_is_labelled(
 ) -> None:
     commit("r1", "c.jpg", labeled_at=NOW - timedelta(days=1))
     storage.put(f"{source}/c.jpg", b"changed")
-    assert pending_images(plan(source, output)).num_rows == 5
+    assert pending_images(plan(source, output)).count == 5
 
 
 def test_a_mask_that_another_run_has_written_meanwhile_is_not_overwritten(
@@ -238,7 +243,7 @@ def test_a_mask_that_another_run_has_written_meanwhile_is_not_overwritten(
 ) -> None:
     run_plan = plan(source, output)
     commit("r2", "a.jpg", image_uri="s3://other/a.jpg", mask_uri=f"{output}/masks/{MODEL}/a.jpg.png")
-    found = mask_keys(pending_images(run_plan))
+    found = mask_keys(planned_table(pending_images(run_plan)))
     assert found.pop("a.jpg").startswith("a.jpg.png~")
     assert found == {f"{name}.jpg": f"{name}.jpg.png" for name in "bcde"}
 

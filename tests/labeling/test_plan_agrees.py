@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from segpipe import storage
 from segpipe.config import LabelSettings
 from segpipe.labeling.inventory import _all_left_aside
-from segpipe.labeling.mask_keys import alternative_key, natural_key, natural_keys
+from segpipe.labeling.mask_keys import natural_key, natural_keys
 from segpipe.labeling.plan import make_plan
 from segpipe.listing import SIDECAR_EXTENSIONS, SIDECAR_NAMES
 from segpipe.manifests.schema import ROW_SCHEMA, Row, rows_table
 from segpipe.manifests.store import commit_part
+from tests.support.alternative_names import alternative_key
+from tests.support.planned import planned_table
 
 MODEL = "0123456789ab"
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
@@ -86,10 +88,11 @@ def test_a_plan_holds_what_plain_python_finds(objects: dict[str, str | None], li
     backlog = sorted(
         key for key in listed if not left_aside(key) and objects.get(key) not in ("accepted", "unreadable")
     )
-    assert plan.table["image_uri"].to_pylist() == [f"{source}/{key}" for key in backlog[:limit]]
+    planned = planned_table(plan.images)
+    assert planned["image_uri"].to_pylist() == [f"{source}/{key}" for key in backlog[:limit]]
     assert plan.already_done == sum(not left_aside(key) for key in listed) - len(backlog)
     taken = {str(made.mask_uri).partition(f"/masks/{MODEL}/")[2] for made in rows if made.mask_uri}
-    for key, mask_key in zip(backlog[:limit], plan.table["mask_key"].to_pylist(), strict=True):
+    for key, mask_key in zip(backlog[:limit], planned["mask_key"].to_pylist(), strict=True):
         assert mask_key in (natural_key(key), *alternatives(listed[key]))
         assert mask_key not in taken
 

@@ -35,6 +35,7 @@ from segpipe.labeling.run_record import freeze_plan
 from segpipe.manifests.parts import list_parts
 from segpipe.manifests.query import query
 from segpipe.manifests.store import read_manifest
+from tests.support.planned import planned_table
 
 MODEL = "aaaaaaaaaaaa"
 LOCAL = pytest.mark.parametrize("storage_root", ["local"], indirect=True)  # storage plays no part in these
@@ -527,7 +528,7 @@ def test_a_verdict_does_not_change_with_the_settings_of_a_resume(
 ) -> None:
     uris = fill(source, 30)
     plan = start_run(source, output, make_labeler(policy=calm), SHARDS_OF_12, "r1")
-    last_of_two_shards = uris.index(plan.table["image_uri"][23].as_py())
+    last_of_two_shards = uris.index(planned_table(plan.images)["image_uri"][23].as_py())
     labeler = make_labeler(policy=calm, before=kill_at_picture(last_of_two_shards))
     with pytest.raises(KilledError):
         label_source(source, output, labeler, SHARDS_OF_12, "r1")
