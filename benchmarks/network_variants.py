@@ -85,11 +85,11 @@ def _variants(labeler: Labeler) -> dict[str, Variant]:
     found = {
         OWN: own,
         "bfloat16" if not native else "float32": replace(own, bfloat16=not native),
-        "not channels_last": replace(own, labeler=_changed(labeler, _channels_first)),
-        "normalisation fused": replace(own, labeler=_changed(labeler, _fused)),
-        "torch.compile": replace(own, labeler=_changed(labeler, torch.compile)),
+        "not channels_last": replace(own, labeler=changed(labeler, _channels_first)),
+        "normalisation fused": replace(own, labeler=changed(labeler, _fused)),
+        "torch.compile": replace(own, labeler=changed(labeler, torch.compile)),
         "fused and compiled": replace(
-            own, labeler=_changed(labeler, lambda network: torch.compile(_fused(network)))
+            own, labeler=changed(labeler, lambda network: torch.compile(_fused(network)))
         ),
     }
     if labeler.device == "cpu":
@@ -97,12 +97,13 @@ def _variants(labeler: Labeler) -> dict[str, Variant]:
     else:
         found["CUDA graphs"] = replace(
             own,
-            labeler=_changed(labeler, lambda network: torch.compile(network, mode="reduce-overhead")),
+            labeler=changed(labeler, lambda network: torch.compile(network, mode="reduce-overhead")),
         )
     return found
 
 
-def _changed(labeler: Labeler, change: Callable[[Any], Any]) -> Labeler:
+def changed(labeler: Labeler, change: Callable[[Any], Any]) -> Labeler:
+    """The labeler with both networks as `change` makes them; its own stay as they are."""
     bundle = copy.deepcopy(labeler.bundle)
     judge = change(bundle.discriminator.judge)
     return replace(labeler, bundle=Bundle(bundle.card, change(bundle.generator), _Judging(judge)))
@@ -142,7 +143,7 @@ def _run(variant: Variant, batches: list[list[np.ndarray]]) -> tuple[float, list
         with device:
             return labeler.judge(batch)
 
-    with _precision(variant.bfloat16, labeler.device), threads as pool:
+    with precision(variant.bfloat16, labeler.device), threads as pool:
         list(pool.map(judge, batches[:1]))
         _wait(labeler.device)
         started = time.perf_counter()
@@ -154,7 +155,8 @@ def _run(variant: Variant, batches: list[list[np.ndarray]]) -> tuple[float, list
 
 
 @contextmanager
-def _precision(bfloat16: bool, device: str) -> Iterator[None]:
+def precision(bfloat16: bool, device: str) -> Iterator[None]:
+    """The networks' precision in the meantime: bfloat16, or float32."""
     own = inference.autocast
     inference.autocast = lambda _: (  # type: ignore[assignment]
         torch.autocast(device, dtype=torch.bfloat16) if bfloat16 else nullcontext()
