@@ -69,7 +69,7 @@ class Job:
     @property
     def seconds(self) -> float:
         """For each rate that is measured."""
-        return 0.2 if self.tiny else 5.0
+        return 0.2 if self.tiny else 3.5
 
     @property
     def processes(self) -> tuple[int, ...]:

@@ -127,7 +127,7 @@ def _to_host(content: Tensor) -> Tensor:
     host.copy_(content, non_blocking=True)
     if content.is_cuda:
         copied = torch.cuda.Event(blocking=True)  # its thread sleeps, and leaves its core to the decoders
-        copied.record()
+        copied.record(torch.cuda.current_stream(content.device))
         copied.synchronize()
     return host
 
@@ -155,8 +155,7 @@ def wait_for(device: str) -> None:
 def own_stream(device: str) -> None:
     """Let what this thread computes, and copies, not wait for that of others on the same GPU."""
     if kind_of(device) == "cuda":
-        torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream())
+        torch.cuda.set_stream(torch.cuda.Stream(device))
 
 
 def on_device(device: str, what: str, work: Callable[[], Result]) -> Result:

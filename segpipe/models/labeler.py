@@ -274,8 +274,10 @@ class Labeler:
         return self.judge(prepared)  # its mask is too large for the device
 
     def _judge_scaled(self, prepared: Sequence[Prepared]) -> list[FinishedMask]:
-        images, times = cast(Sequence[ScaledImage], prepared), (self.gathered_images or BATCH_IMAGES)
-        return judge_scaled(self.bundle, images, self.device, PIXELS_AT_ONCE * times // BATCH_IMAGES)
+        images, pixels = cast(Sequence[ScaledImage], prepared), PIXELS_AT_ONCE
+        if self.gathered_images is not None:
+            pixels = self.gathered_images * math.prod(self.bundle.spec.working_size)
+        return judge_scaled(self.bundle, images, self.device, pixels)
 
     def _predict(self, prepared: Sequence[Prepared]) -> Prediction:
         batch = stack_to_device(cast(Sequence[np.ndarray], prepared), self.device)
@@ -284,8 +286,11 @@ class Labeler:
     def finish(self, judged: JudgedMask | FinishedMask, height: int, width: int) -> Labeled:
         """The mask at the image's own size, and the numbers on it. Raises DeviceError."""
         if isinstance(judged, FinishedMask):
+            mask, correctness = judged.mask, judged.correctness
+            if self.device != "cpu":  # else who keeps one would keep the pinned memory of its whole batch
+                mask, correctness = mask.copy(), correctness.copy()
             by_class = judged.class_confidences.numpy()
-            return self._labeled(judged.mask, float(judged.score), by_class, judged.correctness)
+            return self._labeled(mask, float(judged.score), by_class, correctness)
         return self._labeled(
             self._full_size(judged, (height, width)),
             float(judged.score),
@@ -355,8 +360,10 @@ def split_masks(prediction: Prediction) -> list[JudgedMask]:
 
 
 def load_model(url: str, device: str = "auto") -> Labeler:
-    """A bundle at any fsspec URL, or the newest of a line of them, with its policy; device: auto, cpu, cuda.
+    """A bundle at any fsspec URL, or the newest of a line of them, with its policy; device: auto, cpu, cuda,
+    cuda:N.
 
+    A policy whose scores were computed in another precision than the device's is left out, with a warning.
     Raises ModelError (missing, damaged, no such device), PolicyError (policy.json damaged), StorageError.
     """
     url = resolve(url)

@@ -159,6 +159,7 @@ def test_masks_of_a_batch_that_the_device_cannot_raise_are_no_failed_images(
         model.judge_at_size(prepared, SIZES)
 
 
+@pytest.mark.parametrize("model", [TILES], ids=["tiles"], indirect=True)
 @pytest.mark.parametrize("place", ["_nothing_yet", "_add", "_judge_whole", "_summed_up"])
 @pytest.mark.parametrize("error", [FULL, BROKEN], ids=str)
 def test_tiles_know_a_failed_device_and_full_memory_wherever_they_meet_them(
@@ -167,18 +168,15 @@ def test_tiles_know_a_failed_device_and_full_memory_wherever_they_meet_them(
     def fails(*_: Any) -> Any:
         raise error
 
-    if model.bundle.spec.scale is None:
-        pytest.skip("no tiles")
     monkeypatch.setattr(f"segpipe.models.tiled.{place}", fails)
     with pytest.raises(DeviceMemoryError if error is FULL else DeviceError):
         model.judge([model.prepare(image) for image in images])
 
 
+@pytest.mark.parametrize("model", [{}], ids=["fitted"], indirect=True)
 def test_a_mask_too_large_for_the_device_is_made_on_the_cpu(
     model: Labeler, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if model.bundle.spec.scale is not None:
-        pytest.skip("tiles are raised one by one")
     (expected,) = model.label(images[:1])
 
     def fails(*_: Any) -> Any:
