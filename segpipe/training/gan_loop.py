@@ -245,7 +245,7 @@ class Training:
         return Batch(image, labels.to(self.device, non_blocking=True))
 
     def validate(self) -> SegmentationMetrics:
-        """The averaged generator on the validation split, at the networks' scale; the first process's word."""
+        """The averaged generator on the validation split, at the networks' scale; the first process's."""
         n_classes = len(self.spec.classes)
         counts = self._confusion() if self.processes.is_first else np.zeros((n_classes, n_classes), np.int64)
         return segmentation_metrics(self.processes.from_first(torch.from_numpy(counts)).numpy())
