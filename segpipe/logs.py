@@ -19,7 +19,7 @@ _IDS: ContextVar[Mapping[str, Any]] = ContextVar("segpipe_log_ids", default=Mapp
 
 def tells() -> bool:
     """Whether this process is the one that tells: of those that torchrun starts for a training, the first."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
