@@ -62,6 +62,7 @@ from segpipe.errors import PolicyError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
 from segpipe.kinds import described
+from segpipe.logs import tells
 from segpipe.options import TEXT, build, options_of
 from segpipe.printable import printable
 from segpipe.stopping import StoppedError, stop_on_signals
@@ -208,7 +209,8 @@ def train(as_json: bool, **values: object) -> None:
 
     with resumable("to go on, run the same command again with --resume"):
         result = train(settings)
-    show_result(asdict(result), as_json)
+    if tells():
+        show_result(asdict(result), as_json)
 
 
 @cli.command()

@@ -13,6 +13,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from segpipe.logs import tells
 from segpipe.printable import printable
 
 logger = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class _Bar:
 
 @contextmanager
 def track(total: int, description: str, unit: str = "images") -> Iterator[Advance]:
-    """Follow work of a known size on stderr; the caller says `advance`."""
+    """Follow work of a known size on stderr, if this process tells; the caller says `advance`."""
     description = printable(description)
-    if not sys.stderr.isatty():
+    if not (sys.stderr.isatty() and tells()):
         yield _LogLines(description, total, unit)
         return
     columns = (

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -36,6 +37,7 @@ from segpipe.training.gan_step import Batch, Game, Players, StepResult, train_st
 from segpipe.training.history import EpochRecord
 from segpipe.training.labelled_pixels import LabelledPixels, class_counts
 from segpipe.training.pixel_losses import class_weights
+from segpipe.training.processes import ALONE, Processes
 from segpipe.training.recipe import (
     Recipe,
     choose_epochs,
@@ -83,6 +85,7 @@ class Training:
     measured: Windows
     epochs: int
     device: str
+    processes: Processes
 
     @classmethod
     def begin(
@@ -95,6 +98,7 @@ class Training:
         validation: LabelledPixels,
         device: str,
         pretrained: Collection[str] = (),
+        processes: Processes = ALONE,
     ) -> Training:
         """Untrained networks and fresh optimisers; taught: the rows of labelled that the game is about.
 
@@ -103,7 +107,10 @@ class Training:
         epochs = choose_epochs(settings, len(taught))
         recipe = choose_recipe(settings, epochs * math.ceil(len(taught) / settings.batch_size))
         generator, discriminator = networks
+        processes.agree(generator, discriminator)
         optimizers = make_optimizers(generator, discriminator, recipe, pretrained)
+        for optimizer in optimizers:
+            processes.average_gradients_of(optimizer)
         players = Players(generator, discriminator, *optimizers)
         averaged = AveragedModel(generator, multi_avg_fn=averaging(recipe.averaging_decay), use_buffers=True)
         return cls(
@@ -120,6 +127,7 @@ class Training:
             measured=fixed_windows(validation, spec, settings.seed),
             epochs=epochs,
             device=device,
+            processes=processes,
         )
 
     def fresh_progress(self) -> Progress:
@@ -135,7 +143,7 @@ class Training:
                 keep(progress)
 
     def _run_epoch(self, progress: Progress, bar: Advance) -> None:
-        results = list(self._steps(progress.epoch))
+        results = self._numbers(self._steps(progress.epoch), progress.epoch + 1)
         progress.epoch += 1
         self._require_sound(progress.epoch, results)
         quality = self.validate() if self._validates(progress.epoch) else None
@@ -152,25 +160,38 @@ class Training:
         every = max(1, self.epochs // VALIDATIONS)
         return epoch == self.epochs or epoch % every == 0
 
+    def _numbers(self, results: list[StepResult], epoch: int) -> list[dict[str, float]]:
+        """The figures of an epoch's steps, fetched from the device at once. RunError: one is no number."""
+        names = list(StepResult.__dataclass_fields__)
+        fetched = torch.stack([torch.stack([*vars(result).values()]) for result in results]).tolist()
+        figures = [dict(zip(names, step, strict=True)) for step in fetched]
+        for step in figures:
+            require_numbers(step, self._place(epoch), self._remedy(epoch))
+        return figures
+
     def _steps(self, epoch: int) -> list[StepResult]:
         # Seeded per epoch, so that a resumed training draws what an unbroken one would have drawn.
         seed = self.settings.seed * 1_000_003 + epoch
-        torch.manual_seed(seed)
+        torch.manual_seed(self.processes.own_seed(seed))
         draws = torch.Generator().manual_seed(seed)
         self.players.generator.train()
         self.players.discriminator.train()
         order = epoch_order(self.taught, self.emphasis.weights, draws)
-        batches = [self._two_at_least(rows) for rows in order.split(self.settings.batch_size)]
+        split = order.split(self.settings.batch_size)
+        batches = [self._two_at_least(self.processes.share(rows)) for rows in split]
+        if not self.processes.is_first:  # the same draws for other rows would teach the same views
+            draws.manual_seed(self.processes.own_seed(seed))
         results = []
         for number, rows in enumerate(batches):
             share = (epoch + number / len(batches)) / self.epochs
-            result = train_step(self.players, self._prepare(share), self._batch(rows, draws), self.device)
-            require_numbers(asdict(result), self._place(epoch + 1), self._remedy(epoch + 1))
-            results.append(result)
+            results.append(
+                train_step(self.players, self._prepare(share), self._batch(rows, draws), self.device)
+            )
+            self.processes.average_buffers(self.players.generator, self.players.discriminator)
             self.averaged.update_parameters(self.players.generator)
         return results
 
-    def _require_sound(self, epoch: int, results: list[StepResult]) -> None:
+    def _require_sound(self, epoch: int, results: list[dict[str, float]]) -> None:
         """Before anything of the epoch is kept. RunError."""
         place, remedy = self._place(epoch), self._remedy(epoch)
         require_bounded_loss(_mean(results, "pixel_loss"), len(self.spec.classes), place, remedy)
@@ -224,7 +245,12 @@ class Training:
         return Batch(image, labels.to(self.device, non_blocking=True))
 
     def validate(self) -> SegmentationMetrics:
-        """The averaged generator on the validation split, at the networks' scale."""
+        """The averaged generator on the validation split, at the networks' scale; the first process's."""
+        n_classes = len(self.spec.classes)
+        counts = self._confusion() if self.processes.is_first else np.zeros((n_classes, n_classes), np.int64)
+        return segmentation_metrics(self.processes.from_first(torch.from_numpy(counts)).numpy())
+
+    def _confusion(self) -> np.ndarray:
         network = self.averaged.module.eval()
         confusion = None
         with torch.inference_mode():
@@ -241,7 +267,7 @@ class Training:
                 )
                 confusion = counts if confusion is None else confusion + counts
         assert confusion is not None
-        return segmentation_metrics(confusion)
+        return confusion
 
     def _rate(self) -> float:
         return float(self.players.generator_optimizer.param_groups[0]["lr"])
@@ -333,7 +359,7 @@ def _make_game(settings: TrainSettings, spec: ModelSpec, labelled: LabelledPixel
 
 
 def _epoch_record(
-    epoch: int, results: list[StepResult], rate: float, quality: SegmentationMetrics | None
+    epoch: int, results: list[dict[str, float]], rate: float, quality: SegmentationMetrics | None
 ) -> EpochRecord:
     return EpochRecord(
         epoch=epoch,
@@ -344,8 +370,8 @@ def _epoch_record(
     )
 
 
-def _mean(results: list[StepResult], name: str) -> float:
-    return sum(getattr(result, name) for result in results) / len(results)
+def _mean(results: list[dict[str, float]], name: str) -> float:
+    return sum(result[name] for result in results) / len(results)
 
 
 def _copy_state(network: nn.Module) -> dict[str, Tensor]:

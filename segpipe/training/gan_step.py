@@ -43,15 +43,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The losses and the discriminator's health in one step; shares are 0 to 1."""
+    """The losses and the discriminator's health in one step, each a scalar tensor; shares are 0 to 1.
 
-    pixel_loss: float
-    adversarial_loss: float
-    discriminator_loss: float
-    real_output: float
-    fake_output: float
-    real_accuracy: float
-    fake_accuracy: float
+    They stay on the device: to fetch a number waits for all that the device has been asked to do.
+    """
+
+    pixel_loss: Tensor
+    adversarial_loss: Tensor
+    discriminator_loss: Tensor
+    real_output: Tensor
+    fake_output: Tensor
+    real_accuracy: Tensor
+    fake_accuracy: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,23 +81,23 @@ def train_step(players: Players, game: Game, batch: Batch, device: str) -> StepR
         players, game, image, real, fake.detach(), device
     )
     pixel, adversarial = _generator_step(players, game, batch, logits, image, fake, device)
-    boundary = game.loss.boundary
+    boundary: float | Tensor | None = game.loss.boundary
     if boundary is None:
-        boundary = float(real_map.mean() + fake_map.mean()) / 2
+        boundary = (real_map.mean() + fake_map.mean()) / 2
     return StepResult(
         pixel_loss=pixel,
         adversarial_loss=adversarial,
         discriminator_loss=discriminator_loss,
-        real_output=float(real_map.mean()),
-        fake_output=float(fake_map.mean()),
-        real_accuracy=float((real_map > boundary).float().mean()),
-        fake_accuracy=float((fake_map <= boundary).float().mean()),
+        real_output=real_map.mean(),
+        fake_output=fake_map.mean(),
+        real_accuracy=(real_map > boundary).float().mean(),
+        fake_accuracy=(fake_map <= boundary).float().mean(),
     )
 
 
 def _discriminator_step(
     players: Players, game: Game, image: Tensor, real: Tensor, fake: Tensor, device: str
-) -> tuple[float, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     players.discriminator.requires_grad_(True)
     with autocast(device):
         real_map = players.discriminator(image, real).float()
@@ -107,22 +110,21 @@ def _discriminator_step(
     players.discriminator_optimizer.zero_grad(set_to_none=True)
     loss.backward()
     players.discriminator_optimizer.step()
-    return float(loss.detach()), real_map.detach(), fake_map.detach()
+    return loss.detach(), real_map.detach(), fake_map.detach()
 
 
 def _generator_step(
     players: Players, game: Game, batch: Batch, logits: Tensor, image: Tensor, fake: Tensor, device: str
-) -> tuple[float, float]:
-    loss = logits.new_zeros(())
-    pixel = adversarial = 0.0
+) -> tuple[Tensor, Tensor]:
+    loss = pixel = adversarial = logits.new_zeros(())
     if game.pixel_weight:
         term = pixel_loss(class_logits(logits), batch.labels, game.class_weights, game.ignore_index)
-        loss, pixel = loss + game.pixel_weight * term, float(term.detach())
+        loss, pixel = loss + game.pixel_weight * term, term.detach()
     if game.adversarial_weight:
         players.discriminator.requires_grad_(False)
         with autocast(device):
             term = game.loss.generator(players.discriminator(image, fake).float())
-        loss, adversarial = loss + game.adversarial_weight * term, float(term.detach())
+        loss, adversarial = loss + game.adversarial_weight * term, term.detach()
     players.generator_optimizer.zero_grad(set_to_none=True)
     loss.backward()
     players.generator_optimizer.step()

@@ -44,6 +44,7 @@ from segpipe.training.judge_masks import (
     there_is,
 )
 from segpipe.training.labelled_pixels import LabelledPixels
+from segpipe.training.processes import ALONE, Processes
 from segpipe.training.recipe import rate_factor, set_rate
 from segpipe.training.row_sampling import draw_row
 from segpipe.training.views import draw_views, emphasise
@@ -100,6 +101,7 @@ class Scoring:
     mixture: Mixture
     around_rare: float
     history: list[RoundRecord]
+    processes: Processes
 
     @classmethod
     def begin(
@@ -113,6 +115,7 @@ class Scoring:
         views: float,
         device: str,
         mixture: Mixture = MIXTURE,
+        processes: Processes = ALONE,
     ) -> Scoring:
         """A judge that has learnt nothing yet, nor what the game's discriminator knows: that is the images it
         was taught by heart, which makes a worse judge of others (Ash and Adams 2020, "On Warm-Starting Neural
@@ -120,6 +123,9 @@ class Scoring:
 
         Of the mixture it is shown what the teachers and parts have.
         """
+        processes.agree(judge)
+        optimizer = _make_optimizer(judge)
+        processes.average_gradients_of(optimizer)
         steps = math.ceil(views / BATCH)
         rounds = min(MOST_ROUNDS, steps)
         return cls(
@@ -127,7 +133,7 @@ class Scoring:
             spec=spec,
             teachers=teachers,
             judge=judge,
-            optimizer=_make_optimizer(judge),
+            optimizer=optimizer,
             labelled=labelled,
             parts=parts,
             rounds=rounds,
@@ -139,10 +145,12 @@ class Scoring:
             if labelled.fitted
             else emphasise(labelled, torch.cat([parts.taught, parts.judged])).chance,
             history=[],
+            processes=processes,
         )
 
     def run(self, keep: Callable[[], None]) -> None:
-        """Teach the judge the rounds that are left; keep is called after each. Then fit its score."""
+        """Teach the judge the rounds that are left; keep is called after each. Then fit its score, which the
+        first process does."""
         with track(self.rounds, "learn to judge", "rounds") as bar:
             bar.advance(len(self.history))
             whole = self._whole_images() if len(self.history) < self.rounds else None
@@ -151,8 +159,9 @@ class Scoring:
                 keep()
                 bar.advance(1, note=f"pixel loss {self.history[-1].correctness:.3f}")
         self.judge.eval()
-        self._learn_familiarity()
-        self._fit_score()
+        if self.processes.is_first:
+            self._learn_familiarity()
+            self._fit_score()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint keeps besides `history`."""
@@ -176,7 +185,7 @@ class Scoring:
 
     def _run_round(self, number: int, whole: WholeImages | None) -> None:
         # Seeded per round, so that a resumed stage draws what an unbroken one would have drawn.
-        seed = self.seed * 1_000_003 + number
+        seed = self.processes.own_seed(self.seed * 1_000_003 + number)
         torch.manual_seed(seed)
         draws, augmentation = random.Random(seed), torch.Generator().manual_seed(seed)
         damage = np.random.default_rng(seed)
@@ -186,24 +195,30 @@ class Scoring:
             share = (number + step / self.steps_per_round) / self.rounds
             set_rate(self.optimizer, RATE * rate_factor(share))
             losses.append(self._step(self._lesson(draws, augmentation, damage)))
-            require_numbers(losses[-1], self._place(number), _REMEDY)
             if whole is not None and step % WHOLE_EVERY == 0:
-                self._step_on_whole(whole.draw(BATCH, augmentation))
+                self._step_on_whole(whole.draw(self.processes.share_of(BATCH), augmentation))
+        figures = torch.stack([torch.stack([*step.values()]) for step in losses]).tolist()
+        for step_figures in figures:
+            named = dict(zip(losses[0], step_figures, strict=True))
+            require_numbers(named, self._place(number), _REMEDY)
         require_sound({"judge": self.judge}, self._place(number), _REMEDY)
         require_finite({"judge's optimiser": optimizer_tensors(self.optimizer)}, self._place(number), _REMEDY)
-        means = {name: float(np.mean([loss[name] for loss in losses])) for name in losses[0]}
+        means = {
+            name: float(np.mean(column))
+            for name, column in zip(losses[0], zip(*figures, strict=True), strict=True)
+        }
         self.history.append(RoundRecord(round=number + 1, **means))
 
     def _place(self, number: int) -> str:
         return f"round {number + 1} of {self.rounds} of learning to judge"
 
-    def _step(self, lesson: Lesson) -> dict[str, float]:
+    def _step(self, lesson: Lesson) -> dict[str, Tensor]:
         with autocast(self.device):
             judgement = self.judge(lesson.image, lesson.shown)
         truths = self.mixture.sources[Source.TRUTH]
         losses = judging_losses(judgement, lesson, self.spec.ignore_index, truths, self.spec.rule)
         self._learn(losses.total)
-        return {name: float(value.detach()) for name, value in vars(losses).items()}
+        return {name: value.detach() for name, value in vars(losses).items()}
 
     def _step_on_whole(self, whole: WholeImages) -> None:
         image = normalise(whole.images.to(self.device), self.spec.mean, self.spec.standard_deviation)
@@ -218,11 +233,12 @@ class Scoring:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
+        self.processes.average_buffers(self.judge)
 
     def _lesson(
         self, draws: random.Random, augmentation: torch.Generator, damage: np.random.Generator
     ) -> Lesson:
-        sources = draw_sources(self.mixture, BATCH, draws)
+        sources = draw_sources(self.mixture, self.processes.share_of(BATCH), draws)
         unseen = [draw_unseen(self.mixture, source, draws) for source in sources]
         rows = [self._draw(self.parts.judged if held else self.parts.taught, draws) for held in unseen]
         seen, labels = draw_views(

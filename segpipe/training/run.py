@@ -32,11 +32,12 @@ from segpipe.training.corrections import (
     weights,
 )
 from segpipe.training.gan_loop import Progress
-from segpipe.training.history import RoundRecord, history_csv, history_png
+from segpipe.training.history import EpochRecord, RoundRecord, history_csv, history_png
 from segpipe.training.holdout import split_parts, with_corrections
 from segpipe.training.labelled_pixels import Read, load_pixels, load_samples, reads_of
 from segpipe.training.learning_groups import groups_of, learning_groups, shared_groups_line
 from segpipe.training.learnt_images import keep_seen
+from segpipe.training.processes import Processes, all_processes
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.resuming import as_begun, require_same_generator, start_or_resume
 from segpipe.training.stages import Work, judge, play
@@ -64,6 +65,11 @@ def train(settings: TrainSettings) -> TrainResult:
     Raises DatasetError (also for what inspection.checks refuses), ModelError (a --generator that cannot be
     trained on), RunError (a model is there already, or --resume does not fit), StorageError.
     """
+    with all_processes(choose_device(settings.device)) as processes:
+        return _train(settings, processes)
+
+
+def _train(settings: TrainSettings, processes: Processes) -> TrainResult:
     started = time.monotonic()
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
@@ -74,7 +80,7 @@ def train(settings: TrainSettings) -> TrainResult:
     train_facts, sizes = look_at_objects(dataset, settings.split)
     val_facts = look_through(dataset, settings.val_split)
     warnings = say(_checked(train_facts, val_facts, settings))
-    corrections = _corrections(settings, model_url, dataset, checkpoint)
+    corrections = _corrections(settings, model_url, dataset, checkpoint, processes)
     corrected: list[Read] = [partial(open_correction, correction, dataset) for correction in corrections]
     reads, n_labelled = [*reads_of(dataset, train_facts.usable), *corrected], len(train_facts.usable)
     groups = learning_groups(train_facts, settings.group_by)
@@ -98,21 +104,24 @@ def train(settings: TrainSettings) -> TrainResult:
             dataset, val_facts.usable, spec, settings.cache_bytes - labelled.cached_bytes
         ) as validation,
     ):
-        work = Work(settings, model_url, spec, labelled, parts, device, beginning.pretrained)
+        work = Work(settings, model_url, spec, labelled, parts, device, beginning.pretrained, processes)
         progress = play(work, (generator, adversary), validation, checkpoint)
         generator.load_state_dict(progress.best_generator)
         adversary.load_state_dict(progress.best_discriminator)
         judging = judge(work, generator, discriminator, progress, checkpoint)
-    keep_seen(model_url, {*train_facts.digests, *map(_digest, corrected)})
-    card = _save(work, dataset, corrections, beginning, progress, judging)
-    delete_checkpoint(model_url)
+    model_id = ""
+    if processes.is_first:
+        keep_seen(model_url, {*train_facts.digests, *map(_digest, corrected)})
+        model_id = _save(work, dataset, corrections, beginning, progress, judging).model_id
+        delete_checkpoint(model_url)
+    best = _best(progress)
     return TrainResult(
         model_url,
-        card.model_id,
+        processes.text_from_first(model_id),
         progress.epoch,
         progress.best_epoch,
-        card.metrics["mean_iou"],
-        card.metrics["pixel_accuracy"],
+        best.validation_mean_iou or 0.0,
+        best.validation_pixel_accuracy or 0.0,
         time.monotonic() - started,
         warnings,
     )
@@ -136,17 +145,27 @@ def _checked(train_facts: SplitFacts, val_facts: SplitFacts, settings: TrainSett
 
 
 def _corrections(
-    settings: TrainSettings, model_url: str, dataset: Dataset, checkpoint: Checkpoint | None
+    settings: TrainSettings,
+    model_url: str,
+    dataset: Dataset,
+    checkpoint: Checkpoint | None,
+    processes: Processes,
 ) -> list[Correction]:
-    """What people corrected: as it was when this training began."""
+    """What people corrected: as it was when this training began, and as the first process found it."""
     if not settings.corrections:
         return []
     uri = storage.join(model_url, CORRECTIONS)
     if checkpoint is not None:
         return from_json(storage.read_bytes(uri))
-    found = find_corrections(settings.corrections, dataset)
-    storage.put(uri, to_json(found))
-    return found
+    kept = b""
+    if processes.is_first:
+        kept = to_json(find_corrections(settings.corrections, dataset))
+        storage.put(uri, kept)
+    return from_json(processes.text_from_first(kept.decode()).encode())
+
+
+def _best(progress: Progress) -> EpochRecord:
+    return next(record for record in progress.history if record.epoch == progress.best_epoch)
 
 
 def _save(
@@ -160,7 +179,7 @@ def _save(
     settings, model_url, discriminator = work.settings, work.model_url, beginning.discriminator
     trained = stored(beginning, work.device)
     weights = trained.weights, encode_weights(discriminator)
-    best = next(record for record in progress.history if record.epoch == progress.best_epoch)
+    best = _best(progress)
     digest = model_digest(trained.spec, *weights)
     card = ModelCard(
         model_id=shown(digest),

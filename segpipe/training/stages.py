@@ -19,6 +19,7 @@ from segpipe.training.history import RoundRecord
 from segpipe.training.holdout import Parts
 from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.labelled_pixels import LabelledPixels
+from segpipe.training.processes import ALONE, Processes
 from segpipe.training.resuming import resumable_settings
 
 Stage = Literal["adversarial", "scoring"]
@@ -39,9 +40,12 @@ class Work:
     parts: Parts
     device: str
     pretrained: frozenset[str] = frozenset()
+    processes: Processes = ALONE
 
     def keep(self, stage: Stage, tensors: dict[str, dict[str, Tensor]], data: dict[str, Any]) -> None:
-        """Put a checkpoint that `start_or_resume` can take up."""
+        """Put a checkpoint that `start_or_resume` can take up; the first process does."""
+        if not self.processes.is_first:
+            return
         known = {"settings": resumable_settings(self.settings), "stage": stage}
         if self.spec.foreign is not None:
             known["generator_files"] = self.spec.foreign.files
@@ -66,6 +70,7 @@ def play(
         validation,
         work.device,
         work.pretrained,
+        work.processes,
     )
     progress = training.restore(checkpoint) if checkpoint else training.fresh_progress()
 
@@ -99,6 +104,7 @@ def judge(
         work.parts,
         views,
         work.device,
+        processes=work.processes,
     )
     if checkpoint and checkpoint.data["stage"] == "scoring":
         rounds = [RoundRecord(**record) for record in checkpoint.data["rounds"]]
