@@ -20,6 +20,7 @@ from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, describe
 
 MAX_SCALE, MOST_COST = 1000.0, 8.0
 CACHE_BYTES = 20_000_000_000
+LEAST_SHARE = 1e-6  # it takes millions of labelled images to promise that little
 MAX_WORKING_PIXELS = 1024 * 2048  # labelling at twice as many took 3 GB and two minutes an image
 
 
@@ -138,9 +139,10 @@ def guarded_class(guard: str) -> tuple[str, float]:
 def class_share(promised: str) -> tuple[str, float]:
     """Class name and share (between 0 and 1) of CLASS:SHARE; raises ValueError."""
     name, share = _class_and_number(promised)
-    if not name or not 0 < share < 1:
+    if not name or not LEAST_SHARE <= share < 1:
         raise ValueError(
-            f"{promised!r} is not CLASS:SHARE with a share between 0 and 1, for example crack:0.05"
+            f"{promised!r} is not CLASS:SHARE with a share between {LEAST_SHARE:g} and 1, for example "
+            "crack:0.05"
         )
     return name, share
 
@@ -498,14 +500,14 @@ class CalibrateSettings(_Settings):
     )
     max_bad_fraction: float | None = Field(
         None,
-        gt=0,
+        ge=LEAST_SHARE,
         lt=1,
         description="Largest share of bad masks (0 to 1) among those accepted; the task decides. Goes with "
         "--min-iou.",
     )
     max_mean_loss: float | None = Field(
         None,
-        gt=0,
+        ge=LEAST_SHARE,
         lt=1,
         description="In place of those two: largest mean loss (0 to 1) of the accepted masks, where a mask "
         "loses 1 - IoU; 0.3 promises a mean IoU of 0.7.",
@@ -888,7 +890,7 @@ class LabelSettings(_Settings):
         title="Audit share",
         description="Share (0 to 1) of the accepted masks, drawn at random, that people check all the same, "
         "so that segpipe audit can tell whether the promise is kept; 0.02 is 20 masks a night of 1,000 "
-        "accepted, and notices in a week when three times a promised tenth is bad. 0 checks none. Under a "
+        "accepted, and notices in two weeks when three times a promised tenth is bad. 0 checks none. Under a "
         "policy that grows it is the share of all masks, and no less than that of calibrate --draw-share.",
     )
     from_scratch_share: float = Field(

@@ -130,7 +130,7 @@ def test_a_malformed_guard_is_refused_with_an_example(guard: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "share", ["", "crack", ":0.5", "crack:", "crack:0", "crack:1", "crack:-0.1", "crack:nan"]
+    "share", ["", "crack", ":0.5", "crack:", "crack:0", "crack:1", "crack:-0.1", "crack:nan", "crack:1e-300"]
 )
 @pytest.mark.parametrize("kind", ["miss", "false_alarm"])
 def test_a_malformed_promise_about_a_class_is_refused_with_an_example(kind: str, share: str) -> None:
@@ -149,6 +149,12 @@ def test_a_class_is_promised_once_of_each_kind_alone_or_with_masks() -> None:
             CalibrateSettings(**PLACES, split="val", **wrong, miss=("crack:0.05",))
     with pytest.raises(ValidationError, match="goes with --miss"):
         CalibrateSettings(**PROMISE, min_object_px=5)
+
+
+@pytest.mark.parametrize("target", [{"min_iou": 0.6, "max_bad_fraction": 1e-300}, {"max_mean_loss": 1e-7}])
+def test_a_share_that_no_data_set_can_prove_is_refused(target: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="greater than or equal to"):
+        CalibrateSettings(**PLACES, split="val", **target)
 
 
 def test_two_guards_of_one_class_are_refused() -> None:

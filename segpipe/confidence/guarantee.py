@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaincinv
 from scipy.stats import binom, nbinom
 
 from segpipe.confidence.betting import betting_p_value, losses_needed
@@ -25,6 +26,7 @@ COVERAGE_STEP = 0.02  # finer steps would test nearly the same images again
 BAD_TOLERATED_AT_START = 3  # a first test that forgives no bad image often ends the sequence by bad luck
 LOSS_TOLERATED_AT_START = 0.8  # of the largest mean loss: of few images only a far smaller one would pass
 SHARE_SPENT_ON_START = 0.25  # but it must not reach far into the doubtful images to afford that
+RARE = 1e-9  # below it a binomial count is a Poisson one
 MOST_BAD_CONSIDERED = 500  # beyond it the answer is thousands of labels, which is no advice
 SEED = 0  # of draws that may look at neither scores nor labels
 
@@ -259,8 +261,11 @@ def coverages_to_test_mean_loss(
 def fewest_accepted(bad: int, max_bad_fraction: float, confidence: float) -> int:
     """Fewest accepted images with which `bad` bad ones still pass the binomial test.
 
-    The smallest n with P(Binomial(n, max_bad_fraction) <= bad) <= 1 - confidence, from the negative binomial.
+    The smallest n with P(Binomial(n, max_bad_fraction) <= bad) <= 1 - confidence, from the negative binomial;
+    for a fraction below 1e-9 about that, at most 2**53.
     """
+    if max_bad_fraction < RARE:  # the search for its quantile would not end
+        return math.ceil(min(float(gammaincinv(bad + 1, confidence)) / max_bad_fraction, 2.0**53))
     return bad + 1 + int(nbinom.ppf(confidence, bad + 1, max_bad_fraction))
 
 

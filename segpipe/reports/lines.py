@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from segpipe.confidence.looks import in_words as in_words_of_look
@@ -73,7 +73,6 @@ def recalibration_report(found: Sequence[Recalibration]) -> str:
 
 def _recalibration_lines(found: Recalibration) -> list[tuple[str, str]]:
     waiting = f"{found.open} to answer, {found.held_back} answered ones wait behind the oldest: "
-    following = f"score {found.next_threshold}: evidence of {found.capital} of the {found.needed:.4g} needed"
     return [
         ("policy", f"{found.policy_id} of model {found.model_id}, {_grown(found)}"),
         ("promise", found.promise),
@@ -84,9 +83,16 @@ def _recalibration_lines(found: Recalibration) -> list[tuple[str, str]]:
             f"{found.withdrawn} withdrawn",
         ),
         *([("waiting", waiting + str(found.oldest_open))] if found.open else []),
-        *([("next", following)] if found.next_threshold is not None else []),
+        *_following(found),
         ("reviewers", recalibration.ratio_in_words(found)),
     ]
+
+
+def _following(found: Recalibration) -> Iterator[tuple[str, str]]:
+    """How far the proof of the next threshold is, where there is one."""
+    if found.next_threshold is not None and found.capital is not None:
+        evidence = f"evidence of {found.capital:.4g} of {found.needed:.4g} needed"
+        yield "next", f"score {found.next_threshold:.6g}: {evidence}"
 
 
 def audit_report(audits: Sequence[PolicyAudit]) -> str:

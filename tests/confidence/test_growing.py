@@ -278,6 +278,8 @@ def test_calibrations_own_threshold_stays_where_it_is_the_looser_one() -> None:
 def test_what_calibration_could_not_prove_grows_from_nothing() -> None:
     root = calibrated(30)
     assert root.threshold is None
+    assert promise(root).endswith("; or reviews of drawn masks prove it in time")
+    assert "reviews" not in promise(calibrated(30, draw_share=None))
     assert grown_policy(root, drawn([], []), 1, CREATED).threshold is None
     grown = grown_policy(root, many_draws(), 1, CREATED)
     assert grown.threshold is not None

@@ -27,6 +27,11 @@ def all_accepted(n_images: int, n_bad: int, max_bad_fraction: float, confidence:
     return certify(np.ones(n_images), bad, [1.0], max_bad_fraction, confidence)
 
 
+def test_a_promise_too_small_for_any_number_of_images_is_answered_at_once():
+    assert fewest_accepted(0, 1e-10, 0.95) == pytest.approx(-math.log(0.05) / 1e-10)
+    assert fewest_accepted(0, 1e-300, 1 - 1e-16) == fewest_accepted(3, 5e-324, 0.95) == 2**53
+
+
 @pytest.mark.parametrize(("target", "fewest"), [(0.1, 22), (0.05, 59)])
 def test_fewest_accepted_images_without_a_bad_one(target, fewest):
     assert all_accepted(fewest, 0, target, 1 - target).threshold == 1.0

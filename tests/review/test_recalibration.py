@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +314,15 @@ def test_the_command_prints_lines_for_people_and_fields_for_programs(out: Growin
     assert "63 masks, 63 count" in shown
     assert "unknown: it takes a bad mask and answers of both kinds" in shown
     assert f"grown from {out.policy.policy_id}" in shown
+
+
+def test_what_is_still_to_be_proven_is_said_in_digits_that_people_read(out: GrowingOutput, capsys) -> None:
+    good, bad = out.drawn(3, 0.12345678901), out.drawn(1, 0.05)
+    out.said(good, bad=False)
+    out.said(bad, bad=True)
+    assert run(["recalibrate", out.output]) == 0
+    (following,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next"))
+    assert re.fullmatch(r"next +score -?0\.\d{1,7}: evidence of 1(\.\d{1,3})? of 20 needed", following)
 
 
 def test_a_mask_of_a_policy_with_no_draft_shown_to_this_version_counts_as_drafted(out: GrowingOutput) -> None:
