@@ -389,17 +389,21 @@ def label(
     result printed, when too large a share of the images failed.
     """
     settings = build(LabelSettings, values)
+    from segpipe.labeling.engines.work import ServedModel
     from segpipe.labeling.giving_up import require_few_failures
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
     from segpipe.manifests.policies import policy_of_run
     from segpipe.models.labeler import load_model
+    from segpipe.models.promotion_line import resolve
+    from segpipe.models.served import load_planned
     from segpipe.reports.lines import label_report
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
     with resumable(f"to go on, run the same command again with --run-id {run_id}"):
-        labeler = load_model(model, settings.device)
-        summary = label_source(source, output, labeler, settings, run_id, limit)
+        served = ServedModel(resolve(model), load_planned)
+        labeler = load_model(served.url, settings.own_device)
+        summary = label_source(source, output, labeler, settings, run_id, limit, served=served)
     if as_json:
         show(json_text(asdict(summary)))
     else:
