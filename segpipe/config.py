@@ -781,6 +781,7 @@ class VerifySettings(_Settings):
 
 
 DEFAULT_ENGINE = "local"
+ENGINE_SETTINGS = ("engine", "workers", "worker_gpus", "worker_cpus")
 
 
 def _worker_count(workers: object) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from brightness import Brightness, served
+from brightness import MODEL_ID, Brightness, served
 from PIL import Image
 
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction, make_policy
-from segpipe.confidence.policy import Policy, sealed
+from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 from segpipe.labeling.run import label_source
 from segpipe.labeling.totals import RunSummary
@@ -111,11 +111,15 @@ def policy_with() -> Callable[..., Policy]:
     """(threshold, low, high) -> a policy whose calibration scores are spread from low to high."""
 
     def make(threshold: float, low: float = 0.0, high: float = 1.0) -> Policy:
-        scores, ious = np.linspace(0, 1, 200), np.ones(200)
-        made = make_policy(
-            scores, ious, "aaaaaaaaaaaa", BadFraction(0.5, 0.1), 0.9, "f" * 64, "2026-11-23T00:00:00+00:00"
+        return make_policy(
+            np.linspace(low, high, 200),
+            np.ones(200),
+            MODEL_ID,
+            BadFraction(0.5, 0.1),
+            0.9,
+            "f" * 64,
+            "2026-11-23T00:00:00+00:00",
+            candidate_thresholds=[threshold],
         )
-        quantiles = tuple(np.linspace(low, high, 101).tolist())
-        return sealed(replace(made, threshold=threshold, score_quantiles=quantiles))
 
     return make

@@ -92,7 +92,7 @@ def test_a_model_that_fails_on_everything_ends_the_run_and_a_resume_labels_the_r
 
 
 def test_a_drifted_run_goes_to_review_from_its_first_part_on(either, policy_with) -> None:
-    policy = policy_with(0.5, 2, 3)
+    policy = policy_with(2.0, 2.0, 3.0)
     summary = either.label(policy, shard_images=12)
     found = assert_whole(either)
     assert summary.reasons == {"drift": 24}
@@ -100,7 +100,7 @@ def test_a_drifted_run_goes_to_review_from_its_first_part_on(either, policy_with
     assert summary.drift == detect_drift(tested, policy, 0.0001)
 
 
-@pytest.mark.parametrize("killed_at", [0, 2])
+@pytest.mark.parametrize("killed_at", [0, 1])
 def test_a_run_killed_at_a_commit_resumes_under_its_verdict(
     either, policy_with, monkeypatch: pytest.MonkeyPatch, killed_at: int
 ) -> None:
@@ -111,12 +111,12 @@ def test_a_run_killed_at_a_commit_resumes_under_its_verdict(
             raise KilledError
         return commit(out, run_date, run_id, shard, table)
 
-    policy = policy_with(0.5, 2, 3)
+    policy = policy_with(2.0, 2.0, 3.0)
     with monkeypatch.context() as patched:
         patched.setattr(ledger_module, "commit_part", killed)
         with pytest.raises(KilledError):
-            either.label(policy, shard_images=8, drift_false_alarm_rate=0.01)
-    summary = either.label(policy, shard_images=8, drift_false_alarm_rate=0.01)
+            either.label(policy, shard_images=12)
+    summary = either.label(policy, shard_images=12)
     assert (summary.planned, summary.review) == (24, 24)
     assert_whole(either)
 

@@ -32,7 +32,7 @@ class Labeled:
 
 @dataclass
 class Brightness:
-    """The score is the mean brightness, 0 to 1. folder: where a test puts files that say what is to go wrong."""
+    """The score is the mean brightness, 0 to 1. folder: where files say what is to go wrong."""
 
     policy: Policy | None = None
     folder: str | None = None
@@ -83,8 +83,9 @@ def _misbehave(folder: Path) -> None:
 
 
 def load(url: str, digest: str | None, policy: str | None, device: str) -> Brightness:
-    """For workers; url is the folder of orders."""
+    """For workers, which leave their process ids in url, the folder of orders."""
     assert (digest, device) == (None, "cpu")
+    Path(url, f"worker-{os.getpid()}").touch()
     return Brightness(None if policy is None else from_json(policy), url)
 
 

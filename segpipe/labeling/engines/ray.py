@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _PATIENCE_SECONDS = 600.0
+_ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 3.0
 _STEP_SECONDS = 0.25
 _LEASES_PER_CLAIM = 2
@@ -302,6 +304,8 @@ def _connect(ray: Any, settings: LabelSettings) -> None:
         raise RunError(
             f"RAY_ADDRESS is {address}: run segpipe on a node of the cluster, with RAY_ADDRESS=HOST:6379"
         )
+    if address != "local":
+        _require_answer(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
@@ -312,6 +316,17 @@ def _connect(ray: Any, settings: LabelSettings) -> None:
             ray.init(address=address, **options)
         except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise RunError(_no_cluster(address, error)) from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise RunError where nobody listens, for which Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise RunError(f"RAY_ADDRESS is {address}, not HOST:PORT: give that of the cluster's head, HOST:6379")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except OSError as error:
+        raise RunError(_no_cluster(address, error)) from error
 
 
 def _no_cluster(address: str, error: Exception) -> str:
