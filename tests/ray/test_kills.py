@@ -197,17 +197,30 @@ def test_a_cluster_that_cannot_be_joined_is_said_in_one_line(bench, driver, addr
     assert said in words
 
 
-def test_a_token_that_is_wrong_is_said_with_the_remedy(bench, driver) -> None:
-    from ray.cluster_utils import Cluster
+CLUSTER = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+print(cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
 
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("RAY_AUTH_MODE", "token")
-        environment.setenv("RAY_AUTH_TOKEN", "0123456789abcdef" * 2)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        try:
-            run = driver(bench("ray"), RAY_ADDRESS=cluster.address, RAY_AUTH_TOKEN="another" * 5)
-            words, _ = run.communicate(timeout=PROCESS_SECONDS)
-        finally:
-            cluster.shutdown()
-    assert run.returncode == 1
+
+def test_a_token_that_is_wrong_is_said_with_the_remedy(bench, driver) -> None:
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 2}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | token,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout
+        address = cluster.stdout.readline().strip()
+        other = token | {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": "fedcba9876543210" * 2}
+        process = driver(bench("ray"), **other)
+        words, _ = process.communicate(timeout=PROCESS_SECONDS)
+        cluster.communicate("over\n", timeout=PROCESS_SECONDS)
+    assert process.returncode == 1
+    assert "RunError: no Ray cluster" in words, words
     assert "set RAY_AUTH_TOKEN" in words

@@ -32,14 +32,20 @@ def rows(output: str) -> list[dict[str, Any]]:
     return sorted(read_manifest(output).to_pylist(), key=lambda row: row["image_uri"])
 
 
-def assert_whole(bench: Any) -> list[dict[str, Any]]:
-    """One row per image, behind each a mask that hashes to what it says, and nothing for verify to find."""
+def assert_rows(bench: Any) -> list[dict[str, Any]]:
+    """One row per image, and behind each a mask that hashes to what it says."""
     found = rows(bench.output)
     assert [row["image_uri"] for row in found] == bench.uris
     for row in found:
         if row["mask_uri"]:
             data = storage.read_bytes(row["mask_uri"])
             assert hashlib.sha256(data).hexdigest() == row["mask_sha256"]
+    return found
+
+
+def assert_whole(bench: Any) -> list[dict[str, Any]]:
+    """As assert_rows, and nothing for verify to find."""
+    found = assert_rows(bench)
     assert verify(bench.output, VerifySettings()).findings == {}
     return found
 
@@ -135,7 +141,7 @@ def test_a_policy_that_is_suspended_in_mid_run_accepts_nothing_more(
     summary = either.label(policy_with(0.01))
     assert summary.reasons["suspended"] == 16
     assert summary.reasons["confident"] == 8
-    assert_whole(either)
+    assert_rows(either)
 
 
 def test_confidence_maps_are_written_beside_the_masks(either) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.confidence.policy import Policy, from_json
+from segpipe.confidence.policy import Policy, display_confidence, from_json
 from segpipe.labeling.engines.work import ServedModel
 
 MODEL_ID = "aaaaaaaaaaaa"
@@ -63,7 +63,8 @@ class Brightness:
         score = float(judged.mean() / 255)
         by_class = np.where(fractions > 0, score, np.nan)
         confidence_map = (judged.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
-        return Labeled(mask, score, score, fractions, by_class, confidence_map)
+        confidence = score if self.policy is None else display_confidence(self.policy, score)
+        return Labeled(mask, confidence, score, fractions, by_class, confidence_map)
 
 
 def _misbehave(folder: Path) -> None:
