@@ -223,4 +223,4 @@ def test_a_token_that_is_wrong_is_said_with_the_remedy(bench, driver) -> None:
         cluster.communicate("over\n", timeout=PROCESS_SECONDS)
     assert process.returncode == 1
     assert "RunError: no Ray cluster" in words, words
-    assert "set RAY_AUTH_TOKEN" in words
+    assert "RAY_AUTH_TOKEN_PATH has to name its token" in words

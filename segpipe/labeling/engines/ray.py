@@ -330,14 +330,13 @@ def _require_answer(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> str:
-    said = one_line(error)
-    remedy = (
-        "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-        if "token" in said.lower()
-        else "look whether it runs (ray status), and with the same versions"
+    said = one_line(error)[:300]
+    if address == "local":
+        return f"Ray did not start here ({said}): look at its logs, below /tmp/ray, or take --engine local"
+    return (
+        f"no Ray cluster at {address} can be joined ({said}): it has to run (ray status), with the same "
+        "versions of Ray and Python, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH has to name its token"
     )
-    where = "Ray did not start here" if address == "local" else f"no Ray cluster at {address} can be joined"
-    return f"{where} ({said[:300]}): {remedy}"
 
 
 @contextmanager
