@@ -263,7 +263,8 @@ def main(kills: int, images: int, pause: float) -> None:
     """Kill until so many have died, and write what was found."""
     random.seed(0)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)])}
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+    os.environ |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)])}
     began, rounds = time.monotonic(), []
     with s3_server("moto"), _cluster() as killer, tempfile.TemporaryDirectory() as folder:
         while sum(killer.done.values()) < kills:

@@ -31,6 +31,7 @@ def shared_ray() -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests/support")]))
         environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_worker_niceness", "0")  # on a busy machine the tests would wait for long
         environment.delenv("RAY_ADDRESS", raising=False)
         ray.init(
             address="local",

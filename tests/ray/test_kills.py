@@ -122,7 +122,7 @@ def driver() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | {"PYTHONPATH": paths} | environment,
+                env=os.environ | {"PYTHONPATH": paths, "RAY_worker_niceness": "0"} | environment,
             )
         )
         return started[-1]
