@@ -124,6 +124,7 @@ def _sleeping(folder: Path, workers: int, shards_each: int) -> dict[str, float]:
 
     source, shards = folder / "source", workers * shards_each
     source.mkdir(exist_ok=True)
+    (source / "00000000.png").write_bytes(b"never read")
     keys = [f"{source}/{number:08d}.png" for number in range(shards * SHARD_IMAGES)]
     table = pa.table({"uri": keys, "etag": ["e"] * len(keys), "size": [1000] * len(keys)})
     pq.write_table(table, folder / "list.parquet")

@@ -172,8 +172,10 @@ def test_the_shards_of_one_that_may_live_wait_for_the_end_of_its_last_lease(stag
     run.ready(2)
     run.step(run.alive(2), after=6.9)
     assert run.fleet.assigned == [(1, 0)]
+    assert run.dispatcher.may_have_writers  # so that the claim is not let go
     run.step(run.alive(2), after=0.1)
     assert run.fleet.assigned == [(1, 0), (2, 0)]
+    assert not run.dispatcher.may_have_writers
 
 
 def test_news_of_the_death_of_a_lost_worker_ends_the_wait(stage) -> None:

@@ -155,6 +155,11 @@ class Dispatcher:
         """How many images are labelled, those of unfinished shards included."""
         return self._n_finished + sum(worker.done - worker.finished for worker in self._ready.values())
 
+    @property
+    def may_have_writers(self) -> bool:
+        """Whether a worker that was given up may still write: its lease has not run out."""
+        return any(one.until > self._clock() for one in self._lost)
+
     def step(self, seconds: float, room: int) -> list[FinishedShard]:
         """Wait for news, for some seconds at most, and act on it; gives at most `room` finished shards.
 

@@ -22,7 +22,7 @@ from packaging.version import Version
 
 from segpipe import storage
 from segpipe.config import LabelSettings
-from segpipe.errors import ModelError, RunError, SegpipeError
+from segpipe.errors import ModelError, RunError, SegpipeError, StorageError
 from segpipe.labeling.batch import planned_batches
 from segpipe.labeling.engines.local import label_batches, shard_of, threads_of
 from segpipe.labeling.engines.messages import (
@@ -94,6 +94,8 @@ class ShardWorker:
             labeler = load(task.url, task.digest, task.policy, task.device)
             if labeler.model_id != task.place.model_id:
                 raise ModelError(f"{task.url} is model {labeler.model_id}, not {task.place.model_id}")
+        except StorageError as error:  # the next one to start may have more luck
+            return json.dumps({"failed": one_line(error)})
         except SegpipeError as error:
             return json.dumps({"refused": one_line(error)})
         settings = LabelSettings.model_validate_json(task.settings)
