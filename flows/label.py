@@ -23,11 +23,14 @@ from flows.run_page import publish_page
 from segpipe import load_model
 from segpipe.config import LabelSettings
 from segpipe.errors import AddressError, DeviceError, NotFoundError, RunError, SegpipeError, StorageError
+from segpipe.labeling.engines.work import ServedModel
 from segpipe.labeling.giving_up import require_few_failures
 from segpipe.labeling.plan import RunPlan
 from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
+from segpipe.models.promotion_line import resolve
+from segpipe.models.served import load_planned
 from segpipe.redaction import redact
 
 RETRIES = 3
@@ -71,10 +74,10 @@ def may_go_on(failed: Task, task_run: TaskRun, state: State) -> bool:
 
 
 @task(name="label", retry_condition_fn=may_go_on, **RESUMABLE)
-def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings) -> None:
+def label_images(plan: RunPlan, labeler: Labeler, settings: LabelSettings, served: ServedModel) -> None:
     """Label the planned images that have no row yet; one manifest part per shard."""
     with library_log(), without_secrets():
-        label_run(plan, labeler, settings, progress_artifact)
+        label_run(plan, labeler, settings, progress_artifact, served)
 
 
 @task(name="publish", retry_condition_fn=may_recover, **RESUMABLE)
@@ -119,9 +122,10 @@ def label(
     """
     try:
         with library_log(), without_secrets():
-            labeler = load_model(model, settings.device)
+            served = ServedModel(resolve(model), load_planned)
+            labeler = load_model(served.url, settings.own_device)
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
-        label_images(plan, labeler, settings)
+        label_images(plan, labeler, settings, served)
         summary = publish(plan, labeler, model, settings)
     except SegpipeError as error:
         return Failed(message=redact(str(error)))

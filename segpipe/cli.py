@@ -24,6 +24,7 @@ from click.core import ParameterSource
 from segpipe import __version__
 from segpipe.config import (
     BOTH_GENERATORS,
+    ENGINE_SETTINGS,
     AdoptSettings,
     CalibrateSettings,
     CompactSettings,
@@ -328,7 +329,7 @@ def calibrate(as_json: bool, **values: object) -> None:
 @click.argument("output", type=TEXT)
 @_model
 @_limit
-@options_of(LabelSettings, "inventory", "price_per_hour", "retry")
+@options_of(LabelSettings, "inventory", "price_per_hour", "retry", *ENGINE_SETTINGS)
 @_as_json
 @_debug
 def plan(source: str, output: str, model: str, limit: int | None, as_json: bool, **values: object) -> None:
@@ -339,12 +340,14 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     """
     settings = build(LabelSettings, values)
     from segpipe import storage
+    from segpipe.labeling.engines.table import engine_of
     from segpipe.labeling.estimate import estimate
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.manifests.policies import nearest_policy
     from segpipe.models.labeler import load_model
-    from segpipe.reports.summary import estimate_line, passes_line, policy_line
+    from segpipe.reports.summary import engine_line, estimate_line, passes_line, policy_line
 
+    engine_of(settings)
     labeler, now = load_model(model, "cpu"), datetime.now(UTC)
     policy = nearest_policy(storage.normalise(output), labeler.policy)
     policy_id = policy.policy_id if policy else None
@@ -354,12 +357,14 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     passes = labeler.passes(expected.shapes)
     if as_json:
         told = {name: value for name, value in asdict(expected).items() if name != "shapes"}
-        show(json_text(asdict(summary) | {"estimate": told, "passes": asdict(passes)}))
+        engine = settings.model_dump(include=set(ENGINE_SETTINGS))
+        show(json_text(asdict(summary) | {"engine": engine, "estimate": told, "passes": asdict(passes)}))
     else:
         grown = policy_line(policy)
         lines = columns(
             [
                 *([("policy", grown)] if grown else []),
+                ("engine", engine_line(settings)),
                 ("passes", passes_line(passes)),
                 ("estimate", estimate_line(expected)),
             ]
@@ -391,17 +396,21 @@ def label(
     result printed, when too large a share of the images failed.
     """
     settings = build(LabelSettings, values)
+    from segpipe.labeling.engines.work import ServedModel
     from segpipe.labeling.giving_up import require_few_failures
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
     from segpipe.manifests.policies import policy_of_run
     from segpipe.models.labeler import load_model
+    from segpipe.models.promotion_line import resolve
+    from segpipe.models.served import load_planned
     from segpipe.reports.lines import label_report
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
     with resumable(f"to go on, run the same command again with --run-id {run_id}"):
-        labeler = load_model(model, settings.device)
-        summary = label_source(source, output, labeler, settings, run_id, limit)
+        served = ServedModel(resolve(model), load_planned)
+        labeler = load_model(served.url, settings.own_device)
+        summary = label_source(source, output, labeler, settings, run_id, limit, served=served)
     if as_json:
         show(json_text(asdict(summary)))
     else:

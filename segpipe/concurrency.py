@@ -117,14 +117,18 @@ class _Attempt(Generic[Item, Result]):
 
 
 def ordered_map(
-    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item | None], ahead: int
 ) -> Iterator[Result]:
-    """Each item's result in the order of the items, of which at most `ahead` are in work or waiting."""
+    """Each item's result in the order of the items, of which at most `ahead` are in work or waiting.
+
+    None among the items says that there is none for now: a result is given before the next is asked for.
+    """
     running: deque[Future[Result]] = deque()
     try:
         for item in items:
-            running.append(pool.submit(copy_context().run, work, item))  # what is logged names its run
-            if len(running) >= ahead:
+            if item is not None:
+                running.append(pool.submit(copy_context().run, work, item))  # what is logged names its run
+            if len(running) >= ahead or (running and item is None):
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()

@@ -11,12 +11,20 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from segpipe.addresses import require_address
 from segpipe.errors import AddressError, FailureReason
 from segpipe.image_range import checked_range
-from segpipe.kinds import ARCHITECTURES, GAN_LOSSES, OBJECTIVES, OneOf, described
+from segpipe.kinds import ARCHITECTURES, ENGINES, GAN_LOSSES, OBJECTIVES, OneOf, described
 
 MAX_SCALE, MOST_COST = 1000.0, 8.0
 CACHE_BYTES = 20_000_000_000
@@ -785,6 +793,20 @@ class VerifySettings(_Settings):
     )
 
 
+DEFAULT_ENGINE = "local"
+ENGINE_SETTINGS = ("engine", "workers", "worker_gpus", "worker_cpus")
+
+
+def _worker_count(workers: object) -> str:
+    text = str(workers)
+    if text != "auto" and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise ValueError(f"{text!r} is neither auto nor a number of workers from 1 to 9999")
+    return text
+
+
+WorkerCount = Annotated[str, BeforeValidator(_worker_count)]
+
+
 class LabelSettings(_Settings):
     """How a labelling run does its work; what it labels is given apart."""
 
@@ -922,3 +944,50 @@ class LabelSettings(_Settings):
         "what a run costs. Unset: no cost is shown.",
     )
     device: Device = Field("auto", title="Device", description=_DEVICE)
+    engine: Annotated[str, OneOf(ENGINES)] = Field(
+        DEFAULT_ENGINE, title="Engine", description=f"Who labels: {described(ENGINES)}."
+    )
+    workers: WorkerCount = Field(
+        "auto",
+        title="Workers",
+        description="Of --engine ray: how many processes label, a number or auto: as many as the cluster has "
+        "room for. With fewer for the moment the run begins with those.",
+    )
+    worker_gpus: float | None = Field(
+        None,
+        ge=0,
+        le=64,
+        title="GPUs per worker",
+        description="Of --engine ray: GPUs of each worker; a fraction such as 0.25 lets several share one, "
+        "which keeps it busy. Unset: 1 where the cluster has GPUs and --device allows it, else 0.",
+    )
+    worker_cpus: float | None = Field(
+        None,
+        gt=0,
+        le=1024,
+        title="Cores per worker",
+        description="Of --engine ray: cores of each worker. Unset: 1, and with GPUs all cores "
+        "but one on each node, shared out evenly.",
+    )
+
+    @property
+    def own_device(self) -> Device:
+        """Where the process that runs the labelling has its networks: with workers it needs no GPU."""
+        return self.device if self.engine == DEFAULT_ENGINE else "cpu"
+
+    @model_validator(mode="after")
+    def _workers_have_an_engine(self) -> Self:
+        asked = {"workers": "auto", "worker_gpus": None, "worker_cpus": None}
+        useless = [name for name, default in asked.items() if getattr(self, name) != default]
+        if self.engine == DEFAULT_ENGINE and useless:
+            option = "--" + useless[0].replace("_", "-")
+            raise ValueError(f"{option} has no use at --engine local: add --engine ray, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _gpus_have_a_device(self) -> Self:
+        if self.worker_gpus and self.device == "cpu":
+            raise ValueError("--worker-gpus has no use with --device cpu: leave one out")
+        if self.worker_gpus and self.worker_gpus > 1 and not self.worker_gpus.is_integer():
+            raise ValueError("--worker-gpus is a fraction of one, or a whole number")
+        return self

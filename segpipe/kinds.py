@@ -81,6 +81,11 @@ ADOPTED_ARCHITECTURES = {
     name: Architecture(kind.summary, name, "unet", one_channel_of_two=False)
     for name, kind in FOREIGN_GENERATORS.items()
 }
+# Each module has finished_shards, an Engine, and require_installed().
+ENGINES = {
+    "local": Kind("labels in this process, on one device", "segpipe.labeling.engines.local"),
+    "ray": Kind("in workers, on this machine or on a Ray cluster", "segpipe.labeling.engines.ray"),
+}
 # Each module has LOSS, a GanLoss.
 GAN_LOSSES = {
     "bce": Kind("as published, and the steadiest of the four here", "segpipe.training.gan_losses.bce"),

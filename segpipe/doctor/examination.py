@@ -25,6 +25,7 @@ def _checks(settings: DoctorSettings) -> list[Check]:
     checks: list[Check] = [
         ("versions", machine.check_versions),
         ("adopted models", machine.check_extras),
+        ("engine ray", machine.check_engines),
         ("device", machine.check_device),
         ("disk", partial(machine.check_disk, settings.output)),
         ("source", partial(places.check_source, settings.source)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -31,19 +32,28 @@ def check_versions() -> Finding:
 
 def check_extras() -> Finding:
     """Whether models can be loaded whose generator segpipe did not build."""
+    loadable = f"{' and '.join(FOREIGN_GENERATORS)} can be loaded"
+    return _extras("adopted models", FOREIGN_GENERATORS, loadable, "such a model is used")
+
+
+def check_engines() -> Finding:
+    """Whether images can be labelled in several workers."""
+    return _extras("engine ray", ["ray"], "label --engine ray can start workers", "workers are to label")
+
+
+def _extras(name: str, extras: Iterable[str], usable: str, where: str) -> Finding:
     needed = [Requirement(text) for text in requires("segpipe") or []]
     problems = {
-        extra: [text for one in needed if _is_of(one, extra) and (text := _unfit(one))]
-        for extra in FOREIGN_GENERATORS
+        extra: [text for one in needed if _is_of(one, extra) and (text := _unfit(one))] for extra in extras
     }
     lacking = [extra for extra, found in problems.items() if found]
     if not lacking:
-        return Finding("adopted models", "ok", f"{' and '.join(FOREIGN_GENERATORS)} can be loaded")
+        return Finding(name, "ok", usable)
     return Finding(
-        "adopted models",
+        name,
         "skip",
         ", ".join(text for extra in lacking for text in problems[extra]),
-        f"pip install 'segpipe[{','.join(lacking)}]' where such a model is used",
+        f"pip install 'segpipe[{','.join(lacking)}]' where {where}",
     )
 
 

@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 from segpipe import storage
 from segpipe.config import A_DAY
 from segpipe.errors import AlreadyExistsError, NotFoundError, RunError, StorageError, TooLargeError
+from segpipe.labeling.lease import Moment
 from segpipe.redaction import redact
 
 logger = logging.getLogger(__name__)
@@ -82,29 +83,11 @@ class _Found:
         return lease_seconds if record is None or record.lease_seconds is None else record.lease_seconds
 
 
-@dataclass(frozen=True)
-class _Moment:
-    """A point in time by two clocks: one may be set, the other stands still while the machine sleeps."""
-
-    wall: float
-    steady: float
-
-    @classmethod
-    def now(cls) -> _Moment:
-        """This very moment."""
-        return cls(time.time(), time.monotonic())
-
-    def age(self) -> float:
-        """Seconds since then, by the clock that counts more."""
-        now = _Moment.now()
-        return max(now.wall - self.wall, now.steady - self.steady)
-
-
 class Claim:
     """A held claim, kept alive by its heartbeat; lost when that fails for a lease or another took over."""
 
     def __init__(
-        self, folder: str, generation: int, record: ClaimRecord, lease_seconds: float, renewed: _Moment
+        self, folder: str, generation: int, record: ClaimRecord, lease_seconds: float, renewed: Moment
     ) -> None:
         self._folder = folder
         self._generation = generation
@@ -113,6 +96,7 @@ class Claim:
         self._renewed = renewed
         self._trouble = "the process or the clock stood still"
         self._lost_to: str | None = None
+        self._expires_by_itself = False
 
     def require_alive(self) -> None:
         """Raise RunError when the claim was found lost or the lease has run out.
@@ -123,6 +107,14 @@ class Claim:
             raise RunError(self._lost_to)
         if self._renewed.age() >= self._lease_seconds:
             raise RunError(self._lost(f"its lease could not be renewed in time ({self._trouble})"))
+
+    def seconds_left(self) -> float:
+        """For how long the run may write without another renewal; 0 once the claim is lost."""
+        return 0.0 if self._lost_to is not None else max(0.0, self._lease_seconds - self._renewed.age())
+
+    def let_expire(self) -> None:
+        """Do not release the claim: somebody may still write on its behalf, for no longer than it lasts."""
+        self._expires_by_itself = True
 
     def require_newest(self) -> None:
         """Raise RunError unless the claim is alive, has half a lease left, and nobody has taken over."""
@@ -145,7 +137,7 @@ class Claim:
         try:
             if not storage.exists(self._uri):  # an OUTPUT that was emptied would get the claim back alone
                 self._require_there()
-            now = _Moment.now()  # the lease counts from before the request
+            now = Moment.now()  # the lease counts from before the request
             record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
             storage.put(self._uri, _to_json(record))
         except StorageError as error:
@@ -154,8 +146,11 @@ class Claim:
         self._record, self._renewed = record, now
 
     def release(self) -> None:
-        """Let the next run in at once and tidy up older claims; raises StorageError. A lost one stays so."""
-        if self._lost_to is not None or not storage.exists(self._uri):
+        """Let the next run in at once and tidy up older claims; raises StorageError.
+
+        Not after let_expire, and a lost one stays so.
+        """
+        if self._expires_by_itself or self._lost_to is not None or not storage.exists(self._uri):
             return
         released = self._record.model_copy(update={"released": True})
         storage.put(self._uri, _to_json(released))
@@ -267,7 +262,7 @@ def _live_claim(folder: str) -> _Found:
 
 def _try_create(folder: str, generation: int, run_id: str, lease_seconds: float) -> Claim | None:
     """The claim of this generation; None when another run was faster."""
-    now = _Moment.now()
+    now = Moment.now()
     record = ClaimRecord(
         run_id=run_id,
         owner=secrets.token_hex(8),

@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING
 
 from segpipe import storage
-from segpipe.errors import NotFoundError, RunError, StorageError
-from segpipe.images import class_palette
+from segpipe.errors import RunError
 from segpipe.labeling.claim import Claim, hold_claim
-from segpipe.labeling.engines.local import finished_shards
+from segpipe.labeling.engines.table import engine_of
+from segpipe.labeling.engines.work import ServedModel, Work
 from segpipe.labeling.inventory import check_places
-from segpipe.labeling.items import ImageLabeler, PlannedImage, Target
+from segpipe.labeling.items import ImageLabeler, PlannedImage
 from segpipe.labeling.ledger import open_ledger
+from segpipe.labeling.place import Place
 from segpipe.labeling.plan import (
     RunPlan,
     check_run_id,
@@ -55,16 +55,20 @@ def label_source(
     run_id: str | None = None,
     limit: int | None = None,
     progress: Track = track,
+    served: ServedModel | None = None,
 ) -> RunSummary:
     """Label what SOURCE holds and this model has not labelled; the same run id again resumes that run.
+
+    served: where the workers of an engine find the model; the engine local has none.
 
     Raises RunError, NotFoundError or StorageError; what is committed by then stays, and a resume goes on.
     """
     output, run_id = storage.normalise(output), _run_id(run_id)
+    engine_of(settings)
     _refuse_before_claiming(source, output, run_id)
     with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds) as claim:
         plan = _plan_or_resume(source, output, labeler, settings, run_id, limit)
-        _label_pending(plan, labeler, settings, progress, claim)
+        _label_pending(plan, labeler, settings, progress, claim, served)
     return finish_run(plan)
 
 
@@ -82,19 +86,27 @@ def start_run(
     NotFoundError when SOURCE does not exist; StorageError when OUTPUT cannot be written.
     """
     output, run_id = storage.normalise(output), _run_id(run_id)
+    engine_of(settings)
     _refuse_before_claiming(source, output, run_id)
     with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds):
         return _plan_or_resume(source, output, labeler, settings, run_id, limit)
 
 
-def label_run(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track = track) -> None:
+def label_run(
+    plan: RunPlan,
+    labeler: ImageLabeler,
+    settings: LabelSettings,
+    progress: Track = track,
+    served: ServedModel | None = None,
+) -> None:
     """Label the planned images that are still pending and commit a part per shard.
 
-    Raises RunError when the labeler is not the planned one, the claim is lost or nothing works any more.
+    served: as in label_source. Raises RunError when the labeler is not the planned one, the claim is lost or
+    nothing works any more.
     """
     _require_planned_labeler(plan, labeler)
     with hold_claim(plan.output, plan.model_id, plan.run_id, settings.claim_seconds) as claim:
-        _label_pending(plan, labeler, settings, progress, claim)
+        _label_pending(plan, labeler, settings, progress, claim, served)
 
 
 def finish_run(plan: RunPlan) -> RunSummary:
@@ -184,17 +196,20 @@ def _policy_id(policy: Policy | None) -> str | None:
 
 
 def _label_pending(
-    plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, progress: Track, claim: Claim
+    plan: RunPlan,
+    labeler: ImageLabeler,
+    settings: LabelSettings,
+    progress: Track,
+    claim: Claim,
+    served: ServedModel | None,
 ) -> None:
     pending, ledger = pending_images(plan), open_ledger(plan, labeler, settings, claim)
-    target = _target(plan, labeler, settings, claim, _first_stamp(plan) if pending.count else plan.created_at)
-    with (
-        log_ids(run_id=plan.run_id),
-        progress(pending.count, "labelling") as bar,
-        closing(finished_shards(_planned(pending), labeler, target, settings, bar.advance)) as shards,
-    ):
-        for shard in shards:
-            ledger.commit(shard)
+    place = _place(plan, labeler, settings, _first_stamp(plan) if pending.count else plan.created_at)
+    with log_ids(run_id=plan.run_id), progress(pending.count, "labelling") as bar:
+        work = Work(_planned(pending), labeler, served, place, claim, settings, bar.advance)
+        with closing(engine_of(settings)(work)) as shards:
+            for shard in shards:
+                ledger.commit(shard)
 
 
 def _planned(pending: PlannedImages) -> Iterator[PlannedImage]:
@@ -210,32 +225,14 @@ def _first_stamp(plan: RunPlan) -> datetime:
     return first_stamp(ahead, now)
 
 
-def _target(
-    plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, claim: Claim, stamps_from: datetime
-) -> Target:
-    return Target(
+def _place(plan: RunPlan, labeler: ImageLabeler, settings: LabelSettings, stamps_from: datetime) -> Place:
+    return Place(
+        source=plan.source,
+        output=plan.output,
         masks_root=plan.masks_root,
         confidence_maps_root=plan.confidence_maps_root if settings.confidence_maps else None,
         run_id=plan.run_id,
         model_id=plan.model_id,
-        palette=class_palette(len(labeler.classes)),
-        require_claim=claim.require_alive,
+        n_classes=len(labeler.classes),
         stamps_from=stamps_from,
-        require_source=partial(_require_images, plan),
-    )
-
-
-def _require_images(plan: RunPlan) -> None:
-    """Raise RunError when SOURCE has no object any more: that an image is gone says nothing about it then."""
-    try:
-        if any(not found.uri.startswith(f"{plan.output}/") for found in storage.list_objects(plan.source)):
-            return
-        why = "is empty now"
-    except NotFoundError:
-        why = "is gone"
-    except StorageError:  # one may not list it, say: nothing is known, and what fails has its own limit
-        return
-    raise RunError(
-        f"{plan.source} {why}, so run {plan.run_id} stops before it fails all its images; bring it back and "
-        "resume with the same run id"
     )

@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 FILE_IMAGES = 1_000_000
 FURTHER_NAME = re.compile(r"plan-[0-9a-f]{8}-\d{5,}\.parquet")
 _TIMES = ("created_at", "newer_from")
-_REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs")
+_REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs", "ray")
 
 
 def freeze_plan(plan: RunPlan, settings: LabelSettings) -> RunPlan:

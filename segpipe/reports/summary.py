@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from segpipe import storage
 from segpipe.confidence.promise import promise
+from segpipe.config import DEFAULT_ENGINE
 from segpipe.labeling.estimate import cost
 from segpipe.manifests.parts import manifests_root
 from segpipe.manifests.policies import FOLDER, SUSPENDED
@@ -17,6 +18,7 @@ from segpipe.redaction import redact
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
+    from segpipe.config import LabelSettings
     from segpipe.labeling.estimate import Estimate
     from segpipe.labeling.totals import RunSummary
     from segpipe.models.labeler import Passes
@@ -159,6 +161,24 @@ def cost_line(summary: RunSummary, price_per_hour: float | None) -> str | None:
         return None
     per_thousand = 1000 * paid / images if (images := sum(summary.reasons.values())) else 0.0
     return f"{paid:.2f} at {price_per_hour:g} an hour; {per_thousand:.2g} per 1,000 images"
+
+
+def engine_line(settings: LabelSettings) -> str:
+    """Who will label; how many workers there is room for shows when they start."""
+    if settings.engine == DEFAULT_ENGINE:
+        return "local: this process, on one device"
+    count = (
+        "as many workers as there is room for"
+        if settings.workers == "auto"
+        else f"{settings.workers} workers"
+    )
+    each = [
+        f"{amount:g} {what}"
+        for amount, what in ((settings.worker_gpus, "GPUs"), (settings.worker_cpus, "cores"))
+        if amount is not None
+    ]
+    share = f", each with {' and '.join(each)}" if each else ""
+    return f"{settings.engine}: {count}{share}; the estimate holds for as many as the run it names had"
 
 
 def estimate_line(expected: Estimate) -> str:

@@ -1,0 +1,29 @@
+"""A model in another process than the one that planned to use it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from segpipe.confidence.policy import check_policy_for_precision, from_json
+from segpipe.errors import ModelError
+from segpipe.models.device import precision_of
+from segpipe.models.labeler import Labeler, load_without_policy
+
+
+def load_planned(url: str, digest: str | None, policy: str | None, device: str) -> Labeler:
+    """The model of this full digest, with this policy whatever its folder holds by now.
+
+    Raises ModelError when it is another model, missing or damaged, or cannot run here; PolicyError where the
+    scores would have another precision than the policy's; StorageError.
+    """
+    labeler = load_without_policy(url, device)
+    if labeler.digest != digest:
+        raise ModelError(
+            f"{url} holds model {labeler.digest}, and the run was planned with {digest}: put that one back, "
+            "or start a run with another id"
+        )
+    if policy is None:
+        return labeler
+    found = from_json(policy)
+    check_policy_for_precision(found, precision_of(labeler.device))
+    return replace(labeler, policy=found)
