@@ -1,7 +1,7 @@
 """Every score on groups that no network has seen: one group (sequence, stain) is left out at a time.
 
     OMP_NUM_THREADS=1 python benchmarks/unseen_groups.py DATA --folder FOLDER (--group-by REGEX | --by-look)
-        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP]
+        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP] [--networks 5]
 
 Takes all labelled images of DATA's splits train and val, and for each group and seed trains both stages on
 the other groups with the defaults of `segpipe train`, but that the last averaged weights are taken: there is
@@ -9,6 +9,8 @@ no validation. Measures on the group left out mean IoU and every score's gap clo
 random half degraded as in training, and with a random half damaged in ways that no training shows. --by-look
 groups microscopy: bright (stained or grey) or dark images, dark ones by size. Trained generators are kept in
 FOLDER by the digest of what made them, figures by the digest of all of segpipe: an interrupted run goes on.
+--networks adds the rival of so many networks, the generator's own seed and those that follow it: the mean
+pairwise Dice of their masks, which costs a training and a pass each.
 Prints the table; writes it and a picture below results/.
 """
 
@@ -26,6 +28,7 @@ import click
 import numpy as np
 import torch
 from damaged_half import damaged_half
+from ensemble import pairwise_dice
 from machine import RESULTS, write_results
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
@@ -36,10 +39,11 @@ from segpipe.confidence.selective import selective_metrics
 from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.degradations import degrade
-from segpipe.evaluation.measure import Measurements, measure, summarise
+from segpipe.evaluation.measure import Pair, measure, summarise
 from segpipe.groups import group_names
 from segpipe.models.bundle import ModelSpec, build_networks
 from segpipe.models.generators.protocol import Generator
+from segpipe.models.inference import prepare
 from segpipe.models.judge import Discriminator
 from segpipe.models.labeler import Labeler
 from segpipe.tables import columns
@@ -56,6 +60,7 @@ from segpipe.working_size import choose_working_size
 SPLITS = ("train", "val")
 RIVALS = ("max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta")
 SHOWN = ("discriminator", *RIVALS, "expected_iou")
+NETWORKS = "several networks"
 CONDITIONS = {"clean": None, "half degraded": degrade, "half damaged unseen": damage_unseen}
 # Of these modules a trained generator is made; what else changes leaves it as it is.
 STAGE_1 = ("training/gan_*.py", "training/gan_losses/*.py", "training/pixel_losses.py", "training/views.py")
@@ -121,9 +126,17 @@ class Trained:
 @click.option("--by-look", is_flag=True, help="Group by brightness, colour and size.")
 @click.option("--views", default=VIEWS, show_default=True, help="Of each training's first stage.")
 @click.option("--seeds", default="0,1", show_default=True)
+@click.option("--networks", default=1, show_default=True, help="Whose agreement is a rival.")
 @click.option("--only", help="Leave out these groups alone, comma-separated.")
 def main(
-    data: str, folder: Path, group_by: str | None, by_look: bool, views: int, seeds: str, only: str | None
+    data: str,
+    folder: Path,
+    group_by: str | None,
+    by_look: bool,
+    views: int,
+    seeds: str,
+    networks: int,
+    only: str | None,
 ) -> None:
     """Leave out, train and measure."""
     if by_look == (group_by is not None):
@@ -134,7 +147,7 @@ def main(
     for group in groups:
         for seed in map(int, seeds.split(",")):
             case = Case(labelled.dataset.name, group, views, seed)
-            rows.append(asdict(case) | done_once(case, labelled, folder))
+            rows.append(asdict(case) | done_once(case, labelled, folder, networks))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
     write(labelled.dataset.name, rows)
 
@@ -160,12 +173,13 @@ def look(image: np.ndarray) -> str:
     return "dark-small" if longest <= 256 else "dark-medium" if longest <= 360 else "dark-large"
 
 
-def done_once(case: Case, labelled: Labelled, folder: Path) -> dict[str, Any]:
+def done_once(case: Case, labelled: Labelled, folder: Path, networks: int) -> dict[str, Any]:
     """The figures of a case that lie in the folder, or that it gives now."""
-    path = folder / "figures" / f"{digest(case, ('**/*.py',))}.json"
+    several = f"-{networks}" if networks > 1 else ""
+    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{several}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures(case, labelled, folder)))
+        path.write_text(json.dumps(figures(case, labelled, folder, networks)))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -180,19 +194,23 @@ def digest(case: Case, patterns: Sequence[str]) -> str:
     return whole.hexdigest()[:24]
 
 
-def figures(case: Case, labelled: Labelled, folder: Path) -> dict[str, Any]:
+def figures(case: Case, labelled: Labelled, folder: Path, networks: int) -> dict[str, Any]:
     """Quality and gaps closed of one training, and the core minutes that it took."""
     samples, groups = labelled.others(case.group)
     parts = split_parts(len(samples), groups)
     with load_samples(labelled.dataset, samples, labelled.spec, 2**34) as pixels:
-        trained = stage_1(case, labelled.spec, pixels, parts, folder)
+        trained, *more = [
+            stage_1(replace(case, seed=case.seed + number), labelled.spec, pixels, parts, folder)
+            for number in range(networks)
+        ]
         started = time.process_time()
         discriminator = stage_2(case, labelled.spec, pixels, parts, trained)
     minutes = (time.process_time() - started) / 60
     bundle = networks_in_training(labelled.spec, trained.generator, discriminator.judge)
     bundle.discriminator.adversary = discriminator.adversary
     labeler = Labeler(bundle, None, "cpu")
-    found = {name: measured(labeler, labelled, case, name) for name in CONDITIONS}
+    others = [one.generator for one in more]
+    found = {name: measured(labeler, others, labelled, case, name) for name in CONDITIONS}
     combination = discriminator.judge.combination.tolist()
     return {**found, "judge_core_minutes": minutes, "score_combination": combination}
 
@@ -258,22 +276,37 @@ def stage_2(
     return discriminator
 
 
-def measured(labeler: Labeler, labelled: Labelled, case: Case, condition: str) -> dict[str, Any]:
-    """The model on the group left out."""
+def measured(
+    labeler: Labeler, others: Sequence[Generator], labelled: Labelled, case: Case, condition: str
+) -> dict[str, Any]:
+    """The model on the group left out, and other generators beside its own."""
     samples = labelled.of(case.group)
-    batches = damaged_half(labelled.dataset, samples, labeler.batch_size, CONDITIONS[condition], case.seed)
-    found = measure(labeler, [sample.key for sample in samples], batches, labelled.dataset.ignore_index)
-    return {"n": len(samples), "mean_iou": summarise(found).mean_iou, **_rankings(found)}
+
+    def batches() -> Iterator[list[Pair]]:
+        return damaged_half(labelled.dataset, samples, labeler.batch_size, CONDITIONS[condition], case.seed)
+
+    found = measure(labeler, [sample.key for sample in samples], batches(), labelled.dataset.ignore_index)
+    scores = found.scores | ({NETWORKS: agreement(labeler, others, batches())} if others else {})
+    return {
+        "n": len(samples),
+        "mean_iou": summarise(found).mean_iou,
+        **_rankings(found.image_ious, scores),
+    }
 
 
-def _rankings(found: Measurements) -> dict[str, Any]:
-    known = ~np.isnan(found.image_ious)
-    losses = 1 - found.image_ious[known]
+def agreement(labeler: Labeler, others: Sequence[Generator], batches: Iterator[list[Pair]]) -> np.ndarray:
+    """How much the masks of the labeler's generator and the others agree, one number per image."""
+    generators = [labeler.bundle.generator, *others]
+    prepared = (prepare(labeler.bundle, [image for image, _ in pairs], labeler.device) for pairs in batches)
+    return torch.cat([pairwise_dice(generators, batch) for batch in prepared]).numpy()
+
+
+def _rankings(image_ious: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    known = ~np.isnan(image_ious)
+    losses = 1 - image_ious[known]
     return {
         "mean_image_iou": float(1 - losses.mean()),
-        "scores": {
-            name: asdict(selective_metrics(losses, values[known])) for name, values in found.scores.items()
-        },
+        "scores": {name: asdict(selective_metrics(losses, values[known])) for name, values in scores.items()},
     }
 
 
@@ -281,24 +314,31 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
     """Print the gaps closed by group and on average; keep all figures, and a picture of these."""
     for condition in CONDITIONS:
         click.echo(f"\n{name}, {condition}: gap closed (mean over seeds)")
-        click.echo("\n".join(columns([("group", "mean IoU", *SHOWN), *_table(rows, condition)])))
+        click.echo("\n".join(columns([("group", "mean IoU", *shown(rows)), *_table(rows, condition)])))
     RESULTS.mkdir(exist_ok=True)
     picture(rows).savefig(RESULTS / f"unseen_groups-{name.lower()}.png", dpi=120, bbox_inches="tight")
     write_results(f"unseen_groups-{name.lower()}", {"cases": list(rows)})
 
 
+def shown(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """The scores that every case has."""
+    return SHOWN + (NETWORKS,) * all(NETWORKS in row["clean"]["scores"] for row in rows)
+
+
 def _table(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str, ...]]:
-    groups = sorted({row["group"] for row in rows})
-    found = {group: _means([row[condition] for row in rows if row["group"] == group]) for group in groups}
+    groups, scores = sorted({row["group"] for row in rows}), shown(rows)
+    found = {
+        group: _means([row[condition] for row in rows if row["group"] == group], scores) for group in groups
+    }
     found["average"] = {
-        key: float(np.mean([figures[key] for figures in found.values()])) for key in ("mean_iou", *SHOWN)
+        key: float(np.mean([figures[key] for figures in found.values()])) for key in ("mean_iou", *scores)
     }
     for group, figures in found.items():
-        yield group, f"{figures['mean_iou']:.3f}", *(f"{figures[score]:.2f}" for score in SHOWN)
+        yield group, f"{figures['mean_iou']:.3f}", *(f"{figures[score]:.2f}" for score in scores)
 
 
-def _means(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    gaps = {score: float(np.mean([run["scores"][score]["gap_closed"] for run in runs])) for score in SHOWN}
+def _means(runs: Sequence[dict[str, Any]], scores: Sequence[str]) -> dict[str, float]:
+    gaps = {score: float(np.mean([run["scores"][score]["gap_closed"] for run in runs])) for score in scores}
     return {"mean_iou": float(np.mean([run["mean_iou"] for run in runs])), **gaps}
 
 
@@ -309,7 +349,7 @@ def picture(rows: Sequence[dict[str, Any]]) -> Figure:
     for panel, condition in zip(axes, CONDITIONS, strict=True):
         table = list(_table(rows, condition))
         places = np.arange(len(table))
-        for number, score in enumerate(SHOWN):
+        for number, score in enumerate(shown(rows)):
             heights = [max(-1.0, float(row[2 + number])) for row in table]
             panel.bar(places + 0.11 * number, heights, 0.1, label=score.replace("_", " "))
         panel.set_xticks(places + 0.33, [row[0] for row in table])

@@ -11,7 +11,15 @@ from segpipe.metrics import FULL_SHARE, IouRule
 
 # What the routing score is made of, each a logit or a mean of logits: higher is better. New ones come last:
 # to a model from before they weigh nothing.
-SCORE_PARTS = ("expected_iou", "correctness", "realness", "image_iou", "own_iou", "familiarity")
+SCORE_PARTS = (
+    "expected_iou",
+    "correctness",
+    "realness",
+    "image_iou",
+    "own_iou",
+    "familiarity",
+    "own_accuracy",
+)
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
 # 1 - p is kept off 0, where what is left of it in float32 is rounding.
@@ -123,8 +131,16 @@ def own_iou(own_class_ious: Tensor, shown: Tensor, presence: Tensor, rule: IouRu
     return expected_iou(own_class_ious * presence.sqrt(), shown, presence, rule)
 
 
+def own_accuracy(sums: ClassSums) -> Tensor:
+    """Expected pixel accuracy (B,) from 0 to 1 by the generator's own belief, of own_sums.
+
+    What it doubts over much of an image costs all classes there, more than their expected IoUs tell.
+    """
+    return sums.right.sum(dim=1) / sums.shown.sum(dim=1)
+
+
 def iou_logit(ious: Tensor) -> Tensor:
-    """Logit of IoUs from 0 to 1, finite at both ends."""
+    """Logit of IoUs or of another share from 0 to 1, finite at both ends."""
     return torch.logit(ious, eps=SMALLEST_IOU)
 
 

@@ -21,8 +21,8 @@ from segpipe.models.masks import mask_channels
 
 HIDDEN = 64
 POOLED_HIDDEN = 64
-# Of the score, in bundles from before there were more.
-FIRST_PARTS = 4
+# Of a combination, in bundles from before the score had more parts.
+EARLIER_LENGTHS = (5, 7)
 # Probabilities are kept off 0 and 1, where their logits have no end.
 SMALLEST_PROBABILITY = 1e-4
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny
@@ -117,11 +117,13 @@ class Judge(nn.Module):
 
 
 def _with_all_parts(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """What a segpipe has kept that knew four parts: those that it did not know weigh nothing, and everything
-    is familiar."""
+    """What a segpipe has kept that knew fewer parts: those that it did not know weigh nothing, and where it
+    knew no familiarity everything is familiar."""
     known = state.get(f"{prefix}combination")
-    if known is not None and len(known) == 1 + FIRST_PARTS:
-        state[f"{prefix}combination"] = functional.pad(known, (0, len(SCORE_PARTS) - FIRST_PARTS))
+    if known is None or len(known) not in EARLIER_LENGTHS:
+        return
+    state[f"{prefix}combination"] = functional.pad(known, (0, 1 + len(SCORE_PARTS) - len(known)))
+    if len(known) == EARLIER_LENGTHS[0]:
         for name, tensor in Familiarity(2 * HIDDEN).state_dict().items():
             state[f"{prefix}familiarity.{name}"] = tensor
 

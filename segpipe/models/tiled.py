@@ -22,6 +22,7 @@ from segpipe.confidence.score import (
     class_sums,
     expected_iou,
     iou_logit,
+    own_accuracy,
     own_iou,
     own_sums,
     routing_score,
@@ -332,6 +333,7 @@ def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> 
             whole.image_iou[row].float(),
             iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
             whole.familiarity[row].float(),
+            iou_logit(own_accuracy(image.own))[0],
         ]
     ).float()
     score = routing_score(parts[None], judge.combination)[0]

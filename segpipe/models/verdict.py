@@ -13,6 +13,7 @@ from segpipe.confidence.score import (
     expected_class_ious,
     expected_iou,
     iou_logit,
+    own_accuracy,
     own_iou,
     own_sums,
     routing_score,
@@ -42,8 +43,8 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
     whole = expected_iou(by_class, shares, judgement.presence.sigmoid(), rule)
-    own_ious = class_ious(own_sums(shown.one_hot, shown.probabilities))
-    own = own_iou(own_ious, shares, judgement.presence.sigmoid(), rule)
+    belief = own_sums(shown.one_hot, shown.probabilities)
+    own = own_iou(class_ious(belief), shares, judgement.presence.sigmoid(), rule)
     parts = torch.stack(
         [
             iou_logit(whole),
@@ -52,6 +53,7 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
             judgement.image_iou,
             iou_logit(own),
             judgement.familiarity,
+            iou_logit(own_accuracy(belief)),
         ],
         dim=1,
     )

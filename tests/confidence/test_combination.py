@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import fit_combination
 
-OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0]
 
 
 def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -21,7 +21,7 @@ def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
     """Parts of different centres and spreads, as those of the score are."""
     return np.random.default_rng(seed).normal(
-        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0], [1.0, 2.0, 0.3, 1.0, 0.3, 0.0], (n_images, 6)
+        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0, 0.0], [1.0, 2.0, 0.3, 1.0, 0.3, 0.0, 0.0], (n_images, 7)
     )
 
 
@@ -29,10 +29,10 @@ def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
 @given(seed=st.integers(0, 2**32 - 1), n_images=st.integers(1, 60), spread=st.sampled_from([0.01, 1, 100]))
 def test_weights_are_finite_and_never_negative(seed: int, n_images: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
-    parts = rng.normal(rng.normal(0, 5, 6), spread * rng.random(6), (n_images, 6))
+    parts = rng.normal(rng.normal(0, 5, 7), spread * rng.random(7), (n_images, 7))
     ious = rng.choice([0.0, 0.3, 0.9, 1.0], n_images)
     combination = fit_combination(parts, ious)
-    assert combination.shape == (7,)
+    assert combination.shape == (8,)
     assert np.isfinite(combination).all()
     assert (combination[1:] >= 0).all()
 
@@ -68,6 +68,17 @@ def test_the_fitted_score_is_as_high_as_the_masks_are_good() -> None:
     )
 
 
+def test_doubt_all_over_an_image_has_its_own_weight_and_the_score_stays_as_high_as_the_masks_are_good() -> (
+    None
+):
+    parts = drawn_parts(200)
+    parts[:, 6] = np.random.default_rng(3).normal(1.0, 0.5, 200)
+    ious = expit(0.5 * parts[:, 0])
+    combination = fit_combination(parts, ious)
+    assert combination[7] == 1
+    assert expit(scores_of(combination, parts)).mean() == pytest.approx(ious.mean(), abs=1e-3)
+
+
 def test_a_part_that_runs_the_wrong_way_is_ignored() -> None:
     parts = drawn_parts(200)
     ious = expit(parts[:, 0])
@@ -84,7 +95,7 @@ def test_a_part_that_never_varies_weighs_nothing_and_harms_nothing() -> None:
 
 
 def test_no_part_that_varies_leaves_the_own_belief_alone() -> None:
-    assert fit_combination(np.full((50, 6), 2.0), np.linspace(0, 1, 50)).tolist() == OWN_ALONE
+    assert fit_combination(np.full((50, 7), 2.0), np.linspace(0, 1, 50)).tolist() == OWN_ALONE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])

@@ -45,6 +45,7 @@ class Brightness:
     pixels_at_once: int | None = None
     computed_at_once: int = 1
     judged_at_once: int = 1
+    gathered_images: None = None
 
     def compute_threads(self) -> AbstractContextManager[ThreadPoolExecutor]:
         return ThreadPoolExecutor(self.computed_at_once)
