@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SEED = 0
 MARKER = ".segpipe-demo"
-EPOCHS = 8
+EPOCHS = 18
 IMAGE_SIZE = "64x96"
 MIN_IOU, MAX_BAD_FRACTION, CONFIDENCE = 0.6, 0.05, 0.95
 # Good and degraded scenes of each part. The promise holds for images like the calibration images, so those
