@@ -17,6 +17,7 @@ import pytest
 from segpipe import storage
 from segpipe.errors import RunError, StorageError
 from segpipe.labeling import claim as claim_module
+from segpipe.labeling import lease as lease_module
 from segpipe.labeling.claim import delete_superseded, hold_claim, is_claimed
 
 MODEL = "aaaaaaaaaaaa"
@@ -65,7 +66,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(claim_module, "time", made)
+    for module in (claim_module, lease_module):
+        monkeypatch.setattr(module, "time", made)
     return made
 
 
