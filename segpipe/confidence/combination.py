@@ -18,7 +18,7 @@ JOINED = np.array([part in ("expected_iou", "own_iou") for part in SCORE_PARTS])
 # Images held back are of the groups that taught the networks, or near them, and cannot tell what it costs to
 # look like none of these: twice as far from them is half the odds. Nor what doubt all over an image costs
 # there: how much that weighs was chosen on groups left out of the training (docs/confidence.md).
-GIVEN = np.array([float(part in ("familiarity", "own_accuracy")) for part in SCORE_PARTS])
+GIVEN = np.array([{"familiarity": 1.0, "own_accuracy": 0.5}.get(part, 0.0) for part in SCORE_PARTS])
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
 UNFITTED = (0.0, *(float(part in ("own_iou", "familiarity")) for part in SCORE_PARTS))
@@ -30,8 +30,8 @@ def fit_combination(parts: Floats, ious: Floats) -> Floats:
     """Bias and weights >= 0 such that expit(bias + parts @ weights) follows the IoUs.
 
     `parts` (n, P) in the order of SCORE_PARTS; `ious` (n,) from 0 to 1 -> (1 + P,). Logistic regression on
-    the IoUs as fractions, over standardised parts, of those that are expected IoUs; familiarity and
-    own_accuracy weigh 1, the others 0. Weights are at least 0, so that a surer part never lowers the score,
+    the IoUs as fractions, over standardised parts, of those that are expected IoUs; familiarity weighs
+    1, own_accuracy 0.5, the others 0. Weights are at least 0, so that a surer part never lowers the score,
     and a ridge pulls them towards UNFITTED, which it is with fewer than 10 images. A part that does not vary
     weighs 0.
     """
