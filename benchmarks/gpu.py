@@ -43,6 +43,7 @@ from segpipe.models.labeler import BATCH_IMAGES, Labeler, load_without_policy
 from segpipe.models.preprocess import resize_image
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "tests/support"))
 SIZES = ("480x360", "960x720", "1920x1080")
 TINY_SIZES = ("128x96",)
 DIFFERENT_IMAGES = 32
@@ -221,32 +222,11 @@ def _labeler(job: Job, device: str | None = None) -> Labeler:
 
 
 def _write_random_model(job: Job) -> None:
-    from demo.scenes import CLASSES
-    from segpipe.digests import shown
-    from segpipe.models.bundle import (
-        ModelCard,
-        ModelSpec,
-        build_networks,
-        encode_weights,
-        model_digest,
-        save_bundle,
-    )
-    from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
+    from random_model import write_random_model
 
-    torch.manual_seed(0)
-    spec = ModelSpec(
-        architecture="unet",
-        classes=CLASSES,
-        ignore_index=255,
-        working_size=(32, 48) if job.tiny else (256, 352),
-        mean=MEAN,
-        standard_deviation=STANDARD_DEVIATION,
-        shown_masks="hard",
-    )
-    weights = [encode_weights(network) for network in build_networks(spec)]
-    nothing = {"training_data": {}, "training_settings": {}, "metrics": {}, "versions": {}}
-    model_id = shown(model_digest(spec, *weights))
-    save_bundle(job.model, ModelCard(model_id=model_id, spec=spec, created_at="", **nothing), *weights)
+    from demo.scenes import CLASSES
+
+    write_random_model(job.model, CLASSES, working_size=(32, 48) if job.tiny else (256, 352))
 
 
 # --- the same masks? ----------------------------------------------------------------------------------------

@@ -17,20 +17,11 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 from machine import peak_bytes, write_results
 from PIL import Image
 
-from segpipe.digests import shown
-from segpipe.models.bundle import (
-    ModelCard,
-    ModelSpec,
-    build_networks,
-    encode_weights,
-    model_digest,
-    save_bundle,
-)
-from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/support"))
+from random_model import write_random_model
 
 PIXELS = 64
 DIFFERENT_IMAGES = 50
@@ -44,7 +35,7 @@ def main(images: str) -> None:
     peaks = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _save_model(f"{folder}/model")
+        write_random_model(f"{folder}/model", ("background", "thing"), working_size=(PIXELS, PIXELS))
         for count in counts:
             _fill(folder / f"in-{count}", count)
             started = time.perf_counter()
@@ -54,24 +45,6 @@ def main(images: str) -> None:
     ratio = peaks[counts[-1]] / peaks[counts[0]]
     click.echo(f"{counts[-1]} images need {ratio:.2f} times the memory of {counts[0]}")
     write_results("memory", {"peak_mebibytes": peaks, "ratio": ratio})
-
-
-def _save_model(url: str) -> None:
-    spec = ModelSpec(
-        architecture="unet",
-        classes=("background", "thing"),
-        ignore_index=255,
-        working_size=(PIXELS, PIXELS),
-        mean=MEAN,
-        standard_deviation=STANDARD_DEVIATION,
-        shown_masks="hard",
-    )
-    torch.manual_seed(0)
-    weights = [encode_weights(network) for network in build_networks(spec)]
-    model_id = shown(model_digest(spec, weights[0], weights[1]))
-    nothing = {"training_data": {}, "training_settings": {}, "metrics": {}, "versions": {}}
-    card = ModelCard(model_id=model_id, spec=spec, created_at="2026-01-01T00:00:00+00:00", **nothing)
-    save_bundle(url, card, weights[0], weights[1])
 
 
 def _fill(folder: Path, count: int) -> None:

@@ -278,9 +278,6 @@ def main(kills: int, images: int, pause: float) -> None:
         "kills": dict(killer.done),
         "kills_in_all": sum(killer.done.values()),
         "rounds": rounds,
-        "rows_lost": 0,
-        "rows_doubled": 0,
-        "digests_wrong": 0,
         "seconds": round(time.monotonic() - began),
     }
     write_results("ray_kills", figures)

@@ -77,15 +77,6 @@ def as_current(device: str) -> AbstractContextManager[object]:
     return nullcontext() if torch.device(device).index is None else torch.cuda.device(device)
 
 
-def to_device(array: np.ndarray, device: str) -> Tensor:
-    """The array as a tensor on the device; the copy to a GPU goes on while the caller does other work."""
-    tensor = torch.from_numpy(array)
-    if device == "cpu":
-        return tensor
-    pinned = tensor.pin_memory() if kind_of(device) == "cuda" else tensor
-    return pinned.to(device, non_blocking=True)
-
-
 def stack_to_device(images: Sequence[np.ndarray], device: str) -> Tensor:
     """Images (h,w,3) uint8 of one size as one tensor on the device, by one copy there."""
     if device == "cpu":

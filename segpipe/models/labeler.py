@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from segpipe import storage
+from segpipe.concurrency import own_cores
 from segpipe.confidence.policy import (
     Policy,
     check_policy_for_model,
@@ -165,7 +165,7 @@ class Labeler:
     @property
     def computed_at_once(self) -> int:
         """How many batches are on the cores at once: one per core, and as many that wait for a GPU."""
-        return torch.get_num_threads() if self.device == "cpu" else 2 * _cores()
+        return torch.get_num_threads() if self.device == "cpu" else 2 * own_cores()
 
     @property
     def judged_at_once(self) -> int:
@@ -329,10 +329,6 @@ class Labeler:
         if math.isnan(score):
             return 0.0  # a mask that could not be judged earns no confidence
         return 1 / (1 + math.exp(-max(-700.0, min(700.0, score))))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _class_fractions(mask: np.ndarray, n_classes: int) -> np.ndarray:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from segpipe.models.bundle import Bundle
-from segpipe.models.device import to_device
+from segpipe.models.device import stack_to_device
 from segpipe.models.inference import generate, normalised, raw_adversarial_score
 from segpipe.models.masks import class_logits
 from segpipe.models.tiled import ScaledImage, tiles_of
@@ -47,4 +46,4 @@ def _batches_of_one(bundle: Bundle, image: ScaledImage, device: str) -> Iterator
     tiles = tiles_of(bundle, image.size)
     for tile in tiles.tiles:
         pixels = pixels_of(image.pixels, tile, tiles.size)
-        yield tile, normalised(bundle, to_device(np.ascontiguousarray(pixels[None]), device))
+        yield tile, normalised(bundle, stack_to_device([pixels], device))

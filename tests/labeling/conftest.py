@@ -12,26 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from brightness import MODEL_ID, Labeled, by_brightness
 
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.certify import make_policy as make_calibrated
 from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
-
-MODEL_ID = "aaaaaaaaaaaa"
-
-
-@dataclass(frozen=True)
-class BrightnessLabeled:
-    """What a labeler gives for one image."""
-
-    mask: np.ndarray
-    confidence: float
-    discriminator_score: float
-    class_fractions: np.ndarray
-    class_confidences: np.ndarray
-    confidence_map: np.ndarray
 
 
 @dataclass
@@ -71,17 +58,8 @@ class BrightnessLabeler:
         assert [image.shape[:2] for image in prepared] == sizes
         return self.judge(prepared)
 
-    def finish(self, judged: np.ndarray, height: int, width: int) -> BrightnessLabeled:
-        return _labeled(judged)
-
-
-def _labeled(image: np.ndarray) -> BrightnessLabeled:
-    mask = (image.mean(axis=2) > 127).astype(np.uint8)
-    fractions = np.bincount(mask.ravel(), minlength=2) / mask.size
-    score = float(image.mean() / 255)
-    by_class = np.where(fractions > 0, score, np.nan)
-    confidence_map = (image.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
-    return BrightnessLabeled(mask, score, score, fractions, by_class, confidence_map)
+    def finish(self, judged: np.ndarray, height: int, width: int) -> Labeled:
+        return by_brightness(judged)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,16 @@ class Labeled:
     class_fractions: np.ndarray
     class_confidences: np.ndarray
     confidence_map: np.ndarray
+
+
+def by_brightness(image: np.ndarray) -> Labeled:
+    """An image HxWx3, labelled; the score, and the confidence, is the mean brightness, 0 to 1."""
+    mask = (image.mean(axis=2) > 127).astype(np.uint8)
+    fractions = np.bincount(mask.ravel(), minlength=2) / mask.size
+    score = float(image.mean() / 255)
+    by_class = np.where(fractions > 0, score, np.nan)
+    confidence_map = (image.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
+    return Labeled(mask, score, score, fractions, by_class, confidence_map)
 
 
 @dataclass
@@ -59,13 +69,10 @@ class Brightness:
         return prepared
 
     def finish(self, judged: np.ndarray, height: int, width: int) -> Labeled:
-        mask = (judged.mean(axis=2) > 127).astype(np.uint8)
-        fractions = np.bincount(mask.ravel(), minlength=2) / mask.size
-        score = float(judged.mean() / 255)
-        by_class = np.where(fractions > 0, score, np.nan)
-        confidence_map = (judged.mean(axis=2) / 255).astype(np.float32)[::2, ::2]
-        confidence = score if self.policy is None else display_confidence(self.policy, score)
-        return Labeled(mask, confidence, score, fractions, by_class, confidence_map)
+        labeled = by_brightness(judged)
+        if self.policy is None:
+            return labeled
+        return replace(labeled, confidence=display_confidence(self.policy, labeled.discriminator_score))
 
 
 def _misbehave(folder: Path) -> None:

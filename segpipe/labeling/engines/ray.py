@@ -22,6 +22,7 @@ from itertools import groupby
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+from segpipe.concurrency import own_cores
 from segpipe.confidence.policy import to_json
 from segpipe.errors import RunError
 from segpipe.labeling.engines.dispatch import (
@@ -317,7 +318,7 @@ def _connect(ray: Any, settings: LabelSettings) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to Ray's makers
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
-        cores = max(_cores(), _asked_cores(settings))
+        cores = max(own_cores(), _asked_cores(settings))
         options |= {"num_cpus": cores, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
     with _same_signals():
         try:
@@ -360,10 +361,6 @@ def _same_signals() -> Iterator[None]:
     finally:
         for number in numbers:
             signal.signal(number, before[number])
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _asked_cores(settings: LabelSettings) -> int:
