@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from unseen_damage import damage_unseen
 
-from segpipe.confidence.combination import fit_combination
+from segpipe.confidence.combination import class_diversity, fit_combination
 from segpipe.confidence.selective import gap_closed
 from segpipe.config import CACHE_BYTES
 from segpipe.datasets import open_dataset
@@ -199,7 +199,8 @@ def fits_of_halves(scoring: Scoring) -> tuple[Floats, Floats]:
         replace(scoring, parts=replace(scoring.parts, tuning=half)).tuning_views()
         for half in (rows[:middle], rows[middle:])
     )
-    return fit_combination(*first), fit_combination(*last)
+    diversity = class_diversity(scoring.labelled.counts.numpy())
+    return fit_combination(*first, diversity), fit_combination(*last, diversity)
 
 
 def rank(scoring: Scoring, halves: tuple[Floats, Floats], parts: Floats, ious: Floats) -> Ranking:

@@ -19,6 +19,7 @@ SCORE_PARTS = (
     "own_iou",
     "familiarity",
     "own_accuracy",
+    "own_precision",
 )
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
@@ -137,6 +138,15 @@ def own_accuracy(sums: ClassSums) -> Tensor:
     What it doubts over much of an image costs all classes there, more than their expected IoUs tell.
     """
     return sums.right.sum(dim=1) / sums.shown.sum(dim=1)
+
+
+def own_precision(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
+    """How surely (B,) from 0 to 1 the generator believes its labels, on average over classes, of own_sums.
+
+    Like own_iou, but that of each class it asks only how right its own pixels are: along the edges of many
+    small objects the pixels that may be missed drown what is doubted of the objects themselves.
+    """
+    return own_iou(sums.right / sums.shown.clamp(min=1.0), shown, presence, rule)
 
 
 def iou_logit(ious: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from segpipe.confidence.score import (
     iou_logit,
     own_accuracy,
     own_iou,
+    own_precision,
     own_sums,
     routing_score,
 )
@@ -334,6 +335,7 @@ def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> 
             iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
             whole.familiarity[row].float(),
             iou_logit(own_accuracy(image.own))[0],
+            iou_logit(own_precision(image.own, shares, presence, rule))[0],
         ]
     ).float()
     score = routing_score(parts[None], judge.combination)[0]

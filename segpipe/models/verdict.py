@@ -15,6 +15,7 @@ from segpipe.confidence.score import (
     iou_logit,
     own_accuracy,
     own_iou,
+    own_precision,
     own_sums,
     routing_score,
 )
@@ -42,9 +43,10 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
     correctness = judgement.correctness.sigmoid()
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
-    whole = expected_iou(by_class, shares, judgement.presence.sigmoid(), rule)
+    presence = judgement.presence.sigmoid()
+    whole = expected_iou(by_class, shares, presence, rule)
     belief = own_sums(shown.one_hot, shown.probabilities)
-    own = own_iou(class_ious(belief), shares, judgement.presence.sigmoid(), rule)
+    own = own_iou(class_ious(belief), shares, presence, rule)
     parts = torch.stack(
         [
             iou_logit(whole),
@@ -54,6 +56,7 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
             iou_logit(own),
             judgement.familiarity,
             iou_logit(own_accuracy(belief)),
+            iou_logit(own_precision(belief, shares, presence, rule)),
         ],
         dim=1,
     )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.confidence.combination import FEWEST_IMAGES, fit_combination
+from segpipe.confidence.combination import FEWEST_IMAGES, class_diversity, fit_combination
 from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
@@ -316,7 +316,8 @@ class Scoring:
                 len(ious),
             )
             return
-        combination = fit_combination(parts, ious)
+        diversity = class_diversity(self.labelled.counts.numpy())
+        combination = fit_combination(parts, ious, diversity)
         self.judge.combination.copy_(torch.from_numpy(combination))
         require_sound({"judge": self.judge}, "the fit of its score", _REMEDY)
 

@@ -41,6 +41,7 @@ CLASS_IOUS = [0.9 / 1, 0.6 / (1 + 0.1)]
 EXPECTED_IOU = sum(CLASS_IOUS) / 2.25
 # The generator's 0.6 against 0.4 at twice the temperature, and its 0.5 against 0.5.
 SURE = math.sqrt(0.6) / (math.sqrt(0.6) + math.sqrt(0.4))
+OWN_PRECISION = (SURE + 0.5) * math.sqrt(0.5) / 2.25
 OWN_IOU = (SURE / 1 + 0.5 / (1 + 1 - SURE)) * math.sqrt(0.5) / 2.25
 
 
@@ -54,6 +55,7 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "own_iou": logit(OWN_IOU),
         "familiarity": 0.0,
         "own_accuracy": logit((SURE + 0.5) / 2),
+        "own_precision": logit(OWN_PRECISION),
     }
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
@@ -64,7 +66,7 @@ def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() ->
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
-    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0])
+    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0])
     verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
@@ -90,6 +92,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         features=torch.zeros(1, 4),
         familiarity=torch.zeros(1),
     )
-    verdict = give_verdict(judge_with([0.0, *[1.0] * 7]), judgement, SHOWN, "every_class")
+    verdict = give_verdict(judge_with([0.0, *[1.0] * 8]), judgement, SHOWN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)
