@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
@@ -17,11 +18,13 @@ from segpipe.labeling.inventory import Inventory
 from segpipe.labeling.inventory_list import OBJECT_SCHEMA
 from segpipe.labeling.mask_keys import define_names
 from segpipe.manifests import store
+from segpipe.manifests.batches import large_batches
 from segpipe.manifests.damage import naming_the_damaged
 from segpipe.manifests.parts import manifests_root
 from segpipe.storage.retry import explained
 
 _LOOKS_AT_ONCE = 16
+_ROWS_AT_ONCE = 65_536
 _OPEN = ("storage", "denied", "archived")  # failures that may pass without a change of the image
 _READABLE_CLASSES = [
     *("", "STANDARD", "STANDARD_IA", "ONEZONE_IA", "REDUCED_REDUNDANCY", "GLACIER_IR", "EXPRESS_ONEZONE")
@@ -41,24 +44,23 @@ _LABELLED = """
     CREATE VIEW failed AS FROM labelled WHERE failure IS NOT NULL;
     CREATE VIEW taken AS SELECT mask_key AS key FROM labelled WHERE mask_key IS NOT NULL;"""
 # Of what is wanted 64 bits a name are kept: two that meet by chance let in a row that does no harm.
-_WANTED = """
-    CREATE TABLE wanted AS
-    SELECT hash(image_uri) AS uri, hash(stored_name(mask_key)) AS name FROM wanted_images;
-    CREATE TABLE wanted_folders AS
-    SELECT DISTINCT hash(unnest(png_folders(stored_name(mask_key)))) AS name FROM wanted_images
+_WANTED_HASHES = """
+    SELECT hash(image_uri) AS hash FROM wanted_images
+    UNION ALL SELECT hash(stored_name(mask_key)) FROM wanted_images
+    UNION ALL SELECT hash(unnest(png_folders(stored_name(mask_key)))) FROM wanted_images
     WHERE stored_name(mask_key) LIKE '%.png/%'"""
-_ADD_ROWS = """
+_WITH_KEY = """
+    (SELECT *, substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key FROM stream)"""
+_HASHES = f"""
+    SELECT hash(image_uri) AS uri, hash(stored_name(mask_key)) AS name,
+           coalesce(mask_key LIKE '%~%' OR stored_name(mask_key) LIKE '%.png/%', false) AS odd
+    FROM {_WITH_KEY}"""  # noqa: S608
+_ADD_ROWS = f"""
     INSERT INTO labelled
-    SELECT * FROM (
-        SELECT image_uri, image_etag,
-               CASE WHEN decision = 'failed' AND list_contains($open, reason) THEN reason END AS failure,
-               labeled_at,
-               substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key
-        FROM stream)
-    WHERE hash(image_uri) IN (SELECT uri FROM wanted)
-        OR hash(stored_name(mask_key)) IN (SELECT name FROM wanted)
-        OR mask_key LIKE '%~%' OR stored_name(mask_key) LIKE '%.png/%'
-        OR hash(stored_name(mask_key)) IN (SELECT name FROM wanted_folders)"""
+    SELECT image_uri, image_etag,
+           CASE WHEN decision = 'failed' AND list_contains($open, reason) THEN reason END AS failure,
+           labeled_at, mask_key
+    FROM {_WITH_KEY}"""  # noqa: S608
 # The last failure decides. An object can be read again once a list names another class than the cold ones;
 # of INTELLIGENT_TIERING no list tells where an object lies.
 _LEAVE_REFUSED_ALONE = """
@@ -135,15 +137,41 @@ def load_rows(
     connection.execute(_LABELLED)
     columns = ["image_uri", "image_etag", "decision", "reason", "labeled_at", "mask_uri"]
     rows = store.scan_manifest(output, columns, _of_model(model_id))
-    parameters = {"marker": f"/masks/{model_id}/", "open": [*_OPEN, *retry]}
+    marker = {"marker": f"/masks/{model_id}/"}
     with explained(manifests_root(output)), naming_the_damaged(output):
         first = next((batch for batch in rows if batch.num_rows), None)
         if first is None:
             return False
-        connection.execute(_WANTED)
-        _run_on(connection, _ADD_ROWS, chain([first], rows), _schema(columns), parameters)
-        connection.execute("DROP TABLE wanted; DROP TABLE wanted_folders")
+        wanted = _wanted_hashes(connection)
+        for table in large_batches(chain([first], rows), _ROWS_AT_ONCE):
+            connection.register("stream", table)
+            hashes = connection.execute(_HASHES, marker).fetchnumpy()
+            touching = hashes["odd"] | _among(hashes["uri"], wanted) | _among(hashes["name"], wanted)
+            if touching.any():
+                connection.register("stream", table.filter(pa.array(touching)))
+                connection.execute(_ADD_ROWS, marker | {"open": [*_OPEN, *retry]})
     return bool(connection.execute("SELECT count(*) > 0 FROM labelled").fetchall()[0][0])
+
+
+def _wanted_hashes(connection: duckdb.DuckDBPyConnection) -> np.ndarray:
+    """The hashes of the uris, names and folders of `wanted_images`, ascending: 16 bytes an image."""
+    held = bytearray()  # grows in place, where concatenated arrays would take twice as much
+    for batch in connection.sql(_WANTED_HASHES).to_arrow_reader(_ROWS_AT_ONCE):
+        held += batch["hash"].to_numpy().tobytes()
+    hashes = np.frombuffer(held, np.uint64)
+    hashes.sort()
+    return hashes
+
+
+def _among(hashes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which hashes are among the wanted ones (ascending)."""
+    if not len(wanted):
+        return np.zeros(len(hashes), bool)
+    order = np.argsort(hashes)  # looked up in order, neighbours lie near each other in memory
+    places = np.searchsorted(wanted, hashes[order])
+    found = np.empty(len(hashes), bool)
+    found[order] = wanted[np.minimum(places, len(wanted) - 1)] == hashes[order]
+    return found
 
 
 def _of_model(model_id: str) -> ds.Expression:

@@ -33,7 +33,7 @@ RUN_DATE = pa.field("run_date", pa.date32())
 MANIFEST_SCHEMA = ROW_SCHEMA.append(RUN_DATE)
 _RUN_DATE_FOLDER = re.compile(r"run_date=(\d{4}-\d\d-\d\d)/")
 _NEVER_NULL = ("image_uri", "model_id", "decision", "run_id", "labeled_at")
-_SCANNED_AT_ONCE = 512
+_PARTS_AT_ONCE, _BYTES_AT_ONCE = 512, 32 * 2**20
 _BATCH_ROWS, _READAHEAD = 32_768, 4  # their product bounds the memory of a scan
 
 
@@ -96,10 +96,9 @@ def open_parquet(output: str, keys: Sequence[str]) -> ds.Dataset:
 
 def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> Iterator[pa.RecordBatch]:
     """Some columns of the rows that pass a filter, in batches and bounded memory. StorageError."""
-    keys = _current_keys(output)
-    for start in range(0, len(keys), _SCANNED_AT_ONCE):  # a dataset keeps the footer of each file it has read
+    for keys in _scanned_at_once(output):
         yield from (
-            open_parquet(output, keys[start : start + _SCANNED_AT_ONCE])
+            open_parquet(output, keys)
             .scanner(
                 columns=list(columns),
                 filter=where,
@@ -109,6 +108,22 @@ def scan_manifest(output: str, columns: Sequence[str], where: ds.Expression) -> 
             )
             .to_batches()
         )
+
+
+def _scanned_at_once(output: str) -> Iterator[list[str]]:
+    """What to scan, in groups: a scanner reads up to 1 GiB ahead of whoever takes its batches, and a dataset
+    keeps the footer of each file that it has read."""
+    view = compacted.current_view(output)
+    yield from ([f"{compacted.FOLDER}/{copy.key}"] for copy in view.files)
+    keys, size = list[str](), 0
+    for part in view.parts:
+        if keys and (len(keys) == _PARTS_AT_ONCE or size + part.size > _BYTES_AT_ONCE):
+            yield keys
+            keys, size = [], 0
+        keys.append(f"manifests/{part.key}")
+        size += part.size
+    if keys:
+        yield keys
 
 
 def part_rows(key: str, content: bytes, root: str = "manifests") -> pa.Table:
