@@ -1,12 +1,14 @@
 """What abandoned runs leave in OUTPUT, and taking it away.
 
-Only plans without a part, superseded claims and unfinished files go. Manifest parts, their compacted copies,
+Only plans without a part, superseded claims and unfinished files go, among them those of plans whose planner
+was killed. Manifest parts, their compacted copies,
 masks, and the plan of any run that committed a part stay, since they are the record of what was done.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -15,7 +17,7 @@ from segpipe import storage
 from segpipe.errors import NotFoundError, RunError
 from segpipe.labeling.claim import delete_superseded, hold_claim, is_claimed
 from segpipe.labeling.plan import RunPlan, finished_parts
-from segpipe.labeling.run_record import delete_run, list_runs, load_header
+from segpipe.labeling.run_record import delete_run, find_orphans, list_runs, load_header
 
 UNFINISHED_AFTER = timedelta(days=1)  # no write of one file takes a day
 _CLEANUP = "cleanup"
@@ -48,8 +50,8 @@ def remove_leftovers(output: str, older_than: timedelta, now: datetime) -> Remov
     for model_id, plans in groupby(abandoned, key=lambda plan: plan.model_id):
         runs += _remove_plans(output, model_id, list(plans))
     claims = sum(delete_superseded(output, model_id) for model_id in _claimed_models(output))
-    files = storage.delete_unfinished(output, now - UNFINISHED_AFTER)
-    return Removed(output, tuple(runs), claims, len(files), damaged)
+    n_files = _remove_orphans(output) + len(storage.delete_unfinished(output, now - UNFINISHED_AFTER))
+    return Removed(output, tuple(runs), claims, n_files, damaged)
 
 
 def _abandoned_runs(output: str, planned_before: datetime) -> tuple[list[RunPlan], tuple[str, ...]]:
@@ -78,6 +80,25 @@ def _remove_plans(output: str, model_id: str, plans: Iterable[RunPlan]) -> list[
                 delete_run(output, plan.run_id)
                 removed.append(plan.run_id)
         return removed
+
+
+def _remove_orphans(output: str) -> int:
+    """Remove what planners that were killed have written of their plans; nothing while a run holds a claim.
+
+    A planner holds the claim of its model, and a plan's file does not say whose it is: so all are held.
+    """
+    found = set(find_orphans(output))  # before the models: whoever starts later writes other files
+    models, now = _claimed_models(output), datetime.now(UTC)
+    if not found or any(is_claimed(output, model_id, now) for model_id in models):
+        return 0
+    with ExitStack() as held:
+        claims = [held.enter_context(hold_claim(output, model, _CLEANUP, _CLAIM_SECONDS)) for model in models]
+        orphans = found.intersection(find_orphans(output))  # a planner may have finished meanwhile
+        for uri in orphans:
+            for claim in claims:
+                claim.require_alive()
+            storage.delete(uri)
+        return len(orphans)
 
 
 def _claimed_models(output: str) -> list[str]:

@@ -67,7 +67,7 @@ def label_source(
     engine_of(settings)
     _refuse_before_claiming(source, output, run_id)
     with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds) as claim:
-        plan = _plan_or_resume(source, output, labeler, settings, run_id, limit)
+        plan = _plan_or_resume(source, output, labeler, settings, run_id, limit, claim)
         _label_pending(plan, labeler, settings, progress, claim, served)
     return finish_run(plan)
 
@@ -88,8 +88,8 @@ def start_run(
     output, run_id = storage.normalise(output), _run_id(run_id)
     engine_of(settings)
     _refuse_before_claiming(source, output, run_id)
-    with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds):
-        return _plan_or_resume(source, output, labeler, settings, run_id, limit)
+    with hold_claim(output, labeler.model_id, run_id, settings.claim_seconds) as claim:
+        return _plan_or_resume(source, output, labeler, settings, run_id, limit, claim)
 
 
 def label_run(
@@ -132,7 +132,13 @@ def _run_id(run_id: str | None) -> str:
 
 
 def _plan_or_resume(
-    source: str, output: str, labeler: ImageLabeler, settings: LabelSettings, run_id: str, limit: int | None
+    source: str,
+    output: str,
+    labeler: ImageLabeler,
+    settings: LabelSettings,
+    run_id: str,
+    limit: int | None,
+    claim: Claim,
 ) -> RunPlan:
     plan = load_plan(output, run_id)
     if plan is not None:
@@ -154,7 +160,7 @@ def _plan_or_resume(
     )
     plan = replace(plan, image_range=labeler.image_range, tiling=labeler.tiling)
     _require_unused(plan)
-    plan = freeze_plan(plan, settings)
+    plan = freeze_plan(plan, settings, claim.require_newest)
     logger.info("planned run %s of %d images, %d already done", run_id, plan.images.count, plan.already_done)
     return plan
 

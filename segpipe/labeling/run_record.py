@@ -7,10 +7,11 @@ import logging
 import platform
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -23,7 +24,7 @@ from segpipe.labeling.plan import RunPlan, check_run_id
 from segpipe.labeling.plan_files import PLAN_SCHEMA, PlannedImages
 from segpipe.manifests.batches import large_batches
 from segpipe.manifests.chain import Tip
-from segpipe.manifests.parts import ERRORS_OF_CONTENT
+from segpipe.manifests.parts import ERRORS_OF_CONTENT, RUN_ID
 from segpipe.manifests.run_files import (
     FURTHER,
     PLAN,
@@ -53,11 +54,15 @@ _TIMES = ("created_at", "newer_from")
 _REPORTED_PACKAGES = ("segpipe", "torch", "numpy", "numba", "pillow", "pyarrow", "fsspec", "s3fs", "ray")
 
 
-def freeze_plan(plan: RunPlan, settings: LabelSettings) -> RunPlan:
+def freeze_plan(
+    plan: RunPlan, settings: LabelSettings, require_claim: Callable[[], None] = lambda: None
+) -> RunPlan:
     """Write the plan, once, and then run.json, under the run's id; the plan as it lies there.
 
     A plan of more than some FILE_IMAGES has further files, which are written first: it is there once
-    plan.parquet is. Raises RunError when the id is in use, StorageError when OUTPUT cannot be written.
+    plan.parquet is. require_claim is asked before that, as a clean-up takes away the files of a planner that
+    has lost its claim. Raises what it raises, RunError when the id is in use, StorageError when OUTPUT cannot
+    be written.
     """
     token = secrets.token_hex(4)
     tables = _files_of(plan.images)
@@ -67,6 +72,7 @@ def freeze_plan(plan: RunPlan, settings: LabelSettings) -> RunPlan:
         storage.create(uri, table_bytes(table))
         further.append(PlanFile(uri, table.num_rows))
     uri = plan_uri(plan.output, plan.run_id)
+    require_claim()
     try:
         storage.create(uri, table_bytes(first.replace_schema_metadata({PLAN_HEADER: _told(plan, further)})))
     except AlreadyExistsError as error:
@@ -124,6 +130,33 @@ def list_runs(output: str) -> list[str]:
     except NotFoundError:
         return []
     return sorted(key.removesuffix(f"/{PLAN}") for key in keys if key.endswith(f"/{PLAN}"))
+
+
+def find_orphans(output: str) -> list[str]:
+    """The further files that no plan names (their URIs): a planner writes them, or was killed meanwhile.
+
+    The files beside a damaged plan are left out. StorageError.
+    """
+    try:
+        found = [file for file in storage.list_objects(storage.join(output, "runs")) if _is_further(file.key)]
+    except NotFoundError:
+        return []
+    by_run = groupby(found, key=lambda file: file.key.rpartition("/")[0])
+    return [uri for run_id, files in by_run for uri in _unnamed(output, run_id, [file.uri for file in files])]
+
+
+def _is_further(key: str) -> bool:
+    run_id, _, name = key.rpartition("/")
+    return RUN_ID.fullmatch(run_id) is not None and FURTHER_NAME.fullmatch(name) is not None
+
+
+def _unnamed(output: str, run_id: str, uris: list[str]) -> list[str]:
+    try:
+        plan = load_header(output, run_id)
+    except RunError:
+        return []
+    named = set() if plan is None else {file.uri for file in plan.images.files}
+    return [uri for uri in uris if uri not in named]
 
 
 def delete_run(output: str, run_id: str) -> None:

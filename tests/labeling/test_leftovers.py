@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,7 +17,9 @@ from typing import Any
 import pytest
 
 from segpipe import storage
-from segpipe.config import CompactSettings, LabelSettings
+from segpipe.config import CompactSettings, LabelSettings, VerifySettings
+from segpipe.labeling import plan_files as plan_files_module
+from segpipe.labeling import run_record
 from segpipe.labeling.claim import hold_claim
 from segpipe.labeling.leftovers import remove_leftovers
 from segpipe.labeling.plan import pending_images
@@ -21,9 +27,27 @@ from segpipe.labeling.run import label_source, start_run
 from segpipe.labeling.run_record import load_plan
 from segpipe.manifests.compaction import compact
 from segpipe.manifests.store import read_manifest
+from segpipe.manifests.verification import verify
 
 MONTH = timedelta(days=30)
 LATER = datetime.now(UTC) + timedelta(days=40)
+PLANNER = """
+import sys
+from segpipe import storage
+from segpipe.config import LabelSettings
+from segpipe.labeling import plan_files, run_record
+from segpipe.labeling.run import start_run
+from tests.support.brightness import Brightness
+
+def create(uri, data, create=storage.create):
+    if uri.endswith(sys.argv[3]):
+        print("about to create it", flush=True)
+        sys.stdin.read()
+    create(uri, data)
+
+run_record.FILE_IMAGES, plan_files.BATCH_IMAGES, storage.create = 4, 3, create
+start_run(*sys.argv[1:3], Brightness(), LabelSettings(shard_images=5, claim_seconds=2), "r1")
+"""
 
 
 def tree(root: str) -> dict[str, bytes]:
@@ -173,3 +197,73 @@ def test_unfinished_files_go_when_no_writer_can_be_at_them(tmp_path: Path) -> No
 def test_an_output_that_is_not_there_has_no_leftovers(tmp_path: Path) -> None:
     removed = remove_leftovers(str(tmp_path / "nothing"), MONTH, LATER)
     assert (removed.runs, removed.claims, removed.unfinished_files, removed.damaged) == ((), 0, 0, ())
+
+
+@pytest.fixture
+def start_planner(places: Places) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
+    """(name) -> a process that plans run r1 and waits before it creates the file that ends so."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PLANNER, places.source, places.output, name]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+        assert started[-1].stdout.readline() == "about to create it\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def plan_files(output: str) -> list[str]:
+    return [key for key in tree(output) if key.endswith(".parquet")]
+
+
+def test_the_files_of_a_planner_that_lives_stay_and_those_of_one_that_was_killed_go(
+    places: Places, start_planner: Any, make_labeler: Any, settings: LabelSettings
+) -> None:
+    planner = start_planner("/plan.parquet")
+    begun = plan_files(places.output)
+    assert [key.rpartition("-")[2] for key in begun] == ["00001.parquet"]
+    assert remove_leftovers(places.output, MONTH, LATER).unfinished_files == 0
+    assert plan_files(places.output) == begun
+    planner.kill()
+    planner.wait()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_record, "FILE_IMAGES", 4)
+        patch.setattr(plan_files_module, "BATCH_IMAGES", 3)
+        start_run(places.source, places.output, make_labeler(), settings, "r1")
+    both = plan_files(places.output)
+    assert (len(both), set(begun) < set(both)) == (3, True)  # the plan and its file beside what was left
+    assert remove_leftovers(places.output, MONTH, datetime.now(UTC)).unfinished_files == 1
+    assert plan_files(places.output) == [key for key in both if key not in begun]
+    label_source(places.source, places.output, make_labeler(), settings, "r1")
+    assert verify(places.output, VerifySettings()).findings == {}
+
+
+def test_the_files_of_a_killed_planner_go_once_its_claim_has_run_out(
+    places: Places, start_planner: Any
+) -> None:
+    planner = start_planner("/plan.parquet")
+    planner.kill()
+    planner.wait()
+    while not remove_leftovers(places.output, MONTH, LATER).unfinished_files:
+        threading.Event().wait(0.1)
+    assert plan_files(places.output) == []
+
+
+def test_a_planner_that_has_lost_its_claim_freezes_nothing(
+    places: Places, start_planner: Any, make_labeler: Any, settings: LabelSettings
+) -> None:
+    planner = start_planner("-00001.parquet")
+    planner.send_signal(signal.SIGSTOP)
+    start_run(places.source, places.output, make_labeler(), settings, "r2")
+    planner.send_signal(signal.SIGCONT)
+    _, error = planner.communicate(timeout=100)
+    assert "run r1 lost its claim" in error
+    assert load_plan(places.output, "r1") is None
+    assert remove_leftovers(places.output, MONTH, datetime.now(UTC)).unfinished_files == 1
+    assert plan_files(places.output) == ["runs/r2/plan.parquet"]
