@@ -398,7 +398,7 @@ def test_calibrate_says_what_is_promised_guarded_and_shown(
     assert policy["policy_id"] in said
 
 
-def test_a_promise_about_a_class_alone_is_said_and_routes_and_is_not_audited(
+def test_a_promise_about_a_class_alone_is_said_and_routes_and_is_audited(
     squares: Path,
     bucket: str,
     model: str,
@@ -411,12 +411,13 @@ def test_a_promise_about_a_class_alone_is_said_and_routes_and_is_not_audited(
     said = capsys.readouterr().out
     assert "of the images without 'square' (at least 100000 pixels of it) at most 99% are accepted" in said
     assert "is right or wrong as a whole" in said
-    assert "does not cover what is promised about classes" in said
     output = str(tmp_path / "labels")
     found = ask("label", bucket, output, "--model", model, "--audit-share", "1")
     assert found["accepted"] > 0
     assert cli.run(["audit", output]) == 0
-    assert "not covered: what is promised is about classes" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing is promised of masks as such; what is promised of classes follows" in said
+    assert re.search(r"false alarm square +not yet enough: no audited image without 'square' is known", said)
 
 
 def test_a_certificate_per_group_is_said_group_by_group(

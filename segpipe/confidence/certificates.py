@@ -12,12 +12,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from segpipe.confidence import guarantee, whole_groups
 from segpipe.confidence.arithmetic import N_QUANTILES
-from segpipe.confidence.class_test import ThresholdBound, p_value, threshold_bound
+from segpipe.confidence.class_test import (
+    ClassPromiseKind,
+    ThresholdBound,
+    mistakes,
+    p_value,
+    threshold_bound,
+)
 from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassesOnly,
     ClassPromise,
-    ClassPromiseKind,
     GroupCertificate,
     MaskPromise,
     MeanLossPromise,
@@ -162,11 +167,10 @@ def certificate_of(name: str, images: CalibrationImages, wanted: Wanted) -> Grou
 
 def _of_class(target: ClassTarget, images: CalibrationImages, wanted: Wanted) -> _OfClass:
     assert images.pixels is not None  # checked with the targets
-    true = images.pixels.true[:, target.class_index] >= target.min_object_px
-    shown = images.pixels.shown[:, target.class_index] >= target.min_object_px
-    concerned = true if target.kind == "miss" else ~true
-    rows = _drawn(np.flatnonzero(concerned), images.group, wanted.about)
-    wrong, acceptable = (true != shown)[rows], images.acceptable[rows]
+    true, shown = (of[:, target.class_index] for of in (images.pixels.true, images.pixels.shown))
+    found = mistakes(target.kind, true, shown, target.min_object_px)
+    rows = _drawn(np.flatnonzero(found.concerned), images.group, wanted.about)
+    wrong, acceptable = found.wrong[rows], images.acceptable[rows]
     bound = threshold_bound(acceptable[wrong], len(rows), target.max_share, wanted.confidence)
     return _OfClass(target, acceptable, wrong, bound)
 

@@ -19,12 +19,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binom
 
 from segpipe.confidence.guarantee import fewest_accepted
+
+ClassPromiseKind = Literal["miss", "false_alarm"]
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """Which of n images a promise about a class counts, `concerned` (n,), and in which of those the mask is
+    `wrong` (n,) about whether the class is there."""
+
+    concerned: NDArray[np.bool_]
+    wrong: NDArray[np.bool_]
+
+
+def mistakes(
+    kind: ClassPromiseKind, true: NDArray[np.int64], shown: NDArray[np.int64], min_object_px: int
+) -> Mistakes:
+    """What calibration and audit both count: `true` and `shown` (n,) are pixels of the class by the truth and
+    by the mask. An image has the class, and a mask shows it, by at least `min_object_px` of them."""
+    has, shows = true >= min_object_px, shown >= min_object_px
+    concerned = has if kind == "miss" else ~has
+    return Mistakes(concerned, concerned & (has != shows))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from segpipe.confidence.arithmetic import disagreements
+from segpipe.confidence.class_test import ClassPromiseKind
 from segpipe.confidence.display import displayed
 from segpipe.confidence.growing import Growth
 from segpipe.confidence.looks import Look
@@ -67,7 +68,6 @@ class ClassesOnly:
 
 
 MaskPromise = BadFractionPromise | MeanLossPromise | ClassesOnly
-ClassPromiseKind = Literal["miss", "false_alarm"]
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,11 @@ class Policy:
     def family(self) -> str:
         """The id under which audits, draws and suspensions count: that of the policy it has grown from."""
         return (self.growth and self.growth.root) or self.policy_id
+
+    @property
+    def counts_groups_once(self) -> bool:
+        """Whether it promises something of a random image of a random group, and groups have several."""
+        return self.promises_about == "groups" and self.n_calibration < self.n_images
 
     @property
     def tested_confidence(self) -> float:

@@ -43,10 +43,10 @@ def meaning(policy: Policy) -> str:
 
 def not_audited(policy: Policy) -> Iterator[str]:
     """What of the promise `segpipe audit` cannot watch."""
-    if policy.class_promises:
+    if policy.class_promises and policy.counts_groups_once:
         yield (
-            "segpipe audit does not cover what is promised about classes, only what is promised about masks: "
-            "calibrate again on new images now and then"
+            "segpipe audit does not cover what is promised about classes where each group of images counts "
+            "once: calibrate with --promise-about masks, or again on new images now and then"
         )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss, make_policy
-from segpipe.confidence.policy import ClassPromiseKind, Guard, Policy, on_classes, to_json
+from segpipe.confidence.class_test import ClassPromiseKind
+from segpipe.confidence.policy import Guard, Policy, on_classes, to_json
 from segpipe.config import CalibrateSettings, class_share, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError, PolicyError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -24,8 +24,9 @@ from segpipe.manifests.store import table_bytes
 
 Verdict = Literal["accepted", "corrected", "rejected", "skipped"]
 
-# Since 2 what was erased counts as wrong in draft_iou; before, it did not count. 3 added from_scratch.
-SCHEMA_VERSION = 3
+# Since 2 what was erased counts as wrong in draft_iou; before, it did not count. 3 added from_scratch,
+# 4 final_class_pixels.
+SCHEMA_VERSION = 4
 FOLDER = "reviews"
 _READERS = 16
 _NEVER_NULL = ("review_id", "item_id", "image_uri", "model_id", "verdict", "reviewed_at")
@@ -51,6 +52,7 @@ REVIEW_SCHEMA = pa.schema(
         ("origin", pa.string()),
         ("draft_iou_graded", pa.float64()),
         ("from_scratch", pa.bool_()),
+        ("final_class_pixels", pa.list_(pa.int64())),
     ]
 )
 
@@ -65,7 +67,9 @@ class Review:
     rules every_class and graded (see metrics), the draft being wrong where something was erased; the second
     is null in a decision of a version that did not know it; overlap_pixels: claimed by more than one region;
     audit, inclusion_probability: as in the manifest row; minutes spent; origin: where the annotation lives;
-    from_scratch: the person drew without seeing the draft (null in a decision of a version that showed all).
+    from_scratch: the person drew without seeing the draft (null in a decision of a version that showed all);
+    final_class_pixels: pixels of each of the model's classes in the final mask (null without one, and in a
+    decision of a version that did not count them).
     Of several decisions about one item the one with the latest reviewed_at holds.
     """
 
@@ -88,6 +92,7 @@ class Review:
     origin: str
     draft_iou_graded: float | None = None
     from_scratch: bool | None = None
+    final_class_pixels: Sequence[int] | None = None
 
 
 def item_id(image_uri: str, image_etag: str, model_id: str, mask_sha256: str) -> str:

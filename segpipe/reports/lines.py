@@ -11,6 +11,7 @@ from segpipe.reports import summary as words
 from segpipe.reports.content import floor_in_words, thresholds
 from segpipe.review import recalibration
 from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
+from segpipe.review.class_audit_words import class_in_words
 from segpipe.tables import columns
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
         ("policy", f"{found.policy_id} of model {found.model_id}{' (in use)' if found.in_use else ''}"),
         ("promise", found.promise),
         ("audit", in_words(found)),
+        *((f"{one.kind.replace('_', ' ')} {one.class_name}", class_in_words(one)) for one in found.classes),
         ("drawn", f"{found.drawn} of {found.accepted} accepted masks; {unanswered}"),
         *((name, text) for name, text in more.items() if text),
         *months,

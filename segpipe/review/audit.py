@@ -35,6 +35,8 @@ from segpipe.name_groups import group_of
 from segpipe.review import audit_nights
 from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_of
 from segpipe.review.audit_words import in_words
+from segpipe.review.class_answers import read_class_answers
+from segpipe.review.class_audit import ClassAnswers, ClassAudit, audited_class, class_nights, not_covered
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,9 @@ class PolicyAudit:
 
     `group` names the group of images whose own certificate this is about, None where the policy has one for
     all. `each_counts`: whether each mask weighs one, or each group of images, as the policy promises.
+
+    `classes` are the promises about classes. The state is about all that is promised and covered: broken when
+    anything is, kept when all is; so they share the error.
     """
 
     policy_id: str
@@ -163,6 +168,7 @@ class PolicyAudit:
     night_above: float | None
     group: str | None
     each_counts: Literal["masks", "groups"]
+    classes: tuple[ClassAudit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,7 @@ class _Series:
     accepted: int
     unwatched: int
     masks_by_night: Mapping[date, int]
+    of_classes: ClassAnswers
 
 
 def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
@@ -191,7 +198,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
         _audited(
             own,
             group,
-            found.get((policy.family, group), _Series([], [], 0, 0, {})),
+            found.get((policy.family, group), _Series([], [], 0, 0, {}, ClassAnswers())),
             suspended=_is_suspended(output, policy.family, group),
             in_use=policy.family == newest,
         )
@@ -254,7 +261,11 @@ def _read(
         ]
         connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
         cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
-    found = {name: _series(audits.get(name, []), of_one) for name, of_one in cells.items()}
+        of_classes = read_class_answers(connection, [one.policy_id for one in kept if one.class_promises])
+    found = {
+        name: _series(audits.get(name, []), of_one, of_classes.get(name, ClassAnswers()))
+        for name, of_one in cells.items()
+    }
     return found, newest[0][0] if newest else None
 
 
@@ -320,7 +331,7 @@ def _reached(audits: Sequence[Audit]) -> list[Audit]:
     return [audit for audit in audits if cutoff is None or audit.labeled_at < cutoff]
 
 
-def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]]) -> _Series:
+def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]], of_classes: ClassAnswers) -> _Series:
     weights = _weights(cells)
     accepted = [
         Accepted(_day(cell), cell["share"], cell["masks"], cell["masks"] * weights[cell["unit"]])
@@ -339,6 +350,7 @@ def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]]) -> _Ser
         accepted=sum(cell["accepted"] for cell in cells),
         unwatched=sum(cell["accepted"] for cell in cells if not cell["share"]),
         masks_by_night=by_night,
+        of_classes=of_classes,
     )
 
 
@@ -384,15 +396,19 @@ def loss_of(verdict: str | None, draft_iou: float | None, promised: MaskPromise)
 
 def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in_use: bool) -> PolicyAudit:
     limit, is_bad_fraction = _limit(policy.promised)
-    error = (1 - policy.confidence) / 2
+    error = (1 - policy.confidence) / 2 / _promised_at_once(policy)
+    classes = _audited_classes(policy, series, error)
     audits, nights = series.audits, series.nights
     counted = [audit for audit in _reached(audits) if audit.loss is not None]
-    losses, weights = audit_nights.night_bets(_whole(nights, _cutoff(audits)))
+    whole = [night for night in nights if _is_whole(night.day, _cutoff(audits))]
+    losses, weights = audit_nights.night_bets(whole)
     lower = lower_end(losses, error, weights)
     overall = audit_nights.all_nights(nights, error)
     recent = audit_nights.recent_nights(nights, limit, error)
     kept_over = audit_nights.kept_over(nights, limit, error)
-    broken = suspended or lower > limit
+    states = {one.state for one in classes} - {"not_covered"}
+    states |= _state(policy.promised, lower > limit, kept_over is not None)
+    broken = suspended or "broken" in states
     kept = kept_over or audit_nights.last_kept(nights, limit, error)
     masks_a_night = _median(series.masks_by_night.values())
     estimate = overall.estimate if overall else None
@@ -403,7 +419,7 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
         target=policy.promised.target,
         limit=limit,
         confidence=policy.confidence,
-        state="broken" if broken else "kept" if kept_over else "undecided",
+        state="broken" if broken else "kept" if states == {"kept"} else "undecided",
         suspended=suspended,
         in_use=in_use,
         accepted=series.accepted,
@@ -432,12 +448,41 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
         night_above=_night_above(masks_a_night, limit, estimate) if is_bad_fraction else None,
         group=group or None,
         each_counts="groups" if _counts_groups(policy) else "masks",
+        classes=classes,
     )
 
 
-def _whole(nights: Sequence[Night], cutoff: datetime | None) -> list[Night]:
-    """Without the night of the oldest open audit: a bet is placed on a night once, when all is said of it."""
-    return [night for night in nights if cutoff is None or night.day < cutoff.astimezone(UTC).date()]
+def _promised_at_once(policy: Policy) -> int:
+    """How many promises share the error."""
+    return len(policy.class_promises) + (not isinstance(policy.promised, ClassesOnly))
+
+
+def _state(promised: MaskPromise, broken: bool, kept: bool) -> set[State]:
+    """Of the promise about masks, where there is one."""
+    if isinstance(promised, ClassesOnly):
+        return set()
+    return {"broken" if broken else "kept" if kept else "undecided"}
+
+
+def _audited_classes(policy: Policy, series: _Series, error: float) -> tuple[ClassAudit, ...]:
+    """What is said of each promise about a class. An image of a group that counts once cannot be weighed: of
+    how many of its images the promise is about, a draw does not tell."""
+    if policy.counts_groups_once:
+        return tuple(not_covered(one) for one in policy.class_promises)
+    least = {
+        night.day: min(cell.share for cell in night.accepted) for night in series.nights if night.accepted
+    }
+    cutoff = _cutoff(series.audits)
+    by_promise = [(one, class_nights(one, series.of_classes, least)) for one in policy.class_promises]
+    return tuple(
+        audited_class(one, nights, [night for night in nights if _is_whole(night.day, cutoff)], error)
+        for one, nights in by_promise
+    )
+
+
+def _is_whole(day: date, cutoff: datetime | None) -> bool:
+    """Before the night of the oldest open audit: a bet is placed on a night once, when all is said of it."""
+    return cutoff is None or day < cutoff.astimezone(UTC).date()
 
 
 def _limit(promised: MaskPromise) -> tuple[float, bool]:

@@ -101,7 +101,12 @@ def night_bets(nights: Sequence[Night]) -> tuple[list[float], list[float]]:
     those before; where nothing is answered nothing is bet.
     """
     losses, masses = zip(*map(_night_mean, nights), strict=True) if nights else ((), ())
-    return list(losses), [_stake(masses[: number + 1]) for number in range(len(masses))]
+    return list(losses), stakes(masses)
+
+
+def stakes(masses: Sequence[float]) -> list[float]:
+    """What share of an ordinary night's bet (0 to 1) is placed on each, by what its answers stand for."""
+    return [_stake(masses[: number + 1]) for number in range(len(masses))]
 
 
 def all_nights(nights: Sequence[Night], error: float) -> Window | None:

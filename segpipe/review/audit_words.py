@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from segpipe.printable import printable
+from segpipe.review.class_audit_words import found_of_class
 
 if TYPE_CHECKING:
     from segpipe.review.audit import PolicyAudit
@@ -21,11 +23,11 @@ def _verdict(audit: PolicyAudit) -> str:
     if audit.suspended or audit.state == "broken":
         whose = "all masks of this group" if audit.group else "all masks"
         return (
-            f"BROKEN: {_found(audit)}, promised were at most {audit.limit:.3g}; under this policy {whose} "
+            f"BROKEN: {'; '.join(_broken(audit))}; under this policy {whose} "
             "go to review: look at the masks found bad, then calibrate on images like these, or retrain"
         )
     if audit.target == "classes":
-        return "not covered: what is promised is about classes, and the audit only sees what masks lose"
+        return "nothing is promised of masks as such; what is promised of classes follows"
     if not audit.drawn:
         return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
     if audit.kept_over:
@@ -63,6 +65,15 @@ def night_in_words(audit: PolicyAudit) -> str | None:
         f"night of {audit.masks_a_night} would be above {audit.limit:.3g} by chance with probability "
         f"{audit.night_above:.2g}, some {365 * audit.night_above:.0f} nights a year"
     )
+
+
+def _broken(audit: PolicyAudit) -> Iterator[str]:
+    """What is shown broken; of a policy that was suspended before, and is not now, what is found of masks."""
+    of_classes = [one for one in audit.classes if one.state == "broken"]
+    if audit.target != "classes" and (audit.lower > audit.limit or not of_classes):
+        yield f"{_found(audit)}, promised were at most {audit.limit:.3g}"
+    for one in of_classes if of_classes or audit.target != "classes" else audit.classes:
+        yield found_of_class(one)
 
 
 def _standing(audit: PolicyAudit, recent: Window) -> str:

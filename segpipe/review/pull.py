@@ -50,6 +50,7 @@ _NO_MASK: dict[str, Any] = {
     "draft_iou": None,
     "draft_iou_graded": None,
     "overlap_pixels": 0,
+    "final_class_pixels": None,
 }
 
 
@@ -257,7 +258,8 @@ def _review(output: str, answer: _Answer, row: dict[str, Any], classes: Sequence
     if np.array_equal(drawn.mask, draft):
         return Review(
             verdict="accepted", final_mask_uri=row["mask_uri"], final_mask_sha256=row["mask_sha256"],
-            draft_iou=1.0, draft_iou_graded=1.0, overlap_pixels=drawn.overlap_pixels, **_shared(answer, row),
+            draft_iou=1.0, draft_iou_graded=1.0, overlap_pixels=drawn.overlap_pixels,
+            final_class_pixels=_class_pixels(draft, len(classes)), **_shared(answer, row),
         )  # fmt: skip
     return _corrected(output, answer, row, draft, drawn, len(classes))
 
@@ -273,8 +275,14 @@ def _corrected(
         draft_iou=draft_iou(draft, drawn.mask, n_classes, "every_class"),
         draft_iou_graded=draft_iou(draft, drawn.mask, n_classes, "graded"),
         overlap_pixels=drawn.overlap_pixels,
+        final_class_pixels=_class_pixels(drawn.mask, n_classes),
         **_shared(answer, row),
     )  # fmt: skip
+
+
+def _class_pixels(mask: np.ndarray, n_classes: int) -> list[int]:
+    """Pixels of each class; what was erased is of none."""
+    return np.bincount(mask.ravel(), minlength=n_classes)[:n_classes].tolist()
 
 
 def _shared(answer: _Answer, row: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,10 @@ def test_what_people_say_becomes_reviews(made: ReviewedOutput, studio: FakeStudi
     assert corrected["draft_iou"] == (50 / 100 + 0) / 2, "of road a half, of car nothing"
     assert (corrected["reviewer"], corrected["minutes"]) == ("reviewer@example.com", 1.0)
     assert corrected["reviewed_at"] == NOON
+    counted = [
+        by_verdict[one]["final_class_pixels"] for one in ("accepted", "corrected", "rejected", "skipped")
+    ]
+    assert counted == [[100, 0], [50, 50], None, None]
     assert counts(made.pull(studio)) == {"known": 4}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -54,11 +55,17 @@ class AuditedOutput:
         return rows
 
     def answer(
-        self, rows: list[Row], verdict: str, draft_iou: float | None = None, graded: float | None = None
+        self,
+        rows: list[Row],
+        verdict: str,
+        draft_iou: float | None = None,
+        graded: float | None = None,
+        pixels: Sequence[int] | None = None,
     ) -> None:
-        """The same verdict about each of the rows."""
+        """The same verdict about each of the rows; `pixels` of each class in the final mask."""
+        same = {"draft_iou_graded": graded, "final_class_pixels": pixels}
         reviews = [self._review(row, verdict, draft_iou) for row in rows]
-        append_reviews(self.output, [replace(review, draft_iou_graded=graded) for review in reviews])
+        append_reviews(self.output, [replace(review, **same) for review in reviews])
 
     def _row(self, number: int, values: dict[str, Any]) -> Row:
         uri = f"/bucket/{number:04d}.jpg"

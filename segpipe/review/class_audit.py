@@ -1,0 +1,281 @@
+"""Is kept what is promised about classes? Pure figures from what people said about masks.
+
+A promise about a class counts all images that have the class (or have it not), accepted or in review, and
+those of them that are accepted and wrong. What people drew says which images those are. Of accepted masks the
+audits are a blind draw. Of masks in review people see what they come to, so no chance stands for the others:
+where the promise is to be shown kept none of those others counts, where it is to be shown broken all of them
+do. Both ways the answers that are missing can only hide something, never make it up.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from typing import Literal
+
+import numpy as np
+
+from segpipe.confidence.class_share import Seen, answers_needed, lower_bound, proves, upper_bound
+from segpipe.confidence.class_test import ClassPromiseKind, mistakes
+from segpipe.confidence.confidence_sequence import lower_end, p_values_above
+from segpipe.confidence.policy import ClassPromise
+from segpipe.review.audit_nights import WINDOWS, stakes
+
+State = Literal["kept", "undecided", "broken", "not_covered"]
+
+
+@dataclass(frozen=True)
+class MaskAnswer:
+    """What is known of one mask: pixels of each class by the person who looked (None: nobody has said) and in
+    the mask itself (None: a version that did not count them); audit_share (above 0 to 1) is the chance to be
+    audited of an accepted mask, None of one in review."""
+
+    night: date
+    audit_share: float | None
+    true_pixels: Sequence[int] | None
+    shown_pixels: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class ClassAnswers:
+    """What was said of masks, and of how many masks in review, by night, nothing was."""
+
+    answers: Sequence[MaskAnswer] = ()
+    unseen: Mapping[date, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ClassNight:
+    """One night's masks as one promise counts them.
+
+    chances, wrong (n,): the audited images that the promise is about, and whether the mask is wrong. `hidden`
+    (m,) are the audit shares of those without an answer that could be wrong, `least_chance` (0 to 1) is the
+    smallest audit share of the accepted masks, 1 without one. Of the masks in review `reviewed` are of images
+    that the promise is about, and of `unseen` ones nobody has said.
+    """
+
+    day: date
+    least_chance: float
+    chances: tuple[float, ...]
+    wrong: tuple[bool, ...]
+    hidden: tuple[float, ...]
+    reviewed: int
+    unseen: int
+
+
+@dataclass(frozen=True)
+class ClassWindow:
+    """What the answers of some nights in a row (ISO dates) say of all images of these nights.
+
+    Of the `audited` accepted images that the promise is about `wrong` are so; `hidden` ones without an answer
+    could be. The share that is accepted and wrong, `estimate` (None without any), is between `lower` and
+    `upper_with_hidden`.
+    """
+
+    since: str
+    until: str
+    audited: int
+    wrong: int
+    hidden: int
+    estimate: float | None
+    lower: float
+    upper_with_hidden: float
+
+
+@dataclass(frozen=True)
+class ClassAudit:
+    """What people said about one promise about a class: see policy.ClassPromise, whose `limit` is max_share.
+
+    Of the audited accepted masks `audited` are of images that the promise is about, `wrong` of them wrong;
+    `hidden` ones, skipped or of a version that counted no classes, could be. Of the masks in review
+    `reviewed` are of such images, and of `unseen` nobody has said so. `estimate` is the share of all such
+    images that is accepted and wrong, if the unseen were none of them (None without one); it is between
+    `lower` and `upper`. On some of the `nights` it surely was above `broken_above`; `p_value` is that of the
+    promise being kept all the time. `more_needed`: so many more audited images that the promise is about,
+    and like the last, would show it kept; None: no number would. `recent` are the last nights, `kept_over`
+    those that show it kept. state not_covered: the promise counts each group once, the answers each image.
+    """
+
+    kind: ClassPromiseKind
+    class_name: str
+    min_object_px: int
+    limit: float
+    state: State
+    audited: int
+    wrong: int
+    hidden: int
+    reviewed: int
+    unseen: int
+    estimate: float | None
+    lower: float
+    upper: float
+    broken_above: float
+    p_value: float
+    more_needed: int | None
+    nights: int
+    recent: ClassWindow | None
+    kept_over: ClassWindow | None
+
+
+def class_nights(
+    promise: ClassPromise, found: ClassAnswers, least_chances: Mapping[date, float]
+) -> list[ClassNight]:
+    """The nights in the order of their days; `least_chances` are, by night, the smallest audit share of its
+    accepted masks."""
+    by_day: defaultdict[date, list[MaskAnswer]] = defaultdict(list)
+    for answer in found.answers:
+        by_day[answer.night].append(answer)
+    return [
+        _night(promise, day, by_day[day], least_chances.get(day, 1.0), found.unseen.get(day, 0))
+        for day in sorted(by_day.keys() | least_chances.keys() | found.unseen.keys())
+    ]
+
+
+def audited_class(
+    promise: ClassPromise, nights: Sequence[ClassNight], whole: Sequence[ClassNight], error: float
+) -> ClassAudit:
+    """What the nights say; `whole` are those of which all audits are answered. `error` is of each end."""
+    limit, seen = promise.max_share, _seen(nights)
+    losses, masses = zip(*map(_night_share, whole), strict=True) if whole else ((), ())
+    weights = stakes(masses)
+    kept_over, broken_above = _kept_over(nights, limit, error), lower_end(losses, error, weights)
+    recent = next(_windows(nights, limit, error), None)
+    return ClassAudit(
+        kind=promise.kind,
+        class_name=promise.class_name,
+        min_object_px=promise.min_object_px,
+        limit=limit,
+        state="broken" if broken_above > limit else "kept" if kept_over else "undecided",
+        audited=sum(len(night.wrong) for night in nights),
+        wrong=sum(sum(night.wrong) for night in nights),
+        hidden=sum(len(night.hidden) for night in nights),
+        reviewed=sum(night.reviewed for night in nights),
+        unseen=sum(night.unseen for night in nights),
+        estimate=seen.share,
+        lower=lower_bound(_seen(nights, sum(night.unseen for night in nights)), error),
+        upper=upper_bound(seen, error),
+        broken_above=broken_above,
+        p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
+        more_needed=None if kept_over else _answers_missing(nights, limit, error),
+        nights=sum(mass > 0 for mass in masses),
+        recent=None if recent is None else _window(*recent),
+        kept_over=kept_over,
+    )
+
+
+def not_covered(promise: ClassPromise) -> ClassAudit:
+    """Of a promise that counts each group of images once."""
+    nothing = audited_class(promise, [], [], 0.5)
+    return replace(nothing, state="not_covered", more_needed=None)
+
+
+def _night(
+    promise: ClassPromise, day: date, answers: Sequence[MaskAnswer], least_chance: float, unseen: int
+) -> ClassNight:
+    concerned, hidden, sent = [], [], []
+    for answer in answers:
+        true, shown, share = answer.true_pixels, answer.shown_pixels, answer.audit_share
+        if share is None:
+            sent.append(None if true is None else _is_wrong(promise, true, true) is not None)
+        elif true is None or shown is None:
+            hidden += [share] if _could_be_wrong(promise, shown) else []
+        elif (wrong := _is_wrong(promise, true, shown)) is not None:
+            concerned.append((share, wrong))
+    return ClassNight(
+        day,
+        least_chance,
+        tuple(share for share, _ in concerned),
+        tuple(wrong for _, wrong in concerned),
+        tuple(hidden),
+        sent.count(True),
+        unseen + sent.count(None),
+    )
+
+
+def _could_be_wrong(promise: ClassPromise, shown_pixels: Sequence[int] | None) -> bool:
+    """By the mask alone: one that shows the class does not miss it, one without it is no false alarm."""
+    if shown_pixels is None:
+        return True
+    return (shown_pixels[promise.class_index] >= promise.min_object_px) == (promise.kind == "false_alarm")
+
+
+def _is_wrong(promise: ClassPromise, true_pixels: Sequence[int], shown_pixels: Sequence[int]) -> bool | None:
+    """None for an image that the promise is not about."""
+    true, shown = (np.array([pixels[promise.class_index]]) for pixels in (true_pixels, shown_pixels))
+    found = mistakes(promise.kind, true, shown, promise.min_object_px)
+    return bool(found.wrong[0]) if found.concerned[0] else None
+
+
+def _night_share(night: ClassNight) -> tuple[float, float]:
+    """How large a share of the images that the promise is about is accepted and wrong, were all unseen ones
+    among them, and how many there are; 0 and 0 where nothing is known."""
+    seen = _seen([night], night.unseen)
+    return seen.share or 0.0, float((seen.counts / seen.chances).sum())
+
+
+def _seen(nights: Sequence[ClassNight], unseen: int = 0, hidden_are_wrong: bool = False) -> Seen:
+    """What counts of these nights, and of the masks in review so many more."""
+    chances = [chance for night in nights for chance in night.chances]
+    wrong = [is_wrong for night in nights for is_wrong in night.wrong]
+    hidden = [chance for night in nights for chance in night.hidden] if hidden_are_wrong else []
+    in_review = sum(night.reviewed for night in nights) + unseen
+    return Seen(
+        np.array([*chances, *hidden, 1.0]),
+        np.array([*wrong, *(True for _ in hidden), False]),
+        np.array([1] * (len(chances) + len(hidden)) + [in_review]),
+        min((night.least_chance for night in nights), default=1.0),
+    )
+
+
+def _kept_over(nights: Sequence[ClassNight], limit: float, error: float) -> ClassWindow | None:
+    """The last nights that show the promise kept, hidden ones being wrong; never while the last of them look
+    worse than promised."""
+    windows = list(_windows(nights, limit, error))
+    if not windows or (_seen(windows[0][0]).share or 0.0) > limit:
+        return None
+    shown = (part for part in windows if proves(_seen(part[0], hidden_are_wrong=True), limit, part[1]))
+    return next((_window(*part) for part in shown), None)
+
+
+def _answers_missing(nights: Sequence[ClassNight], limit: float, error: float) -> int | None:
+    """How many more audited images like those of the last nights would show the promise kept."""
+    recent = next(_windows(nights, limit, error), None)
+    share = (_seen(recent[0], hidden_are_wrong=True).share or 0.0) if recent else 0.0
+    counted = sum(len(night.wrong) + len(night.hidden) for night in nights)
+    needed = ((size, answers_needed(share, limit, level)) for size, level in _sizes(limit, error))
+    return next((max(1, n - counted) for size, n in needed if n is not None and n <= size), None)
+
+
+def _sizes(limit: float, error: float) -> Iterator[tuple[int, float]]:
+    """How many audited images each window takes, and its share of the error (see audit_nights)."""
+    first = answers_needed(limit / 2, limit, error / 2)
+    assert first is not None  # half of what is promised proves it
+    return ((first * 2**number, error / 2 ** (number + 1)) for number in range(WINDOWS))
+
+
+def _windows(
+    nights: Sequence[ClassNight], limit: float, error: float
+) -> Iterator[tuple[Sequence[ClassNight], float]]:
+    """The last nights that hold as many images as each window takes, fewer where there are no more."""
+    counted = np.cumsum([len(night.wrong) + len(night.hidden) for night in reversed(nights)])
+    for size, level in _sizes(limit, error):
+        length = int(np.searchsorted(counted, size)) + 1
+        if counted.size:
+            yield nights[-length:], level
+        if length > len(nights):
+            return
+
+
+def _window(nights: Sequence[ClassNight], level: float) -> ClassWindow:
+    return ClassWindow(
+        since=nights[0].day.isoformat(),
+        until=nights[-1].day.isoformat(),
+        audited=sum(len(night.wrong) for night in nights),
+        wrong=sum(sum(night.wrong) for night in nights),
+        hidden=sum(len(night.hidden) for night in nights),
+        estimate=_seen(nights).share,
+        lower=lower_bound(_seen(nights, sum(night.unseen for night in nights)), level),
+        upper_with_hidden=upper_bound(_seen(nights, hidden_are_wrong=True), level),
+    )
