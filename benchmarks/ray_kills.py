@@ -1,7 +1,7 @@
-"""Kill workers, nodes and drivers of `label --engine ray` until enough died: nothing lost, nothing doubled.
+"""Harm `label --engine ray` in every way known: nothing lost, nothing doubled, every mask as its row says.
 
-Two Ray nodes on loopback, a real S3 server, and a labeler that loads no torch, so that a kill meets work
-within seconds. Each round's rows, masks and digests are looked at without segpipe, and by `segpipe verify`.
+Each kind of harm has a run of its own, with a kill or more, on two Ray nodes on loopback and a real S3 server
+(ray_rounds.py). `--only WORDS` picks the kinds whose names hold them; then no result is written.
 """
 
 from __future__ import annotations
@@ -11,276 +11,305 @@ import os
 import random
 import secrets
 import signal
-import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from benchmarks.machine import write_results
+from benchmarks.ray_rounds import CLAIM_SECONDS, ROOT, SUPPORT, Nodes, Round, new_round, processes_of, send
 from benchmarks.s3_server import s3_server
 
-ROOT = Path(__file__).resolve().parents[1]
-SUPPORT = ROOT / "tests/support"
-sys.path.insert(0, str(SUPPORT))
-CLAIM_SECONDS = 8
-LONGEST_ROUND_SECONDS = 900
-DRIVER = """
-import sys
-from pathlib import Path
-from brightness import Brightness, served
-from segpipe.config import LabelSettings
-from segpipe.errors import SegpipeError
-from segpipe.labeling.run import label_source
-from segpipe.stopping import StoppedError, stop_on_signals
-source, output, orders, settings = sys.argv[1:]
-try:
-    with stop_on_signals(lambda status: None):
-        settings = LabelSettings.model_validate_json(settings)
-        label_source(source, output, Brightness(None, orders), settings, "r1", served=served(Path(orders)))
-except StoppedError as stop:
-    sys.exit(stop.status)
-except SegpipeError as error:
-    print(error, flush=True)
-    sys.exit(1)
-"""
+LATE_SECONDS = 1.5
+CLAIM, PLAN, RECORD = r"^PUT .*/claims/", r"^PUT .*/plan\.parquet", r"^PUT .*/run\.json"
+READ, MASK, PART = r"^GET .*/raw/", r"^PUT .*/masks/", r"^PUT .*/manifests/"
+MASK_OF_FIRST_SHARD = r"^PUT .*/masks/.*0000[0-3]\.png"
+TOTALS = r'^PUT .*/run\.json[^{]* \{(.|\n)*"totals"'
+RELEASE = r'^PUT .*/claims/.*"released": true'
+Harm = Callable[[Round], bool]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of harm: what is done, one after the other; each says whether there was somebody to do it to.
+
+    policy: whether masks are decided by one whose scores have drifted.
+    """
+
+    name: str
+    harms: list[Harm]
+    drifted: bool = False
 
 
 @dataclass
-class Round:
-    """A run that is killed and resumed until it is done."""
+class Sniper:
+    """Kills who sends the next request of a kind: before the server hears of it, after it has done it, or at
+    once and the request arrives late."""
 
-    bucket: Any
-    output: str
-    orders: Path
-    environment: dict[str, str]
-    log: Path
-    driver: subprocess.Popen[bytes] | None = None
-    ends: Counter[str] = field(default_factory=Counter)
+    kind: str
+    moment: str
+    struck: threading.Event = field(default_factory=threading.Event)
+    _aimed: bool = False
 
-    def start(self) -> None:
-        """The driver, for the first time or again."""
-        from segpipe.config import LabelSettings
+    def __call__(self, request: Any) -> Callable[[Any], None]:
+        from s3_proxy import pass_on
 
-        settings = LabelSettings(
-            shard_images=4,
-            batch_images=2,
-            fetch_threads=2,
-            claim_seconds=CLAIM_SECONDS,
-            engine="ray",
-            workers="3",
-        )
-        command = [sys.executable, "-c", DRIVER, self.bucket.source, f"s3://{self.bucket.name}/{self.output}"]
-        with self.log.open("ab") as log:
-            self.driver = subprocess.Popen(
-                [*command, str(self.orders), settings.model_dump_json()],
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-            )
+        if self._aimed or not request.matches(self.kind):
+            return pass_on
+        self._aimed = True
+        return self._strike
 
-    def is_over(self) -> bool:
-        """Whether the run is done; a driver that has ended otherwise is started again."""
-        assert self.driver is not None
-        status = self.driver.poll()
-        if status is None:
-            return False
-        self.ends[str(status)] += 1
-        if status != 0:
-            self.start()
-        return status == 0
-
-    def workers(self) -> list[int]:
-        """The processes that have begun to label and live."""
-        told = [int(path.name.removeprefix("worker-")) for path in self.orders.glob("worker-*")]
-        return [process for process in told if Path(f"/proc/{process}").exists()]
-
-    def parts(self) -> int:
-        """How many shards are committed."""
-        return len(self.bucket.keys(f"{self.output}/manifests/"))
+    def _strike(self, exchange: Any) -> None:
+        sender = _sender(exchange.handler.client_address[1])
+        if self.moment == "after":
+            exchange.forward()
+        send(sender, signal.SIGKILL)
+        self.struck.set()
+        if self.moment == "late":
+            time.sleep(LATE_SECONDS)
+            exchange.forward()
+        exchange.handler.close_connection = True
 
 
-@dataclass
-class Killer:
-    """Two nodes, and what is done to them and to the run."""
-
-    cluster: Any
-    nodes: list[Any]
-    frozen: list[tuple[int, float]] = field(default_factory=list)
-    done: Counter[str] = field(default_factory=Counter)
-
-    def strike(self, kind: str, target: Round) -> None:
-        """Do harm of this kind, if there is somebody to do it to."""
-        strikes: dict[str, Callable[[Round], bool]] = {
-            "worker killed": lambda one: self._signal_worker(one, signal.SIGKILL),
-            "worker frozen, thawed later": self._freeze,
-            "driver killed, resumed": lambda one: self._signal_driver(one, signal.SIGKILL),
-            "driver told to stop, resumed": lambda one: self._signal_driver(one, signal.SIGTERM),
-            "node's raylet killed, node replaced": lambda _: self._kill_node(),
-        }
-        if strikes[kind](target):
-            self.done[kind] += 1
-            click.echo(f"{sum(self.done.values())} {kind}, {target.parts()} parts")
-
-    def thaw(self) -> None:
-        """Let those go on that were frozen for longer than any lease."""
-        now = time.monotonic()
-        for process, until in [one for one in self.frozen if one[1] <= now]:
-            self.frozen.remove((process, until))
-            _send(process, signal.SIGCONT)
-
-    def _signal_worker(self, target: Round, number: int) -> bool:
-        workers = target.workers()
-        return bool(workers) and _send(random.choice(workers), number)
-
-    def _freeze(self, target: Round) -> bool:
-        workers = [one for one in target.workers() if one not in dict(self.frozen)]
-        if not workers:
-            return False
-        process = random.choice(workers)
-        self.frozen.append((process, time.monotonic() + 2 * CLAIM_SECONDS))
-        return _send(process, signal.SIGSTOP)
-
-    def _signal_driver(self, target: Round, number: int) -> bool:
-        assert target.driver is not None
-        target.driver.send_signal(number)
-        target.driver.wait()
-        return True
-
-    def _kill_node(self) -> bool:
-        node = self.nodes.pop()
-        for info in node.all_processes["raylet"]:
-            info.process.kill()
-        self.nodes.append(self.cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20))
-        return True
+def _sender(port: int) -> int:
+    """The process whose end of a connection on this machine has that port."""
+    connections = psutil.net_connections("tcp")
+    return next(one.pid for one in connections if one.laddr.port == port and one.pid)
 
 
-def _send(process: int, number: int) -> bool:
-    try:
-        os.kill(process, number)
-    except ProcessLookupError:
+def at(kind: str, moment: str) -> Harm:
+    """Kill the process that comes to this step of the commit."""
+
+    def strike(target: Round) -> bool:
+        sniper = target.proxy.decide = Sniper(kind, moment)
+        if target.driver is None:
+            target.start()
+        return target.wait(sniper.struck.is_set)
+
+    return strike
+
+
+def worker(number: int) -> Harm:
+    """Send a signal to one worker."""
+    return lambda target: _busy(target) and send(random.choice(target.workers()), number)
+
+
+def freeze_worker(target: Round) -> bool:
+    """Stop a worker for longer than any lease."""
+    if not _busy(target):
         return False
+    process = random.choice(target.workers())
+    return target.freeze(process, 2 * CLAIM_SECONDS) and target.wait(lambda: not target.to_thaw)
+
+
+def driver(number: int) -> Harm:
+    """Send a signal to the driver, which is resumed."""
+
+    def strike(target: Round) -> bool:
+        if not _busy(target):
+            return False
+        assert target.driver is not None
+        target.driver.process.send_signal(number)
+        target.driver.process.wait()
+        return True
+
+    return strike
+
+
+def freeze_driver(target: Round) -> bool:
+    """Stop the driver and resume the run by another; the first goes on when all is done."""
+    if not _busy(target):
+        return False
+    assert target.driver is not None
+    target.driver.process.send_signal(signal.SIGSTOP)
+    target.standing_still.append(target.driver)
+    target.start()
     return True
 
 
+def kill_raylet(target: Round) -> bool:
+    """Kill the raylet of the node that is not the head, and replace the node."""
+    if not _busy(target):
+        return False
+    for process in processes_of(target.nodes.others.pop(), "raylet"):
+        send(process, signal.SIGKILL)
+    target.nodes.add()
+    return True
+
+
+def freeze_raylet(target: Round) -> bool:
+    """Stop that raylet until the cluster takes its node for dead, replace it, and let the first one go on."""
+    if not _busy(target):
+        return False
+    node = target.nodes.others.pop()
+    for process in processes_of(node, "raylet"):
+        target.freeze(process, 5 * CLAIM_SECONDS)
+    target.nodes.add()
+    return target.wait(lambda: not target.to_thaw)
+
+
+def kill_head(kinds: tuple[str, ...]) -> Harm:
+    """Kill these programs of the head; once the driver has ended, resume on a new cluster."""
+
+    def strike(target: Round) -> bool:
+        if not _busy(target):
+            return False
+        assert target.driver is not None
+        for kind in kinds:
+            for process in processes_of(target.nodes.cluster.head_node, kind):
+                send(process, signal.SIGKILL)
+        target.driver.process.wait(180)
+        target.nodes.stop()
+        target.nodes = Nodes.start()
+        return True
+
+    return strike
+
+
+def server_silent(seconds: float) -> Harm:
+    """Stop the S3 server and let it go on."""
+
+    def strike(target: Round) -> bool:
+        is_busy = _busy(target)
+        send(target.server, signal.SIGSTOP)
+        time.sleep(seconds)
+        return send(target.server, signal.SIGCONT) and is_busy
+
+    return strike
+
+
+def server_gone(seconds: float) -> Harm:
+    """Break off every connection to the S3 server for a while."""
+
+    def strike(target: Round) -> bool:
+        from s3_proxy import pass_on, reset
+
+        is_busy = _busy(target)
+        target.proxy.decide = lambda _: reset
+        time.sleep(seconds)
+        target.proxy.decide = lambda _: pass_on
+        return is_busy
+
+    return strike
+
+
+def broken_worker(target: Round) -> bool:
+    """Have a worker fail at all it is given from now on."""
+    names = {path.name for path in target.folder.glob("taken-broken-*")}
+    target.order(f"broken-{len(names)}")
+    return target.wait(lambda: {path.name for path in target.folder.glob("taken-broken-*")} > names)
+
+
+def _busy(target: Round) -> bool:
+    """Start the run, or let it get over the harm before; then wait for workers at work."""
+    from s3_proxy import pass_on
+
+    target.proxy.decide = lambda _: pass_on
+    if target.driver is None:
+        target.start()
+    return target.goes_on() and target.wait(target.workers)
+
+
 KINDS = [
-    *["worker killed"] * 5,
-    "worker frozen, thawed later",
-    "driver killed, resumed",
-    "driver told to stop, resumed",
-    "node's raylet killed, node replaced",
+    Kind("worker killed", [worker(signal.SIGKILL)] * 6),
+    Kind("worker killed at the read of an image", [at(READ, "before"), at(READ, "after")]),
+    Kind(
+        "worker killed at a mask's upload", [at(MASK, moment) for moment in ("before", "after", "late")] * 2
+    ),
+    Kind(
+        "worker killed at the gate shard",
+        [at(MASK_OF_FIRST_SHARD, "before"), at(MASK_OF_FIRST_SHARD, "after")],
+    ),
+    Kind(
+        "drift alarm: worker killed at the gate shard, driver killed at the verdict's part and later",
+        [at(MASK_OF_FIRST_SHARD, "after"), at(PART, "before"), at(PART, "after"), worker(signal.SIGKILL)],
+        drifted=True,
+    ),
+    Kind("worker frozen, thawed later", [freeze_worker] * 3),
+    Kind("worker that always fails", [broken_worker] * 3),
+    Kind(
+        "driver killed before its run has a plan",
+        [at(CLAIM, "before"), at(CLAIM, "after"), at(PLAN, "before"), at(PLAN, "late"), at(RECORD, "after")],
+    ),
+    Kind("driver killed at a part's upload", [at(PART, moment) for moment in ("before", "after", "late")]),
+    Kind("driver killed at the end", [at(TOTALS, "before"), at(TOTALS, "after"), at(RELEASE, "before")]),
+    Kind("driver killed", [driver(signal.SIGKILL)] * 2),
+    Kind("driver told to stop", [driver(signal.SIGTERM)] * 3),
+    Kind("driver frozen while another resumes, thawed at the end", [freeze_driver]),
+    Kind("raylet killed, node replaced", [kill_raylet] * 3),
+    Kind("raylet frozen until its node counts as dead, thawed", [freeze_raylet] * 2),
+    Kind("head's GCS killed", [kill_head(("gcs_server",))]),
+    Kind("head's raylet killed", [kill_head(("raylet",))]),
+    Kind("head killed", [kill_head(("gcs_server", "raylet"))]),
+    Kind("storage silent for 3 s", [server_silent(3)] * 2),
+    Kind("storage silent for longer than the claim", [server_silent(2 * CLAIM_SECONDS)]),
+    Kind("storage unreachable for 3 s", [server_gone(3)] * 2),
+    Kind("storage unreachable for longer than the claim", [server_gone(2 * CLAIM_SECONDS)]),
 ]
 
 
-@contextmanager
-def _cluster() -> Iterator[Killer]:
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={
-            "num_cpus": 2,
-            "object_store_memory": 100 * 2**20,
-            "include_dashboard": False,
-        },
-        shutdown_at_exit=False,
-    )
-    os.environ["RAY_ADDRESS"] = cluster.address
-    try:
-        yield Killer(cluster, [cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)])
-    finally:
-        cluster.shutdown()
-
-
-def _bucket(images: int) -> Any:
-    import boto3
-    from s3_bucket import Bucket
-
-    client, name = boto3.client("s3"), f"kills-{secrets.token_hex(6)}"
-    client.create_bucket(Bucket=name)
-    keys = [f"raw/{number:05d}.png" for number in range(images)]
-    for number, key in enumerate(keys):
-        client.put_object(Bucket=name, Key=key, Body=_picture(number))
-    return Bucket(client, name, keys)
-
-
-def _picture(seed: int) -> bytes:
-    import io
-
+def _drifted_policy() -> str:
     import numpy as np
-    from PIL import Image
+    from brightness import MODEL_ID
 
-    pixels = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
+    from segpipe.confidence.certify import BadFraction, make_policy
+    from segpipe.confidence.policy import to_json
+
+    scores, made_at = np.linspace(2.0, 3.0, 200), "2026-11-23T00:00:00+00:00"
+    target = BadFraction(0.5, 0.1)
+    policy = make_policy(
+        scores, np.ones(200), MODEL_ID, target, 0.9, "f" * 64, made_at, candidate_thresholds=[2.0]
+    )
+    return to_json(policy)
 
 
-def _play(round_: Round, killer: Killer, kills: int, pause: float) -> None:
-    """Strike until the run is done or enough was done; then let it come to its end."""
-    for number in range(10):
-        (round_.orders / f"slow-{number}").touch()  # so that a kill meets work
-    round_.start()
+def _play(kind: Kind, server: int, folder: Path, images: int) -> dict[str, Any]:
+    """What was found after a run with this harm."""
     began = time.monotonic()
-    next_at = began + pause
-    while not round_.is_over():
-        killer.thaw()
-        enough = sum(killer.done.values()) >= kills
-        if enough or time.monotonic() - began > LONGEST_ROUND_SECONDS:
-            for path in round_.orders.glob("slow-*"):
-                path.unlink()
-        elif time.monotonic() >= next_at and round_.workers():
-            killer.strike(random.choice(KINDS), round_)
-            next_at = time.monotonic() + random.uniform(0.5, 1.5) * pause
-        time.sleep(0.1)
-
-
-def _findings(round_: Round) -> dict[str, Any]:
-    """Raises AssertionError for a row lost or doubled, or a mask that is not what its row says."""
-    from segpipe.config import VerifySettings
-    from segpipe.manifests.verification import verify
-
-    rows = round_.bucket.assert_finished_facts(round_.output)
-    images = [f"s3://{round_.bucket.name}/{key}" for key in round_.bucket.images]
-    assert sorted(row["image_uri"] for row in rows) == images
-    found = verify(f"s3://{round_.bucket.name}/{round_.output}", VerifySettings())
-    assert found.findings == {}, found
-    return {"rows": len(rows), "parts": found.parts, "masks_read": found.masks_read}
+    with new_round(server, folder, images, _drifted_policy() if kind.drifted else "") as target:
+        done = sum(harm(target) for harm in kind.harms)
+        target.finish()
+        found = target.findings()
+        if kind.drifted:
+            reasons = {row["reason"] for row in target.bucket.rows("labels")}
+            assert reasons == {"drift"}, reasons
+    ends = [asdict(end) for end in target.ends]
+    unclear = [end for end in target.ends if not end.is_clear]
+    return found | {
+        "harms": done,
+        "driver_ends": ends,
+        "unclear_ends": len(unclear),
+        "seconds": round(time.monotonic() - began),
+    }
 
 
 @click.command()
-@click.option("--kills", default=40, show_default=True)
-@click.option("--images", default=800, show_default=True, help="Per round.")
-@click.option("--pause", default=6.0, show_default=True, help="Seconds between kills, on average.")
-def main(kills: int, images: int, pause: float) -> None:
-    """Kill until so many have died, and write what was found."""
+@click.option("--images", default=240, show_default=True, help="Of each run.")
+@click.option("--only", default="", help="Words of the names of kinds.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Keep the drivers' logs here.")
+def main(images: int, only: str, folder: Path | None) -> None:
+    """Do each kind of harm to a run of its own, and write what was found."""
     random.seed(0)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     os.environ |= {"PYTHONPATH": os.pathsep.join([str(ROOT), str(SUPPORT)])}
-    began, rounds = time.monotonic(), []
-    with s3_server("moto"), _cluster() as killer, tempfile.TemporaryDirectory() as folder:
-        while sum(killer.done.values()) < kills:
-            orders = Path(folder, f"orders-{len(rounds)}")
-            orders.mkdir()
-            round_ = Round(_bucket(images), "labels", orders, dict(os.environ), Path(folder, "driver.log"))
-            _play(round_, killer, kills, pause)
-            rounds.append(_findings(round_) | {"driver_ends": dict(round_.ends)})
-            click.echo(json.dumps(rounds[-1]))
-    figures = {
-        "kills": dict(killer.done),
-        "kills_in_all": sum(killer.done.values()),
-        "rounds": rounds,
-        "seconds": round(time.monotonic() - began),
-    }
-    write_results("ray_kills", figures)
+    chosen = [kind for kind in KINDS if only in kind.name]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name, s3_server("atomic moto") as server:
+        assert server is not None
+        for number, kind in enumerate(chosen):
+            found[kind.name] = _play(kind, server, Path(folder or name, str(number)), images)
+            click.echo(f"{kind.name}: {json.dumps(found[kind.name])}")
+    in_all = sum(one["harms"] for one in found.values())
+    click.echo(f"{in_all} in all")
+    if not only:
+        write_results("ray_kills", {"harms_in_all": in_all, "kinds": found})
 
 
 if __name__ == "__main__":

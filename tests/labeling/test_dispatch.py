@@ -151,18 +151,18 @@ def test_no_more_workers_are_started_than_there_are_shards(stage) -> None:
     assert run.fleet.started == [1, 2]
 
 
-def test_a_process_that_is_known_dead_has_its_shards_done_again_at_once(stage) -> None:
+def test_a_worker_that_says_it_writes_no_more_has_its_shards_done_again_at_once(stage) -> None:
     run = stage(shards=2, workers=1)
     run.step()
     run.ready(1)
-    run.step(Gone(1, "killed", has_ended=True), after=1.0)
+    run.step(Gone(1, "device lost", has_ended=True), after=1.0)
     run.ready(2)
     assert run.of_worker == {1: [0, 1], 2: [0, 1]}
-    run.step(run.finished(1, 0))  # a dead one's answer is nobody's
+    run.step(run.finished(1, 0))  # the answer of one that is gone is nobody's
     assert run.out == []
 
 
-def test_the_shards_of_one_that_may_live_wait_for_the_end_of_its_last_lease(stage) -> None:
+def test_the_shards_of_a_dead_or_silent_worker_wait_for_the_end_of_its_last_lease(stage) -> None:
     run = stage(shards=1, workers=1)
     run.step()
     run.ready(1)  # at 0; the next lease is granted at the answer of 0 for 10 s
@@ -178,14 +178,14 @@ def test_the_shards_of_one_that_may_live_wait_for_the_end_of_its_last_lease(stag
     assert not run.dispatcher.may_have_writers
 
 
-def test_news_of_the_death_of_a_lost_worker_ends_the_wait(stage) -> None:
+def test_a_lost_worker_that_says_it_writes_no_more_ends_the_wait(stage) -> None:
     run = stage(shards=1, workers=1)
     run.step()
     run.ready(1)
     run.step(Gone(1, "unavailable", has_ended=False))
     run.ready(2)
     assert run.fleet.assigned == [(1, 0)]
-    run.step(Gone(1, "its worker process has died", has_ended=True))
+    run.step(Gone(1, "device lost", has_ended=True))
     assert run.fleet.assigned == [(1, 0), (2, 0)]
 
 

@@ -1,4 +1,4 @@
-"""A small deterministic labeler that other processes can load: class 1 where a pixel is bright."""
+"""A small labeler that other processes can load: class 1 where a pixel is bright."""
 
 from __future__ import annotations
 
@@ -42,10 +42,12 @@ def by_brightness(image: np.ndarray) -> Labeled:
 
 @dataclass
 class Brightness:
-    """The score is the mean brightness, 0 to 1. folder: where files say what is to go wrong."""
+    """The score is the mean brightness, 0 to 1. folder: where files say what is to go wrong; mark: a number
+    whose bits turn a mask's first pixels over."""
 
     policy: Policy | None = None
     folder: str | None = None
+    mark: int = 0
     model_id: str = MODEL_ID
     classes: tuple[str, ...] = ("dark", "bright")
     digest: str | None = None
@@ -69,15 +71,24 @@ class Brightness:
         return prepared
 
     def finish(self, judged: np.ndarray, height: int, width: int) -> Labeled:
-        labeled = by_brightness(judged)
+        labeled = _marked(by_brightness(judged), self.mark)
         if self.policy is None:
             return labeled
         return replace(labeled, confidence=display_confidence(self.policy, labeled.discriminator_score))
 
 
+def _marked(labeled: Labeled, mark: int) -> Labeled:
+    pixels = labeled.mask.copy()
+    bits = np.array([mark >> place & 1 for place in range(mark.bit_length())], np.uint8)
+    pixels.reshape(-1)[: bits.size] ^= bits
+    return replace(labeled, mask=pixels)
+
+
 def _misbehave(folder: Path) -> None:
     """In the middle of a shard: what the files of the folder say, each for whoever takes it first."""
-    for kind in ("kill", "stop", "fail", "slow"):
+    if any(folder.glob(f"taken-broken-*-{os.getpid()}")):
+        raise RuntimeError("device lost for good")
+    for kind in ("kill", "stop", "broken", "fail", "slow"):
         for order in sorted(folder.glob(f"{kind}-*")):
             if kind == "slow":
                 time.sleep(0.05)  # so that a signal meets the work under way
@@ -86,7 +97,7 @@ def _misbehave(folder: Path) -> None:
                 order.rename(folder / f"taken-{order.name}-{os.getpid()}")
             except FileNotFoundError:
                 continue
-            if kind == "fail":
+            if kind in ("broken", "fail"):
                 raise RuntimeError("device lost")
             os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGSTOP)
 
@@ -96,6 +107,11 @@ def load(url: str, digest: str | None, policy: str | None, device: str) -> Brigh
     assert (digest, device) == (None, "cpu")
     Path(url, f"worker-{os.getpid()}").touch()
     return Brightness(None if policy is None else from_json(policy), url)
+
+
+def load_marked(url: str, digest: str | None, policy: str | None, device: str) -> Brightness:
+    """As load; its masks tell the process that made them, so that one which came late shows."""
+    return replace(load(url, digest, policy, device), mark=os.getpid())
 
 
 def served(folder: Path) -> ServedModel:

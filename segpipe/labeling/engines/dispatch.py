@@ -1,7 +1,8 @@
 """Who labels which shard: hands shards to workers, renews their leases, and has lost shards done again.
 
-Two attempts at a shard write to the same mask keys, and their bytes may differ. So another worker gets
-a shard only once the first one is surely dead, or the last lease that it was granted has run out.
+Two attempts at a shard write to the same mask keys, and their bytes may differ. So another worker gets a shard
+only once the first one says that it writes no more, or the last lease that it was granted has run out: what a
+dead process has sent may still be on its way.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Gone:
-    """A worker labels no more; has_ended: it surely writes no more, else perhaps until its lease is out."""
+    """A worker labels no more; has_ended: nothing of it can still be written, else until its lease is out."""
 
     worker: int
     why: str

@@ -12,10 +12,11 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -59,8 +60,6 @@ _ANSWER_SECONDS = 10.0
 _STOP_SECONDS = 2.5  # stopping.py gives all of a run 5 s
 _STEP_SECONDS = 0.25
 _LEASES_PER_CLAIM = 2
-# So Ray speaks of a process that its node saw end; one that it asked to end, or of a silent node, may live.
-_PROCESS_HAS_DIED = "its worker process has died"
 _SHARDS, _LEASES = "shards", "leases"
 _INSTALL = "--engine ray needs Ray: pip install 'segpipe[ray]', or take --engine local"
 
@@ -258,16 +257,13 @@ class RayFleet:
         self._asked[reference] = _Asked(worker, what)
 
     def _event(self, asked: _Asked, reference: Any) -> Event:
-        from ray.exceptions import ActorDiedError, RayError
+        from ray.exceptions import RayError
 
-        worker = asked.worker
         try:
             answer = self._ray.get(reference)
-        except ActorDiedError as error:
-            return Gone(worker, _last_words(error), _PROCESS_HAS_DIED in str(error))
-        except RayError as error:
-            return Gone(worker, _last_words(error), has_ended=False)
-        return _meaning(worker, asked.what, answer)
+        except RayError as error:  # also of a process that is dead: what it has sent may still arrive
+            return Gone(asked.worker, _last_words(error), has_ended=False)
+        return _meaning(asked.worker, asked.what, answer)
 
 
 def _meaning(worker: int, what: str, answer: str) -> Event:
@@ -281,7 +277,7 @@ def _meaning(worker: int, what: str, answer: str) -> Event:
             return Refused(worker, why)
         case {"finished": shard}:
             return Finished(worker, decode_finished(shard))
-    return Gone(worker, told["failed"], has_ended=True)  # its threads have ended
+    return Gone(worker, told["failed"], has_ended=True)  # its requests have been answered
 
 
 def _last_words(error: Exception) -> str:
@@ -297,13 +293,15 @@ def _cluster(work: Work) -> Iterator[_Cluster]:
     require_installed()
     import ray
 
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        _connect(ray, work.settings)
-    try:
+    if ray.is_initialized():
         yield _sized(ray, work)
-    finally:
-        if is_ours:
+        return
+    # Ray prints what it thinks of workers that die, and stdout is for results.
+    with redirect_stdout(sys.stderr):
+        _connect(ray, work.settings)
+        try:
+            yield _sized(ray, work)
+        finally:
             ray.shutdown()
 
 
