@@ -39,12 +39,13 @@ Harm = Callable[[Round], bool]
 class Kind:
     """A kind of harm: what is done, one after the other; each says whether there was somebody to do it to.
 
-    policy: whether masks are decided by one whose scores have drifted.
+    drifted: whether a policy decides, from whose scores those of the run have drifted.
     """
 
     name: str
     harms: list[Harm]
     drifted: bool = False
+    images: int = 240
 
 
 @dataclass
@@ -164,7 +165,7 @@ def kill_head(kinds: tuple[str, ...]) -> Harm:
         for kind in kinds:
             for process in processes_of(target.nodes.cluster.head_node, kind):
                 send(process, signal.SIGKILL)
-        target.driver.process.wait(180)
+        target.driver.has_ended_by(180)
         target.nodes.stop()
         target.nodes = Nodes.start()
         return True
@@ -244,9 +245,9 @@ KINDS = [
     Kind("driver frozen while another resumes, thawed at the end", [freeze_driver]),
     Kind("raylet killed, node replaced", [kill_raylet] * 3),
     Kind("raylet frozen until its node counts as dead, thawed", [freeze_raylet] * 2),
-    Kind("head's GCS killed", [kill_head(("gcs_server",))]),
-    Kind("head's raylet killed", [kill_head(("raylet",))]),
-    Kind("head killed", [kill_head(("gcs_server", "raylet"))]),
+    Kind("head's GCS killed", [kill_head(("gcs_server",))], images=600),
+    Kind("head's raylet killed", [kill_head(("raylet",))], images=600),
+    Kind("head killed", [kill_head(("gcs_server", "raylet"))], images=600),
     Kind("storage silent for 3 s", [server_silent(3)] * 2),
     Kind("storage silent for longer than the claim", [server_silent(2 * CLAIM_SECONDS)]),
     Kind("storage unreachable for 3 s", [server_gone(3)] * 2),
@@ -269,10 +270,10 @@ def _drifted_policy() -> str:
     return to_json(policy)
 
 
-def _play(kind: Kind, server: int, folder: Path, images: int) -> dict[str, Any]:
+def _play(kind: Kind, server: int, folder: Path) -> dict[str, Any]:
     """What was found after a run with this harm."""
     began = time.monotonic()
-    with new_round(server, folder, images, _drifted_policy() if kind.drifted else "") as target:
+    with new_round(server, folder, kind.images, _drifted_policy() if kind.drifted else "") as target:
         done = sum(harm(target) for harm in kind.harms)
         target.finish()
         found = target.findings()
@@ -290,10 +291,9 @@ def _play(kind: Kind, server: int, folder: Path, images: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--images", default=240, show_default=True, help="Of each run.")
 @click.option("--only", default="", help="Words of the names of kinds.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the drivers' logs here.")
-def main(images: int, only: str, folder: Path | None) -> None:
+def main(only: str, folder: Path | None) -> None:
     """Do each kind of harm to a run of its own, and write what was found."""
     random.seed(0)
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -304,7 +304,7 @@ def main(images: int, only: str, folder: Path | None) -> None:
     with tempfile.TemporaryDirectory() as name, s3_server("atomic moto") as server:
         assert server is not None
         for number, kind in enumerate(chosen):
-            found[kind.name] = _play(kind, server, Path(folder or name, str(number)), images)
+            found[kind.name] = _play(kind, server, Path(folder or name, str(number)))
             click.echo(f"{kind.name}: {json.dumps(found[kind.name])}")
     in_all = sum(one["harms"] for one in found.values())
     click.echo(f"{in_all} in all")

@@ -67,8 +67,9 @@ class End:
     @property
     def is_clear(self) -> bool:
         """Whether it is done, was ended by a signal of ours, or says in one line why not."""
-        told = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
-        return self.status in (0, *told) or (self.status == 1 and len(self.said.splitlines()) == 1)
+        told = (0, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
+        lines = len(self.said.splitlines())
+        return (self.status in told and lines == 0) or (self.status == 1 and lines == 1)
 
 
 @dataclass
@@ -77,6 +78,17 @@ class Driver:
 
     process: subprocess.Popen[bytes]
     said: Path
+
+    def has_ended_by(self, seconds: float) -> bool:
+        """Whether it ends by itself in that time; else it is killed, which its end tells."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            self.said.write_text(f"did not end within {seconds:g} s")
+            return False
+        return True
 
     def end(self) -> End | None:
         """None while it lives."""
@@ -211,7 +223,7 @@ class Round:
         self.wait(lambda: False)
         for driver in self.standing_still:
             driver.process.send_signal(signal.SIGCONT)
-            driver.process.wait(_LONGEST_WAIT_SECONDS)
+            driver.has_ended_by(_LONGEST_WAIT_SECONDS)
             self.ends.append(driver.end() or End(-1, ""))
 
     def workers(self) -> list[int]:

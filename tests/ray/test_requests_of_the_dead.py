@@ -34,14 +34,14 @@ from segpipe.config import LabelSettings
 from segpipe.labeling.engines.work import ServedModel
 from segpipe.labeling.run import label_source
 source, output, orders, settings = sys.argv[1:]
-settings = LabelSettings.model_validate_json(settings)
-label_source(source, output, Brightness(None, orders), settings, "r1", served=ServedModel(orders, load_marked))
+settings, model = LabelSettings.model_validate_json(settings), ServedModel(orders, load_marked)
+label_source(source, output, Brightness(None, orders), settings, "r1", served=model)
 """
 
 
 @dataclass
 class HeldBack:
-    """Kills who uploads the first mask; the upload arrives after that of the next one of this name, or late."""
+    """Kills who uploads the first mask; it arrives after the next one of this name, or late."""
 
     name: str | None = None
     is_there_again: threading.Event = field(default_factory=threading.Event)

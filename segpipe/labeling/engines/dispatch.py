@@ -1,8 +1,8 @@
 """Who labels which shard: hands shards to workers, renews their leases, and has lost shards done again.
 
-Two attempts at a shard write to the same mask keys, and their bytes may differ. So another worker gets a shard
-only once the first one says that it writes no more, or the last lease that it was granted has run out: what a
-dead process has sent may still be on its way.
+Two attempts at a shard write to the same mask keys, and their bytes may differ. So another worker gets a
+shard only once the first one says that it writes no more, or the last lease that it was granted has run out:
+what a dead process has sent may still be on its way.
 """
 
 from __future__ import annotations

@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 100 * 2**20
 _PATIENCE_SECONDS = 600.0
 _ANSWER_SECONDS = 10.0
+_LOOK_SECONDS = 2.0
+_SILENT_SECONDS = 20.0  # a head that is replaced has this long; Ray ends the process after 60 s
 _STOP_SECONDS = 2.5  # stopping.py gives all of a run 5 s
 _STEP_SECONDS = 0.25
 _LEASES_PER_CLAIM = 2
@@ -177,6 +179,46 @@ class _Cluster:
     load: Any
 
 
+@dataclass
+class _Lifeline:
+    """A program that the driver cannot do without; heard_at: when it last let itself be reached."""
+
+    name: str
+    host: str
+    port: int
+    heard_at: float
+
+    def require(self) -> None:
+        """Raise RunError when nobody has listened there for some time."""
+        if _listens(self.host, self.port):
+            self.heard_at = time.monotonic()
+        elif (silent := time.monotonic() - self.heard_at) > _SILENT_SECONDS:
+            raise RunError(
+                f"{self.name}, {self.host}:{self.port}, has not answered for {silent:.0f} s: start Ray again "
+                "and resume with the same run id"
+            )
+
+
+def _lifelines(ray: Any) -> list[_Lifeline]:
+    """The head and this node's raylet: Ray itself ends the process a minute after the one, on the spot, and
+    starts no worker without the other."""
+    context, now = ray.get_runtime_context(), time.monotonic()
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    host, _, port = context.gcs_address.rpartition(":")
+    return [
+        _Lifeline("the head of the Ray cluster", host, int(port), now),
+        _Lifeline("Ray on this node", here["NodeManagerAddress"], here["NodeManagerPort"], now),
+    ]
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host.strip("[]"), port), _LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What a worker was asked, to know what its answer means."""
@@ -197,6 +239,7 @@ class RayFleet:
         self._asked: dict[Any, _Asked] = {}
         self._writing: set[int] = set()
         self._started = 0
+        self._lifelines, self._looked_at = _lifelines(cluster.ray), time.monotonic()
 
     def start(self) -> int:
         """Ask for one more worker."""
@@ -225,7 +268,11 @@ class RayFleet:
             self._ray.kill(actor)
 
     def events(self, seconds: float) -> list[Event]:
-        """What has become of what was asked; waits for the first for so long."""
+        """What has become of what was asked; waits for the first for so long.
+
+        Raises RunError when the cluster is gone.
+        """
+        self._require_cluster()
         if not self._asked:
             time.sleep(seconds)
             return []
@@ -233,6 +280,13 @@ class RayFleet:
         if ready:
             ready, _ = self._ray.wait(list(self._asked), num_returns=len(self._asked), timeout=0)
         return [self._event(self._asked.pop(reference), reference) for reference in ready]
+
+    def _require_cluster(self) -> None:
+        if time.monotonic() - self._looked_at < _LOOK_SECONDS:
+            return
+        for lifeline in self._lifelines:
+            lifeline.require()
+        self._looked_at = time.monotonic()
 
     def stop(self, seconds: float) -> bool:
         """End all workers; whether none can write any more."""
