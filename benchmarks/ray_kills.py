@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import secrets
 import signal
 import tempfile
@@ -32,6 +33,7 @@ READ, MASK, PART = r"^GET .*/raw/", r"^PUT .*/masks/", r"^PUT .*/manifests/"
 MASK_OF_FIRST_SHARD = r"^PUT .*/masks/.*0000[0-3]\.png"
 TOTALS = r'^PUT .*/run\.json[^{]* \{(.|\n)*"totals"'
 RELEASE = r'^PUT .*/claims/.*"released": true'
+_ADDRESS = re.compile(r"[0-9]+(\.[0-9]+){3}:[0-9]+")
 Harm = Callable[[Round], bool]
 
 
@@ -280,7 +282,7 @@ def _play(kind: Kind, server: int, folder: Path) -> dict[str, Any]:
         if kind.drifted:
             reasons = {row["reason"] for row in target.bucket.rows("labels")}
             assert reasons == {"drift"}, reasons
-    ends = [asdict(end) for end in target.ends]
+    ends = [asdict(end) | {"said": _ADDRESS.sub("HOST:PORT", end.said)} for end in target.ends]
     unclear = [end for end in target.ends if not end.is_clear]
     return found | {
         "harms": done,
@@ -306,10 +308,9 @@ def main(only: str, folder: Path | None) -> None:
         for number, kind in enumerate(chosen):
             found[kind.name] = _play(kind, server, Path(folder or name, str(number)))
             click.echo(f"{kind.name}: {json.dumps(found[kind.name])}")
-    in_all = sum(one["harms"] for one in found.values())
-    click.echo(f"{in_all} in all")
-    if not only:
-        write_results("ray_kills", {"harms_in_all": in_all, "kinds": found})
+            if not only:  # after each, for all of them take long
+                in_all = sum(one["harms"] for one in found.values())
+                write_results("ray_kills", {"harms_in_all": in_all, "kinds": found})
 
 
 if __name__ == "__main__":
