@@ -1,21 +1,25 @@
 """What `label --engine ray` costs: at start, per shard, and how many workers one driver feeds.
 
 Two parts: a real model on this machine's cores, by one process and by 1 and 2 workers; and workers that load
-no torch and sleep for a shard's time, 1 to 32 on one driver, which plans, decides and commits as always.
+no torch and sleep for a shard's time, 1 to 32 on one driver, which plans, decides and commits as always. Each
+is repeated, all taking turns, and the median counts: the cores may be shared with other work.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from threading import Lock
 from typing import Any
 
@@ -27,6 +31,7 @@ from benchmarks.machine import write_results
 from segpipe.config import LabelSettings
 from segpipe.labeling.engines import ray as ray_engine
 from segpipe.labeling.engines.messages import Alive, Ready, decode_shard, decode_task, encode
+from segpipe.labeling.engines.shard_worker import ShardWorker
 from segpipe.labeling.engines.work import ServedModel
 from segpipe.labeling.items import FinishedShard, Legs, PlannedImage, Threads
 from segpipe.labeling.lease import Moment
@@ -37,6 +42,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests/support"
 sys.path.insert(0, str(SUPPORT))
 SHARD_SECONDS, SHARD_IMAGES = 2.0, 256
+SHARD_OF_REAL = 16
+START_SECONDS = 300.0
 
 
 class SleepingWorker:
@@ -47,7 +54,9 @@ class SleepingWorker:
 
     def start(self, text: str, _load: object) -> str:
         """As ShardWorker.start."""
-        self._place = decode_task(text).place
+        task = decode_task(text)
+        self._place = task.place
+        _wait_for_all(Path(task.url), int(json.loads(task.settings)["workers"]))
         ready = Ready(Moment.now(), 2, Threads(1, 1))
         return f'{{"ready": {encode(ready)}}}'
 
@@ -68,6 +77,14 @@ class SleepingWorker:
     def stop(self) -> str:
         """As ShardWorker.stop."""
         return "{}"
+
+
+def _wait_for_all(folder: Path, workers: int) -> None:
+    """Until so many have come here, so that the time which processes take to start counts for no shard."""
+    (folder / f"here-{secrets.token_hex(8)}").touch()
+    deadline = time.monotonic() + START_SECONDS
+    while len(list(folder.glob("here-*"))) < workers and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _row(image: PlannedImage, place: Place) -> Row:
@@ -98,32 +115,35 @@ def _row(image: PlannedImage, place: Place) -> Row:
 
 @dataclass(frozen=True)
 class Timed:
-    """A run: seconds from the call to its end, and those since the first worker was ready."""
+    """A run: seconds from the call to its end, those since the first worker was ready, and the core seconds
+    of the process that called."""
 
     seconds: float
     working_seconds: float
+    own_core_seconds: float
     shards: int
 
 
 def _label(source: Path, output: Path, labeler: Any, served: ServedModel, settings: LabelSettings) -> Timed:
     from segpipe.labeling.run import label_source
 
-    started = time.perf_counter()
+    started, core_seconds = time.perf_counter(), time.process_time()
     summary = label_source(
         str(source), str(output), labeler, settings, f"r-{secrets.token_hex(3)}", served=served
     )
     taken = time.perf_counter() - started
     shutil.rmtree(output)
     shards = -(-summary.planned // settings.shard_images)
-    return Timed(taken, summary.seconds, shards)
+    return Timed(taken, summary.seconds, time.process_time() - core_seconds, shards)
 
 
-def _sleeping(folder: Path, workers: int, shards_each: int) -> dict[str, float]:
-    """Workers that sleep: shards a second, and that against the most that so many could do."""
+def _sleeping(folder: Path, workers: int, shards_each: int) -> Timed:
+    """Workers that sleep, each for so many shards."""
     from brightness import Brightness, served
 
-    source, shards = folder / "source", workers * shards_each
+    source, shards, together = folder / "source", workers * shards_each, folder / secrets.token_hex(4)
     source.mkdir(exist_ok=True)
+    together.mkdir()
     (source / "00000000.png").write_bytes(b"never read")
     keys = [f"{source}/{number:08d}.png" for number in range(shards * SHARD_IMAGES)]
     table = pa.table({"uri": keys, "etag": ["e"] * len(keys), "size": [1000] * len(keys)})
@@ -136,68 +156,107 @@ def _sleeping(folder: Path, workers: int, shards_each: int) -> dict[str, float]:
         worker_cpus=0.01,
     )
     ray_engine.ShardWorker = SleepingWorker  # type: ignore[misc,assignment]
-    timed = _label(source, folder / "out", Brightness(), served(folder), settings)
-    rate = timed.shards / timed.working_seconds
+    return _label(source, folder / "out", Brightness(), served(together), settings)
+
+
+@contextmanager
+def _one_ray() -> Iterator[None]:
+    """Ray for all runs within, which else start their own."""
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _of_sleeping(workers: int, runs: list[Timed]) -> dict[str, Any]:
+    """The medians: shards a second, and that against the most that so many workers could do."""
+    rates = [run.shards / run.working_seconds for run in runs]
+    core_seconds = [run.own_core_seconds / run.shards for run in runs]
     return {
         "workers": workers,
-        "shards": timed.shards,
-        "seconds": round(timed.seconds, 1),
-        "working_seconds": round(timed.working_seconds, 1),
-        "shards_per_second": round(rate, 3),
-        "of_linear": round(rate * SHARD_SECONDS / workers, 3),
+        "shards": runs[0].shards,
+        "shards_per_second": round(median(rates), 3),
+        "of_linear": round(median(rates) * SHARD_SECONDS / workers, 3),
+        "of_linear_each": [round(rate * SHARD_SECONDS / workers, 3) for rate in rates],
+        "driver_core_seconds_per_shard": round(median(core_seconds), 4),
+        "seconds_before_the_first_shard": round(median(run.seconds - run.working_seconds for run in runs), 1),
     }
 
 
-def _real(folder: Path, images: int) -> dict[str, Any]:
+def _sleepers(folder: Path, most_workers: int, shards_each: int, rounds: int) -> list[dict[str, Any]]:
+    """1, 2, 4 and so on, by turns."""
+    counts = [2**power for power in range(most_workers.bit_length())]
+    runs: dict[int, list[Timed]] = {workers: [] for workers in counts}
+    for _ in range(rounds):
+        for workers in counts:
+            runs[workers].append(_sleeping(folder, workers, shards_each))
+            click.echo(f"{workers} that sleep: {runs[workers][-1]}")
+    return [_of_sleeping(workers, of_one) for workers, of_one in runs.items()]
+
+
+def _real(folder: Path, images: int, rounds: int) -> dict[str, Any]:
     """A random model on this machine: one process with all cores against 1 and 2 workers of one core each."""
-    import numpy as np
-    from PIL import Image
     from random_model import write_random_model
 
     from segpipe.models.labeler import load_model
     from segpipe.models.served import load_planned
 
     source = folder / "images"
-    source.mkdir()
-    for number in range(images):
-        pixels = np.random.default_rng(number).integers(0, 256, (480, 640, 3), np.uint8)
-        Image.fromarray(pixels).save(source / f"{number:05d}.jpg")
+    _write_pictures(source, images)
     model = write_random_model(str(folder / "model"), working_size=(256, 352))
     labeler, served = load_model(model, "cpu"), ServedModel(model, load_planned)
-    runs: dict[str, Callable[[int], LabelSettings]] = {
-        "local": lambda shard: LabelSettings(shard_images=shard),
-        "ray, 1 worker": lambda shard: LabelSettings(shard_images=shard, engine="ray", workers="1"),
-        "ray, 2 workers": lambda shard: LabelSettings(shard_images=shard, engine="ray", workers="2"),
+    settings = {
+        "local": LabelSettings(shard_images=SHARD_OF_REAL),
+        "ray, 1 worker": LabelSettings(shard_images=SHARD_OF_REAL, engine="ray", workers="1"),
+        "ray, 2 workers": LabelSettings(shard_images=SHARD_OF_REAL, engine="ray", workers="2"),
     }
-    found: dict[str, Any] = {}
-    for name, settings in runs.items():
-        for shard in (16, 64):
-            timed = _label(source, folder / "out", labeler, served, settings(shard))
-            found[f"{name}, shards of {shard}"] = {
-                key: round(value, 2) for key, value in asdict(timed).items()
-            } | {"images_per_second": round(images / timed.working_seconds, 2)}
-            click.echo(f"{name}, shards of {shard}: {timed}")
-    return found
+    runs: dict[str, list[Timed]] = {name: [] for name in settings}
+    for _ in range(rounds):
+        for name, one in settings.items():
+            runs[name].append(_label(source, folder / "out", labeler, served, one))
+            click.echo(f"{name}: {runs[name][-1]}")
+    return {name: _of_real(images, of_one, runs["local"]) for name, of_one in runs.items()}
+
+
+def _write_pictures(folder: Path, images: int) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    for number in range(images):
+        pixels = np.random.default_rng(number).integers(0, 256, (480, 640, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:05d}.jpg")
+
+
+def _of_real(images: int, runs: list[Timed], local: list[Timed]) -> dict[str, Any]:
+    """The medians, also of the rate against that of one process in the same round."""
+    ratios = [one.working_seconds / run.working_seconds for run, one in zip(runs, local, strict=True)]
+    return {
+        "images_per_second": round(images / median(run.working_seconds for run in runs), 2),
+        "times_local": round(median(ratios), 3),
+        "times_local_each": [round(ratio, 3) for ratio in ratios],
+        "seconds_before_the_first_shard": round(median(run.seconds - run.working_seconds for run in runs), 1),
+    }
 
 
 @click.command()
-@click.option("--images", default=256, show_default=True, help="Of the real model's runs.")
-@click.option("--most-workers", default=32, show_default=True, help="Of those that sleep.")
-@click.option("--shards-each", default=8, show_default=True, help="Shards for each sleeping worker.")
-def main(images: int, most_workers: int, shards_each: int) -> None:
+@click.option("--images", default=64, show_default=True, help="Of each of the real model's runs; 0: none.")
+@click.option("--most-workers", default=32, show_default=True, help="Of those that sleep; 0: none.")
+@click.option("--shards-each", default=10, show_default=True, help="Shards for each sleeping worker.")
+@click.option("--rounds", default=3, show_default=True)
+def main(images: int, most_workers: int, shards_each: int, rounds: int) -> None:
     """Measure both parts and write them down."""
     paths = os.pathsep.join([str(ROOT), str(SUPPORT)])
     os.environ |= {"PYTHONPATH": paths, "RAY_worker_niceness": "0"}
+    with tempfile.TemporaryDirectory() as name, _one_ray():
+        sleeping = _sleepers(Path(name), most_workers, shards_each, rounds)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        real = _real(folder, images) if images else {}
-        sleeping = []
-        workers = 1
-        while workers <= most_workers:
-            sleeping.append(_sleeping(folder, workers, shards_each))
-            click.echo(str(sleeping[-1]))
-            workers *= 2
-    write_results("ray_scale", {"real_model": real, "sleeping_workers": sleeping})
+        ray_engine.ShardWorker = ShardWorker  # type: ignore[misc]
+        real = _real(Path(name), images, rounds) if images else {}
+    write_results("ray_scale", {"sleeping_workers": sleeping, "real_model": real})
 
 
 if __name__ == "__main__":

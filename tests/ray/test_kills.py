@@ -22,6 +22,7 @@ from segpipe.manifests.verification import verify
 pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
 PROCESS_SECONDS = 240
 
 
@@ -115,14 +116,13 @@ def driver() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(bench: Any, **environment: str) -> subprocess.Popen[str]:
         settings = bench.settings.model_copy(update={"claim_seconds": 8}).model_dump_json()
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests/support")])
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", DRIVER, bench.source, bench.output, str(bench.orders), settings],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env=os.environ | {"PYTHONPATH": paths, "RAY_worker_niceness": "0"} | environment,
+                env=os.environ | {"PYTHONPATH": PATHS, "RAY_worker_niceness": "0"} | environment,
             )
         )
         return started[-1]
@@ -200,7 +200,7 @@ def test_a_cluster_that_cannot_be_joined_is_said_in_one_line(bench, driver, addr
 CLUSTER = """
 from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-print(cluster.address, flush=True)
+print(cluster.address, cluster.head_node.all_processes["gcs_server"][0].process.pid, flush=True)
 input()
 cluster.shutdown()
 """
@@ -216,7 +216,7 @@ def test_a_token_that_is_wrong_is_said_with_the_remedy(bench, driver) -> None:
         text=True,
     ) as cluster:
         assert cluster.stdout
-        address = cluster.stdout.readline().strip()
+        address = cluster.stdout.readline().split()[0]
         other = token | {"RAY_ADDRESS": address, "RAY_AUTH_TOKEN": "fedcba9876543210" * 2}
         process = driver(bench("ray"), **other)
         words, _ = process.communicate(timeout=PROCESS_SECONDS)
@@ -224,3 +224,33 @@ def test_a_token_that_is_wrong_is_said_with_the_remedy(bench, driver) -> None:
     assert process.returncode == 1
     assert "RunError: no Ray cluster" in words, words
     assert "RAY_AUTH_TOKEN_PATH has to name its token" in words
+
+
+def test_a_run_whose_head_is_killed_ends_in_one_line_and_is_resumed_on_another_cluster(bench, driver) -> None:
+    run = bench("ray", images=48)
+    order(
+        run, *(f"slow-{number:02d}" for number in range(40))
+    )  # 2 s for two images: longer than the head is waited for
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=os.environ | {"PYTHONPATH": PATHS, "RAY_worker_niceness": "0"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as cluster:
+        assert cluster.stdout
+        address, head = cluster.stdout.readline().split()
+        process = driver(run, RAY_ADDRESS=address)
+        _wait_for_a_part(run, process)
+        os.kill(int(head), signal.SIGKILL)
+        words, _ = process.communicate(timeout=PROCESS_SECONDS)
+        cluster.communicate("over\n", timeout=PROCESS_SECONDS)
+    assert process.returncode == 1
+    assert f"RunError: the head of the Ray cluster, {address}, has not answered" in words
+    assert "resume with the same run id" in words.splitlines()[-1]
+    for path in run.orders.glob("slow-*"):
+        path.unlink()
+    again = driver(run)
+    said, _ = again.communicate(timeout=PROCESS_SECONDS)
+    assert again.returncode == 0, said
+    assert_whole(run)
