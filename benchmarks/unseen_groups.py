@@ -1,7 +1,7 @@
 """Every score on groups that no network has seen: one group (sequence, stain) is left out at a time.
 
     OMP_NUM_THREADS=1 python benchmarks/unseen_groups.py DATA --folder FOLDER (--group-by REGEX | --by-look)
-        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP] [--networks 5]
+        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP] [--networks 5] [--adopted]
 
 Takes all labelled images of DATA's splits train and val, and for each group and seed trains both stages on
 the other groups with the defaults of `segpipe train`, but that the last averaged weights are taken: there is
@@ -10,7 +10,8 @@ random half degraded as in training, and with a random half damaged in ways that
 groups microscopy: bright (stained or grey) or dark images, dark ones by size. Trained generators are kept in
 FOLDER by the digest of what made them, figures by the digest of all of segpipe: an interrupted run goes on.
 --networks adds the rival of so many networks, the generator's own seed and those that follow it: the mean
-pairwise Dice of their masks, which costs a training and a pass each.
+pairwise Dice of their masks, which costs a training and a pass each. --adopted has the generators judged as
+if they came from elsewhere: no earlier ones and no game, and all images count as unseen by them.
 Prints the table; writes it and a picture below results/.
 """
 
@@ -48,7 +49,7 @@ from segpipe.models.judge import Discriminator
 from segpipe.models.labeler import Labeler
 from segpipe.tables import columns
 from segpipe.training.gan_loop import Progress, Training
-from segpipe.training.holdout import Parts, split_parts
+from segpipe.training.holdout import Parts, split_parts, unseen_parts
 from segpipe.training.judge_loop import VIEWS_SHARE, Scoring, Teachers
 from segpipe.training.labelled_pixels import LabelledPixels, load_samples
 from segpipe.training.recipe import VIEWS
@@ -112,11 +113,11 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Trained:
-    """What stage 1 leaves to stage 2."""
+    """What stage 1 leaves to stage 2; adversary: None of a generator from elsewhere."""
 
     generator: Generator
     earlier: list[Generator]
-    adversary: dict[str, torch.Tensor]
+    adversary: dict[str, torch.Tensor] | None
 
 
 @click.command()
@@ -127,6 +128,7 @@ class Trained:
 @click.option("--views", default=VIEWS, show_default=True, help="Of each training's first stage.")
 @click.option("--seeds", default="0,1", show_default=True)
 @click.option("--networks", default=1, show_default=True, help="Whose agreement is a rival.")
+@click.option("--adopted", is_flag=True, help="Judge the generators as if from elsewhere.")
 @click.option("--only", help="Leave out these groups alone, comma-separated.")
 def main(
     data: str,
@@ -136,6 +138,7 @@ def main(
     views: int,
     seeds: str,
     networks: int,
+    adopted: bool,
     only: str | None,
 ) -> None:
     """Leave out, train and measure."""
@@ -143,13 +146,13 @@ def main(
         raise click.UsageError("give --group-by REGEX or --by-look")
     labelled = load(open_dataset(data), group_by)
     groups = only.split(",") if only else sorted(set(labelled.groups))
-    rows = []
+    rows, kind = [], "-adopted" if adopted else ""
     for group in groups:
         for seed in map(int, seeds.split(",")):
             case = Case(labelled.dataset.name, group, views, seed)
-            rows.append(asdict(case) | done_once(case, labelled, folder, networks))
+            rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
-    write(labelled.dataset.name, rows)
+    write(labelled.dataset.name + kind, rows)
 
 
 def load(dataset: Dataset, group_by: str | None) -> Labelled:
@@ -173,13 +176,13 @@ def look(image: np.ndarray) -> str:
     return "dark-small" if longest <= 256 else "dark-medium" if longest <= 360 else "dark-large"
 
 
-def done_once(case: Case, labelled: Labelled, folder: Path, networks: int) -> dict[str, Any]:
+def done_once(case: Case, labelled: Labelled, folder: Path, networks: int, adopted: bool) -> dict[str, Any]:
     """The figures of a case that lie in the folder, or that it gives now."""
-    several = f"-{networks}" if networks > 1 else ""
-    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{several}.json"
+    kind = (f"-{networks}" if networks > 1 else "") + ("-adopted" if adopted else "")
+    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{kind}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures(case, labelled, folder, networks)))
+        path.write_text(json.dumps(figures(case, labelled, folder, networks, adopted)))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
 
@@ -194,7 +197,7 @@ def digest(case: Case, patterns: Sequence[str]) -> str:
     return whole.hexdigest()[:24]
 
 
-def figures(case: Case, labelled: Labelled, folder: Path, networks: int) -> dict[str, Any]:
+def figures(case: Case, labelled: Labelled, folder: Path, networks: int, adopted: bool) -> dict[str, Any]:
     """Quality and gaps closed of one training, and the core minutes that it took."""
     samples, groups = labelled.others(case.group)
     parts = split_parts(len(samples), groups)
@@ -203,6 +206,8 @@ def figures(case: Case, labelled: Labelled, folder: Path, networks: int) -> dict
             stage_1(replace(case, seed=case.seed + number), labelled.spec, pixels, parts, folder)
             for number in range(networks)
         ]
+        if adopted:
+            trained, parts = Trained(trained.generator, [], None), unseen_parts(len(samples), groups)
         started = time.process_time()
         discriminator = stage_2(case, labelled.spec, pixels, parts, trained)
     minutes = (time.process_time() - started) / 60
@@ -266,8 +271,11 @@ def stage_2(
     """A judge that has learnt from all groups but one."""
     torch.manual_seed(case.seed)
     _, discriminator = build_networks(spec)
-    assert discriminator.adversary is not None
-    discriminator.adversary.load_state_dict(trained.adversary)
+    if trained.adversary is None:
+        discriminator.adversary = None
+    else:
+        assert discriminator.adversary is not None
+        discriminator.adversary.load_state_dict(trained.adversary)
     judge = _channels_last(discriminator.judge)
     teachers = Teachers(trained.generator, trained.earlier)
     views = case.views * VIEWS_SHARE
