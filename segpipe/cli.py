@@ -63,11 +63,11 @@ from segpipe.errors import PolicyError
 from segpipe.exchange.exports.table import EXPORTS
 from segpipe.exchange.imports.table import IMPORTS
 from segpipe.kinds import described
-from segpipe.logs import tells
 from segpipe.options import TEXT, build, options_of
 from segpipe.printable import printable
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import columns, result_lines
+from segpipe.torchrun import torchrun_place
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -143,11 +143,13 @@ _limit = click.option(
     envvar="SEGPIPE_LOG_FORMAT",
     help="What is logged on stderr: lines for people, or one JSON object each, with run_id and shard.",
 )
-@click.pass_obj
-def cli(invocation: Invocation, log_format: LogFormat) -> None:
+@click.pass_context
+def cli(context: click.Context, log_format: LogFormat) -> None:
     """Label image buckets with segmentation masks that carry a statistical promise."""
-    invocation.log_format = log_format
-    log_to_stderr(log_format)
+    context.obj.log_format = log_format
+    # Of a training's processes the first one tells.
+    follows = context.invoked_subcommand == "train" and torchrun_place().rank > 0
+    log_to_stderr(log_format, logging.ERROR if follows else logging.INFO)
 
 
 @cli.command()
@@ -210,7 +212,7 @@ def train(as_json: bool, **values: object) -> None:
 
     with resumable("to go on, run the same command again with --resume"):
         result = train(settings)
-    if tells():
+    if torchrun_place().rank == 0:
         show_result(asdict(result), as_json)
 
 

@@ -19,7 +19,7 @@ from pydantic_core import to_json
 from pythonjsonlogger.json import JsonFormatter
 
 from segpipe.errors import OutputError, SegpipeError
-from segpipe.logs import add_ids, json_formatter, tells, text_formatter
+from segpipe.logs import add_ids, json_formatter, text_formatter
 from segpipe.printable import printable_lines
 from segpipe.stopping import StoppedError, stop_on_signals
 from segpipe.tables import result_lines
@@ -145,10 +145,10 @@ class _StderrHandler(logging.Handler):
         say(self.format(record))
 
 
-def log_to_stderr(layout: LogFormat) -> None:
-    """Show segpipe's log on stderr, in this form."""
+def log_to_stderr(layout: LogFormat, level: int = logging.INFO) -> None:
+    """Show segpipe's log on stderr, in this form, from this level on."""
     library = logging.getLogger("segpipe")
-    library.setLevel(logging.INFO if tells() else logging.ERROR)
+    library.setLevel(level)
     for handler in [handler for handler in library.handlers if isinstance(handler, _StderrHandler)]:
         library.removeHandler(handler)
     handler = _StderrHandler()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -15,11 +14,6 @@ from pythonjsonlogger.json import JsonFormatter
 from segpipe.printable import printable, printable_lines
 
 _IDS: ContextVar[Mapping[str, Any]] = ContextVar("segpipe_log_ids", default=MappingProxyType({}))
-
-
-def tells() -> bool:
-    """Whether this process is the one that tells: of those that torchrun starts for a training, the first."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segpipe.logs import tells
 from segpipe.printable import printable
+from segpipe.torchrun import torchrun_place
 
 logger = logging.getLogger(__name__)
 LOG_SECONDS = 10.0
@@ -53,9 +53,9 @@ class _Bar:
 
 @contextmanager
 def track(total: int, description: str, unit: str = "images") -> Iterator[Advance]:
-    """Follow work of a known size on stderr, if this process tells; the caller says `advance`."""
+    """Follow work of a known size on stderr, with one bar for all processes of torchrun; call `advance`."""
     description = printable(description)
-    if not (sys.stderr.isatty() and tells()):
+    if not (sys.stderr.isatty() and torchrun_place().rank == 0):
         yield _LogLines(description, total, unit)
         return
     columns = (

@@ -53,6 +53,7 @@ from segpipe.training.probe import (
     foreign_spec,
     probe,
 )
+from segpipe.training.processes import require_one_process
 from segpipe.training.provenance import score_combination, versions
 from segpipe.training.recipe import VIEWS
 from segpipe.training.sanity import doubts, require_sense
@@ -82,9 +83,11 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     """Teach a judge the network's masks and write the bundle.
 
     Raises ModelError (a network that cannot be adopted, or makes no sense of the images), DatasetError (also
-    for what inspection.checks refuses), RunError (a model is there already), StorageError.
+    for what inspection.checks refuses), RunError (a model is there already, or torchrun
+    started several processes), StorageError.
     """
     started = time.monotonic()
+    require_one_process("adopt")
     model_url = storage.normalise(settings.model)
     _require_free(model_url)
     kind = foreign_kind(settings.path)

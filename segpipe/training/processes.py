@@ -7,7 +7,6 @@ and tells; the others follow.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from segpipe.errors import RunError
+from segpipe.models.device import choose_device, kind_of
+from segpipe.torchrun import TorchrunPlace, torchrun_place
 
 # The first may validate, or look through a bucket, for long while the others wait.
 _PATIENCE = timedelta(hours=2)
@@ -119,19 +120,45 @@ ALONE = Processes()
 
 @contextmanager
 def all_processes(device: str) -> Iterator[Processes]:
-    """The processes that torchrun has started, joined to one training on this kind of device."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield ALONE
+    """The processes that torchrun has started, joined to one training, each on a device of its own.
+
+    device: as for choose_device. Raises RunError when it is one for all of them, ModelError.
+    """
+    place = torchrun_place()
+    if place.count == 1:
+        yield Processes(device=choose_device(device))
         return
-    if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if device == "cuda" else "gloo"
+    own = own_device(place, device)
+    if kind_of(own) == "cuda":
+        torch.cuda.set_device(own)
+    backend = "nccl" if kind_of(own) == "cuda" else "gloo"
     _together(lambda: dist.init_process_group(backend, timeout=_PATIENCE))
     try:
-        yield Processes(dist.get_rank(), count, device)
+        yield Processes(dist.get_rank(), place.count, own)
     finally:
         dist.destroy_process_group()
+
+
+def require_one_process(command: str) -> None:
+    """Raises RunError where torchrun has started several: each would do the whole work, and write it."""
+    if (count := torchrun_place().count) > 1:
+        raise RunError(
+            f"segpipe {command} works in one process, torchrun has started {count}: run it without torchrun"
+        )
+
+
+def own_device(place: TorchrunPlace, device: str) -> str:
+    """The device of one of several processes: of a machine's GPUs each takes the one of its own number.
+
+    Raises RunError for one GPU that is named for all of them, ModelError where there is none of its number.
+    """
+    if device.startswith("cuda:"):
+        raise RunError(
+            f"--device {device} is one GPU, and torchrun has started {place.count} processes: give --device "
+            "cuda, each takes its own; CUDA_VISIBLE_DEVICES says of which"
+        )
+    chosen = choose_device(device)
+    return choose_device(f"cuda:{place.local_rank}") if chosen == "cuda" else chosen
 
 
 def _together(work: Callable[[], object]) -> None:

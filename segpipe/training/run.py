@@ -19,7 +19,6 @@ from segpipe.inspection.checks import copies, require_apart, require_usable, say
 from segpipe.inspection.facts import SplitFacts, look_through
 from segpipe.inspection.object_sample import look_at_objects
 from segpipe.models.bundle import ModelCard, encode_weights, model_digest, save_bundle
-from segpipe.models.device import choose_device
 from segpipe.training.beginning import Beginning, begin, read_generator, stored
 from segpipe.training.checkpoint import Checkpoint, delete_checkpoint
 from segpipe.training.corrections import FILE as CORRECTIONS
@@ -63,9 +62,10 @@ def train(settings: TrainSettings) -> TrainResult:
     """Train a generator and its discriminator and write the bundle.
 
     Raises DatasetError (also for what inspection.checks refuses), ModelError (a --generator that cannot be
-    trained on), RunError (a model is there already, or --resume does not fit), StorageError.
+    trained on), RunError (a model is there already, --resume does not fit, or one GPU is named for several
+    processes), StorageError.
     """
-    with all_processes(choose_device(settings.device)) as processes:
+    with all_processes(settings.device) as processes:
         return _train(settings, processes)
 
 
@@ -74,7 +74,7 @@ def _train(settings: TrainSettings, processes: Processes) -> TrainResult:
     model_url = storage.normalise(settings.model)
     checkpoint = start_or_resume(settings, model_url)
     settings = as_begun(settings, checkpoint)
-    dataset, device = open_dataset(settings.data), choose_device(settings.device)
+    dataset, device = open_dataset(settings.data), processes.device
     found = read_generator(settings)
     list_samples(dataset, settings.val_split)  # that it is there is known at once, what it holds in a while
     train_facts, sizes = look_at_objects(dataset, settings.split)

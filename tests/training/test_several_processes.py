@@ -45,7 +45,7 @@ sys.exit(main())
 
 def start(arguments: list[str], folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
     places = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TELL": str(folder / f"networks-{rank}")}
-    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "train", *arguments],
         env={**os.environ, **places, **ranks},
