@@ -1,6 +1,7 @@
 """A certificate that grows with the reviews: simulated, and end to end through label, review and recalibrate.
 
     python benchmarks/growing.py table [--draws 60] [--seed 0]
+    python benchmarks/growing.py starts [--draws 100] [--seed 0]
     python benchmarks/growing.py scenes --work FOLDER [--nights 30] [--images 100]
     python benchmarks/growing.py data ROOT --name NAME --work FOLDER --min-iou IOU [--nights 8] [--images 150]
 
@@ -9,6 +10,10 @@
 the policy that grows: the same certificate for ever with all of the error; all stricter thresholds to be
 proven by the draws, calibration's too; and certifying anew every night on all labels so far, as if each time
 were the first. Broken: what the threshold truly accepts is bad in more than alpha, on any night.
+
+`starts`: where the sequence of thresholds may begin, in the same simulation: with the surest fifth of the
+calibration images (the product), 8%, 40%; where calibration's labels let evidence grow fastest, which the
+draws do not depend on, so that it costs no error; and at three places at once, a third of the error each.
 
 `scenes` draws labelled scenes and trains a small model in FOLDER, unless one is there, and then labels so
 many new scenes each night. `data` does that with real images: it divides those of a labelled data set at
@@ -20,7 +25,8 @@ A simulated reviewer answers what is drawn from the truth: who mends 90% of the 
 a fifth from scratch, skips 3% and is up to three nights late. Tasks come from the queue, answers and masks
 go to the files of `segpipe review pull`. Each night: segpipe label, the answers that are due, segpipe
 recalibrate; these, train and calibrate are the commands themselves. Writes results/growing*.json and a plot
-of coverage and true bad share per night. `table` takes some two minutes on one core, the others some ten.
+of coverage and true bad share per night. `table` and `starts` take some two minutes on one core, the others
+some twenty.
 """
 
 from __future__ import annotations
@@ -46,7 +52,7 @@ from scipy.stats import norm
 from demo import scenes as scene_painter
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction, make_policy
-from segpipe.confidence.growing import Draws, loosest_proven
+from segpipe.confidence.growing import BETS, COVERAGES, Draws, loosest_proven
 from segpipe.confidence.grown_policy import grown_threshold
 from segpipe.confidence.guarantee import candidate_thresholds, certify, coverages_to_test
 from segpipe.config import QueueSettings
@@ -71,6 +77,7 @@ from segpipe.tables import columns
 ALPHA, CONFIDENCE, SHARE_BAD, NIGHTS = 0.1, 0.9, 0.2, 60
 CELLS = ((0.8, 100, 20), (0.6, 100, 20), (0.6, 100, 5), (0.8, 400, 20))  # correlation, n0, labels a night
 LOOKED_AT = range(0, NIGHTS + 1, 3)
+START_CELLS = ((0.8, 100, 20), (0.6, 100, 20), (0.6, 100, 5), (0.4, 100, 20))
 GOOD_IOU, BAD_IOU = 0.9, 0.1
 CREATED = "2026-11-29T00:00:00+00:00"
 
@@ -192,9 +199,9 @@ def table(draws: int, seed: int) -> None:
     write_results("growing", {"alpha": ALPHA, "confidence": CONFIDENCE, "draws": draws, "rows": rows})
 
 
-def summed(runs: Sequence[Found]) -> dict[str, float]:
-    """Mean coverage on nights 0, 30 and 60, and the share of the draws that were ever broken."""
-    mean = {f"night {night}": float(np.mean([run.coverage[night] for run in runs])) for night in (0, 30, 60)}
+def summed(runs: Sequence[Found], nights: Sequence[int] = (0, 30, 60)) -> dict[str, float]:
+    """Mean coverage on these nights, and the share of the draws that were ever broken."""
+    mean = {f"night {night}": float(np.mean([run.coverage[night] for run in runs])) for night in nights}
     return mean | {"ever broken": float(np.mean([run.broken for run in runs]))}
 
 
@@ -204,6 +211,79 @@ def lines(row: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         *coverages, broken = row[method].values()
         yield method, *(f"{coverage:.3f}" for coverage in coverages), f"{broken:.1%}"
     yield "oracle", "", "", f"{row['oracle']:.2f}", ""
+
+
+# --- where the sequence begins ------------------------------------------------------------------------------
+
+
+def started(cell: tuple[float, int, int], random: np.random.Generator) -> dict[str, Found]:
+    """One calibration and 60 nights, by where the thresholds to be proven begin."""
+    correlation, n0, labels = cell
+    population = Population(correlation)
+    scores, bad = population.draw(n0, random)
+    drawn_scores, drawn_bad = population.draw(labels * NIGHTS, random)
+    calibrated = certified(scores, bad, (1 + CONFIDENCE) / 2)
+
+    def grown(starts: Sequence[float], night: int) -> float | None:
+        n, none = labels * night, np.zeros(labels * night, np.bool_)
+        draws = Draws(drawn_scores[:n], drawn_bad[:n], np.ones(n), none, none)
+        confidence = 1 - (1 - CONFIDENCE) / len(starts)
+        proven = [
+            loosest_proven(draws, looser_than(calibrated, scores, start), ALPHA, confidence, 1.0)
+            for start in starts
+        ]
+        return min((one for one in (calibrated, *proven) if one is not None), default=None)
+
+    starts = {
+        "at 20%, the product": [0.2],
+        "at 8%": [0.08],
+        "at 40%": [0.4],
+        "where calibration's labels say": [fastest_start(scores, bad, calibrated)],
+        "at 20, 40 and 60%": [0.2, 0.4, 0.6],
+    }
+    return {
+        name: population.found({night: grown(ones, night) for night in LOOKED_AT})
+        for name, ones in starts.items()
+    }
+
+
+def looser_than(calibrated: float | None, scores: Floats, start: float) -> list[float]:
+    """Thresholds from this coverage of the calibration images on, below calibration's own."""
+    coverages = np.round(np.arange(start, 1.001, 0.04), 2)
+    thresholds = candidate_thresholds(scores, coverages.tolist())
+    return [one for one in thresholds if calibrated is None or one < calibrated]
+
+
+def fastest_start(scores: Floats, bad: NDArray[np.bool_], calibrated: float | None) -> float:
+    """The coverage at which a drawn mask brings most evidence, by the bad share among calibration images."""
+    found = {}
+    for coverage in COVERAGES:
+        (threshold,) = candidate_thresholds(scores, [coverage])
+        accepted = scores >= threshold
+        if calibrated is None or threshold < calibrated:
+            share = (bad[accepted].sum() + 1) / (accepted.sum() + 2)
+            gains = (1 - share) * np.log1p(BETS * ALPHA / (1 - ALPHA)) + share * np.log1p(-BETS)
+            found[coverage] = float(accepted.mean() * gains.max())
+    return max(found, key=lambda coverage: found[coverage]) if max(found.values(), default=0) > 0 else 0.2
+
+
+@main.command()
+@click.option("--draws", default=100, show_default=True, help="Calibrations per line.")
+@click.option("--seed", default=0, show_default=True)
+def starts(draws: int, seed: int) -> None:
+    """Simulate where the sequence of thresholds may begin."""
+    random, rows = np.random.default_rng(seed), []
+    for cell in START_CELLS:
+        runs = [started(cell, random) for _ in range(draws)]
+        row = {"correlation": cell[0], "n0": cell[1], "labels": cell[2]}
+        rows.append(row | {start: summed([run[start] for run in runs], (0, 15, 30, 60)) for start in runs[0]})
+        body = [
+            (start, *(f"{coverage:.3f}" for coverage in coverages), f"{broken:.1%}")
+            for start in runs[0]
+            for *coverages, broken in [rows[-1][start].values()]
+        ]
+        click.echo("\n".join(columns([(str(cell), "0", "15", "30", "60", "ever broken"), *body])))
+    write_results("growing-starts", {"alpha": ALPHA, "confidence": CONFIDENCE, "draws": draws, "rows": rows})
 
 
 # --- end to end ---------------------------------------------------------------------------------------------

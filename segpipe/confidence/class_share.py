@@ -72,7 +72,8 @@ def answers_needed(share: float, limit: float, error: float) -> int | None:
     def surplus(n: float) -> float:
         return float(logsumexp(n * gains)) - math.log(len(BETS)) + math.log(error)
 
-    return math.ceil(brentq(surplus, 0, (math.log(len(BETS)) - math.log(error)) / best))
+    enough = 1 + (math.log(len(BETS)) - math.log(error)) / best  # for the luckiest gambler alone
+    return math.ceil(brentq(surplus, 0, enough))
 
 
 def _log_capital(seen: Seen, limit: float) -> float:

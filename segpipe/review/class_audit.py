@@ -138,16 +138,15 @@ def audited_class(
 ) -> ClassAudit:
     """What the nights say; `whole` are those of which all audits are answered. `error` is of each end."""
     limit, seen = promise.max_share, _seen(nights)
-    losses, masses = zip(*map(_night_share, whole), strict=True) if whole else ((), ())
-    weights = stakes(masses)
-    kept_over, broken_above = _kept_over(nights, limit, error), lower_end(losses, error, weights)
+    losses, weights = class_bets(whole)
+    kept, broken_above = class_kept_over(nights, limit, error), lower_end(losses, error, weights)
     recent = next(_windows(nights, limit, error), None)
     return ClassAudit(
         kind=promise.kind,
         class_name=promise.class_name,
         min_object_px=promise.min_object_px,
         limit=limit,
-        state="broken" if broken_above > limit else "kept" if kept_over else "undecided",
+        state="broken" if broken_above > limit else "kept" if kept else "undecided",
         audited=sum(len(night.wrong) for night in nights),
         wrong=sum(sum(night.wrong) for night in nights),
         hidden=sum(len(night.hidden) for night in nights),
@@ -158,11 +157,32 @@ def audited_class(
         upper=upper_bound(seen, error),
         broken_above=broken_above,
         p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
-        more_needed=None if kept_over else _answers_missing(nights, limit, error),
-        nights=sum(mass > 0 for mass in masses),
+        more_needed=None if kept else _answers_missing(nights, limit, error),
+        nights=sum(weight > 0 for weight in weights),
         recent=None if recent is None else _window(*recent),
-        kept_over=kept_over,
+        kept_over=kept,
     )
+
+
+def class_bets(nights: Sequence[ClassNight]) -> tuple[list[float], list[float]]:
+    """Each night's share of wrong ones, and what share of an ordinary night's bet is placed on it: as
+    audit_nights.night_bets, (n,) both, 0 to 1. All unseen masks in review count as images that the promise is
+    about; where there is nothing nothing is bet."""
+    losses, masses = zip(*map(_night_share, nights), strict=True) if nights else ((), ())
+    return list(losses), stakes(masses)
+
+
+def class_kept_over(nights: Sequence[ClassNight], limit: float, error: float) -> ClassWindow | None:
+    """The last nights that show the promise kept, hidden ones being wrong; else None.
+
+    It is wrong with a probability of at most `error` on the night it is asked. Never while the last of them
+    look worse than promised.
+    """
+    windows = list(_windows(nights, limit, error))
+    if not windows or (_seen(windows[0][0]).share or 0.0) > limit:
+        return None
+    shown = (part for part in windows if proves(_seen(part[0], hidden_are_wrong=True), limit, part[1]))
+    return next((_window(*part) for part in shown), None)
 
 
 def not_covered(promise: ClassPromise) -> ClassAudit:
@@ -227,16 +247,6 @@ def _seen(nights: Sequence[ClassNight], unseen: int = 0, hidden_are_wrong: bool 
         np.array([1] * (len(chances) + len(hidden)) + [in_review]),
         min((night.least_chance for night in nights), default=1.0),
     )
-
-
-def _kept_over(nights: Sequence[ClassNight], limit: float, error: float) -> ClassWindow | None:
-    """The last nights that show the promise kept, hidden ones being wrong; never while the last of them look
-    worse than promised."""
-    windows = list(_windows(nights, limit, error))
-    if not windows or (_seen(windows[0][0]).share or 0.0) > limit:
-        return None
-    shown = (part for part in windows if proves(_seen(part[0], hidden_are_wrong=True), limit, part[1]))
-    return next((_window(*part) for part in shown), None)
 
 
 def _answers_missing(nights: Sequence[ClassNight], limit: float, error: float) -> int | None:

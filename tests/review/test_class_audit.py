@@ -12,7 +12,7 @@ from audited_output import AuditedOutput
 from scipy.stats import binom
 
 from segpipe.cli import run
-from segpipe.confidence.class_share import Seen, answers_needed, lower_bound, proves, upper_bound
+from segpipe.confidence.class_share import BETS, Seen, answers_needed, lower_bound, proves, upper_bound
 from segpipe.confidence.class_test import ClassPromiseKind, p_value
 from segpipe.confidence.policy import ClassesOnly, ClassPromise
 from segpipe.manifests import policies
@@ -207,4 +207,14 @@ def test_images_of_different_chances_prove_it_as_rarely_as_stated() -> None:
 def test_without_an_image_nothing_is_known() -> None:
     nothing = Seen(np.empty(0), np.empty(0, bool), np.empty(0, int), 1.0)
     assert (nothing.share, upper_bound(nothing, 0.05), lower_bound(nothing, 0.05)) == (None, 1.0, 0.0)
-    assert answers_needed(0.1, 0.1, 0.05) is None
+    assert answers_needed(0.095, 0.1, 0.05) is None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.08])
+def test_so_many_answers_are_the_fewest_that_prove_it(share: float) -> None:
+    """As if a share of an image could be wrong: what each such image brings is the mean of both cases."""
+    needed = answers_needed(float(share), 0.1, 0.05)
+    assert needed is not None
+    gain = (1 - share) * np.log1p(BETS / 9) + share * np.log1p(-BETS)
+    capital = [float(np.exp(n * gain).mean()) for n in (needed - 1, needed)]
+    assert capital[0] < 20 <= capital[1] * (1 + 1e-9)
