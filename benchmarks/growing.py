@@ -2,7 +2,7 @@
 
     python benchmarks/growing.py table [--draws 60] [--seed 0]
     python benchmarks/growing.py starts [--draws 100] [--seed 0]
-    python benchmarks/growing.py scenes --work FOLDER [--nights 30] [--images 100]
+    python benchmarks/growing.py scenes --work FOLDER [--nights 30] [--images 100] [--skipped 0.03]
     python benchmarks/growing.py data ROOT --name NAME --work FOLDER --min-iou IOU [--nights 8] [--images 150]
 
 `table`: score and quality are normal with a given correlation, a fifth of the masks is bad, alpha = delta =
@@ -22,11 +22,11 @@ image, calibration's too, is a view of one: a random part, turned or mirrored, o
 Calibration has one view of each of its images, so that they are independent; the nights draw from theirs.
 
 A simulated reviewer answers what is drawn from the truth: who mends 90% of the wrong pixels of a draft, draws
-a fifth from scratch, skips 3% and is up to three nights late. Tasks come from the queue, answers and masks
-go to the files of `segpipe review pull`. Each night: segpipe label, the answers that are due, segpipe
-recalibrate; these, train and calibrate are the commands themselves. Writes results/growing*.json and a plot
-of coverage and true bad share per night. `table` and `starts` take some two minutes on one core, the others
-some twenty.
+a fifth from scratch, skips 3% (or --skipped) and is up to three nights late. Tasks come from the queue,
+answers and masks go to the files of `segpipe review pull`. Each night: segpipe label, the answers that are
+due, segpipe recalibrate; these, train and calibrate are the commands themselves. Writes
+results/growing*.json and a plot of coverage and true bad share per night. `table` and `starts` take some two
+minutes on one core, the others some twenty.
 """
 
 from __future__ import annotations
@@ -298,6 +298,7 @@ class Reviewer:
     ignore_index: int
     min_iou: float
     random: np.random.Generator
+    skipped: float = SKIPPED
     truth: dict[str, Pixels] = field(default_factory=dict)
     asked: set[str] = field(default_factory=set)
     due: dict[int, list[Review]] = field(default_factory=dict)
@@ -338,7 +339,7 @@ class Reviewer:
             "inclusion_probability": row["inclusion_probability"], "reviewer": "simulated", "minutes": 1.0,
             "reviewed_at": datetime.now(UTC), "origin": "benchmark", "from_scratch": item.from_scratch,
         }  # fmt: skip
-        if self.random.random() < SKIPPED:
+        if self.random.random() < self.skipped:
             none = dict.fromkeys(("final_mask_uri", "final_mask_sha256", "draft_iou"))
             return Review(verdict="skipped", **none, **told)
         return Review(**self._answer(item), **told)
@@ -393,8 +394,9 @@ class Night:
 @click.option("--nights", default=30, show_default=True)
 @click.option("--images", default=100, show_default=True, help="New scenes a night; a sixth is degraded.")
 @click.option("--min-iou", default=0.6, show_default=True, help="A mask below this is bad.")
+@click.option("--skipped", default=SKIPPED, show_default=True, help="Share of the drawn that nobody answers.")
 @click.option("--seed", default=0, show_default=True)
-def scenes(work: Path, nights: int, images: int, min_iou: float, seed: int) -> None:
+def scenes(work: Path, nights: int, images: int, min_iou: float, skipped: float, seed: int) -> None:
     """Nights of drawn scenes."""
     labelled, random = str(work / "labelled"), np.random.default_rng(seed)
     if not storage.exists(labelled):
@@ -407,8 +409,9 @@ def scenes(work: Path, nights: int, images: int, min_iou: float, seed: int) -> N
         truth = scene_painter.write_raw_bucket(folder, images - degraded, degraded, new)
         return {f"{folder}/{key}": mask for key, mask in truth.items()}
 
-    told = run_nights(work, SCENES_TRAINED, nights, arrive, min_iou, random)
-    keep("growing-scenes", told)
+    told = run_nights(work, SCENES_TRAINED, nights, arrive, min_iou, random, skipped)
+    name = "growing-scenes" if skipped == SKIPPED else f"growing-scenes-skipping-{round(100 * skipped)}"
+    keep(name, {"skipped": skipped} | told)
 
 
 @main.command()
@@ -494,6 +497,7 @@ def run_nights(
     arrive: Arrive,
     min_iou: float,
     random: np.random.Generator,
+    skipped: float = SKIPPED,
 ) -> dict[str, Any]:
     """Train and calibrate; label, answer and recalibrate, night after night; compare with the truth."""
     labelled, model, source = (str(work / name) for name in ("labelled", "model", "source"))
@@ -507,7 +511,8 @@ def run_nights(
     )
     click.echo(f"calibrated: {policy}")
     dataset = open_dataset(labelled)
-    reviewer, told = Reviewer(output, dataset.classes, dataset.ignore_index, min_iou, random), []
+    reviewer = Reviewer(output, dataset.classes, dataset.ignore_index, min_iou, random, skipped)
+    told = []
     for night in range(nights):
         reviewer.truth |= arrive(night, f"{source}/night-{night:02d}")
         run = segpipe("label", source, output, "--model", model, "--audit-share", share)

@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import numpy as np
@@ -21,6 +23,8 @@ from pydantic import BaseModel
 from segpipe import cli
 from segpipe.config import CalibrateSettings, EvaluateSettings, LabelSettings, TrainSettings
 from segpipe.errors import StorageError
+from segpipe.manifests.query import query
+from segpipe.manifests.reviews import Review, Verdict, append_reviews, item_id
 
 VERBS = {
     "train": TrainSettings,
@@ -418,6 +422,101 @@ def test_a_promise_about_a_class_alone_is_said_and_routes_and_is_audited(
     said = capsys.readouterr().out
     assert "nothing is promised of masks as such; what is promised of classes follows" in said
     assert re.search(r"false alarm square +not yet enough: no audited image without 'square' is known", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        (["--miss", "square:0.1", "--min-object-px", "100000"], "with 'square' are needed (there are 0)"),
+        (["--false-alarm", "ground:0.1"], "without 'ground' are needed (there are 0)"),
+    ],
+)
+def test_of_a_class_that_no_image_has_or_every_one_nothing_is_proven_and_nothing_accepted(
+    squares: Path,
+    bucket: str,
+    model: str,
+    tmp_path: Path,
+    ask: Ask,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    needed: str,
+) -> None:
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    assert cli.run(["calibrate", *where, *CERTIFY, *options]) == 0
+    assert f"22 more labelled images {needed}" in capsys.readouterr().out  # 0.9^22 is below 0.1
+    output = str(tmp_path / "labels")
+    found = ask("label", bucket, output, "--model", model, "--audit-share", "1")
+    assert (found["accepted"], found["review"]) == (0, 5)
+    assert cli.run(["audit", output]) == 0
+    assert "5 in review are not answered" in capsys.readouterr().out.replace("masks ", "")
+
+
+def test_answers_late_twice_changed_and_out_of_order_end_in_the_same_policy(
+    squares: Path, model: str, tmp_path: Path, ask: Ask, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two nights of 25 images, all drawn; calibration alone proves nothing of masks that must be perfect."""
+    where = ["--data", str(squares), "--model", model, "--split", "calibration"]
+    policy = ask(
+        "calibrate", *where, "--min-iou", "0.999", "--max-bad-fraction", "0.4", "--confidence", "0.6",
+        "--grow", "--draw-share", "1",
+    )  # fmt: skip
+    assert policy["threshold"] is None
+    source, output = tmp_path / "raw", str(tmp_path / "labels")
+    source.mkdir()
+    images = sorted((squares / "calibration" / "images").iterdir())
+    nights = [labelled(images[start : start + 25], source, output, model, ask) for start in (0, 25)]
+    say(output, nights[1], "accepted", 1)  # the first night is still open
+    (found,) = cli_json(ask, "recalibrate", output)
+    assert (found["counted"], found["held_back"], found["written"]) == (0, 25, False)
+    say(output, nights[0], "rejected", 2)
+    say(output, nights[1], "accepted", 3)  # once more
+    (found,) = cli_json(ask, "recalibrate", output)
+    assert (found["counted"], found["written"]) == (50, False)
+    say(output, nights[0], "accepted", 4)  # they have changed their minds
+    say(output, nights[0][:5], "rejected", 0)  # by a clock set back: an older answer, which holds no more
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(cli.run, [["recalibrate", output]] * 2)) == [0, 0]
+    capsys.readouterr()
+    (found,) = cli_json(ask, "recalibrate", output)
+    assert (found["number"], found["counted"]) == (1, 50)
+    assert found["threshold"] == policy["growth"]["thresholds"][-1]
+    third = labelled(images[50:], source, output, model, ask)
+    assert {row["decision"] for row in third} == {"accepted"}
+    say(output, third, "accepted", 5)
+    (audited,) = cli_json(ask, "audit", output)
+    assert (audited["audited"], audited["bad"], audited["open"]) == (10, 0, 0)
+
+
+def labelled(images: list[Path], source: Path, output: str, model: str, ask: Ask) -> list[dict[str, Any]]:
+    """The rows of these images, which have come since the last run."""
+    for path in images:
+        shutil.copy(path, source)
+    run = ask("label", str(source), output, "--model", model, "--audit-share", "1")
+    return query(output, f"SELECT * FROM labels WHERE run_id = '{run['run_id']}'").to_pylist()
+
+
+def say(output: str, rows: list[dict[str, Any]], verdict: Verdict, day: int) -> None:
+    """The same of all these masks, on a day."""
+    shared = ("image_uri", "image_etag", "model_id", "audit", "inclusion_probability")
+    append_reviews(
+        output,
+        [
+            Review(
+                **{name: row[name] for name in shared}, verdict=verdict,
+                review_id=f"{row['image_uri']} {day}", draft_mask_sha256=row["mask_sha256"],
+                item_id=item_id(row["image_uri"], row["image_etag"], row["model_id"], row["mask_sha256"]),
+                final_mask_uri=row["mask_uri"], final_mask_sha256=row["mask_sha256"], draft_iou=None,
+                overlap_pixels=0, reviewer=None, minutes=None, origin="test",
+                reviewed_at=datetime(2026, 1, 1 + day, tzinfo=UTC),
+            )
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def cli_json(ask: Ask, *arguments: str) -> list[dict[str, Any]]:
+    """What a command that prints a list prints."""
+    return cast("list[dict[str, Any]]", ask(*arguments))
 
 
 def test_a_certificate_per_group_is_said_group_by_group(

@@ -93,7 +93,16 @@ def _following(found: Recalibration) -> Iterator[tuple[str, str]]:
     """How far the proof of the next threshold is, where there is one."""
     if found.next_threshold is not None and found.capital is not None:
         evidence = f"evidence of {found.capital:.4g} of {found.needed:.4g} needed"
-        yield "next", f"score {found.next_threshold:.6g}: {evidence}"
+        yield "next", f"score {found.next_threshold:.6g}: {evidence}{_cost_of_skips(found)}"
+
+
+def _cost_of_skips(found: Recalibration) -> str:
+    """What the skipped masks keep from being proven."""
+    if found.capital_unskipped is None or found.capital_unskipped < found.needed:
+        return ""
+    return (
+        f", {found.capital_unskipped:.4g} were it not for the skipped ones: answer those that can be answered"
+    )
 
 
 def audit_report(audits: Sequence[PolicyAudit]) -> str:

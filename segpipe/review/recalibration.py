@@ -52,7 +52,8 @@ class Recalibration:
     model took over.
 
     `next_threshold` is the strictest one that the draws have not proven (null: there is none), `capital` what
-    betting on it has reached of the `needed`. `ratio` (`ratio_lower` to `ratio_upper`)
+    betting on it has reached of the `needed`, and `capital_unskipped` what it would have if nobody had asked
+    for the skipped ones. `ratio` (`ratio_lower` to `ratio_upper`)
     is how many times as often the reviewers find a mask bad that they draw from scratch as one whose draft
     they mend, among those that the policy accepts; where it is surely above 1 it `ratio_applies`: their
     answers with a draft are held against a limit so many times smaller. Infinite and unknown are null.
@@ -75,6 +76,7 @@ class Recalibration:
     oldest_open: str | None
     next_threshold: float | None
     capital: float | None
+    capital_unskipped: float | None
     needed: float
     ratio: float | None
     ratio_lower: float | None
@@ -253,6 +255,9 @@ def _told(
         oldest_open=next((one.image_uri for one in found if one.is_open), None),
         next_threshold=following,
         capital=None if following is None else _capital(_evidence(root, counted, following)),
+        capital_unskipped=None
+        if following is None
+        else _capital(_evidence(root, _unskipped(counted), following)),
         needed=math.exp(capital_needed(root.tested_confidence)),
         ratio=evidence.ratio,
         ratio_lower=None if ratio.estimate is None else ratio.lower,
@@ -264,6 +269,11 @@ def _told(
 def _evidence(root: Policy, counted: Draws, threshold: float) -> Evidence:
     growth, limit = growing_by(root)
     return evidence_at(counted, threshold, limit, root.tested_confidence, growth.draw_share)
+
+
+def _unskipped(counted: Draws) -> Draws:
+    answered = ~counted.skipped
+    return Draws(**{name: values[answered] for name, values in vars(counted).items()})
 
 
 def _capital(evidence: Evidence) -> float:

@@ -375,6 +375,25 @@ def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any)
     ]
 
 
+def test_a_group_that_first_comes_on_a_later_night_disturbs_no_audit(audited: Audited) -> None:
+    """Its masks have no certificate and go to review; what people say of them is about no promise."""
+    out = audited(cameras=1)
+    rows = [one for n in range(40) for one in out.label(1, image_uri=f"/bucket/cam0/{n}.jpg")]
+    out.answer(rows, "accepted")
+    before = only(out.output)
+    out.night += 1
+    values = {
+        "decision": "review",
+        "reason": "uncertified_group",
+        "audit": False,
+        "inclusion_probability": 1.0,
+    }
+    new = [out.label(1, image_uri=f"/bucket/cam7/{n}.jpg", **values)[0] for n in range(10)]
+    out.answer(new[:5], "rejected")
+    assert only(out.output) == before
+    assert (before.group, before.state, before.audited) == ("cam0", "kept", 40)
+
+
 def test_a_promise_about_groups_is_audited_as_one(audited: Audited) -> None:
     """Two videos: 900 frames that are good, 10 of them audited, and 100 that are bad, 10 of them audited.
 

@@ -169,6 +169,16 @@ def test_a_correction_of_a_version_that_counted_no_classes_shows_nothing(audited
     assert "not yet enough: no audited image with 'b' is known" in class_in_words(found)
 
 
+@pytest.mark.parametrize(("shown", "hidden"), [(0, 60), (10, 0)])
+def test_all_skipped_shows_nothing(audited: Audited, shown: int, hidden: int) -> None:
+    """What shows the class cannot miss it, but nobody says that it should."""
+    out = audited(class_promises=(promise(),))
+    out.answer(label(out, 60, shown=shown, share=1.0), "skipped")
+    found = only(out.output)
+    assert (found.audited, found.hidden, found.estimate, found.upper) == (0, hidden, None, 1)
+    assert found.state == "undecided"
+
+
 def test_a_promise_that_counts_groups_once_is_said_not_to_be_covered(audited: Audited) -> None:
     out = audited(class_promises=(promise(),), promises_about="groups", group_by=r"video\d", n_images=300)
     correct(out, label(out, 60, shown=0, share=1.0), true=10)

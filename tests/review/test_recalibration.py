@@ -151,6 +151,30 @@ def test_a_skipped_mask_counts_as_bad_and_a_withdrawn_one_holds_nothing_back(out
     assert read_grown(out.output, out.policy, 1).growth.evidence.bad == 2
 
 
+def test_what_skips_keep_from_being_proven_is_said_and_a_later_answer_undoes_it(
+    out: GrowingOutput, capsys
+) -> None:
+    """Each skip costs what ten good masks bring."""
+    skipped, rest = out.drawn(6, 0.5), out.drawn(54, 0.5)
+    out.answer(skipped, "skipped")
+    out.said(rest, bad=False)
+    found = only(out)
+    assert (found.skipped, found.written) == (6, False)
+    bets = [0.9, 0.6, 0.4, 0.25, 0.12, 0.06]
+    assert found.capital_unskipped == pytest.approx(np.mean([(1 + bet / 9) ** 54 for bet in bets]))
+    assert run(["recalibrate", out.output]) == 0
+    assert f"{found.capital_unskipped:.4g} were it not for the skipped ones" in capsys.readouterr().out
+    out.said(skipped, bad=False, **out.later(2))
+    assert (only(out).skipped, only(out).number) == (0, 1)
+
+
+def test_all_skipped_proves_nothing(out: GrowingOutput) -> None:
+    out.answer(out.drawn(100, 0.5), "skipped")
+    found = only(out)
+    assert (found.counted, found.skipped, found.written, found.capital) == (100, 100, False, 1)
+    assert found.capital_unskipped == 1
+
+
 def test_masks_of_a_drifted_run_and_those_of_others_do_not_count(out: GrowingOutput) -> None:
     others = [
         out.drawn(30, 0.5, decision="review", reason="drift", audit=False),
