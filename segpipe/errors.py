@@ -80,6 +80,10 @@ class DeviceError(SegpipeError):
     """The device that computes has failed; in this process it computes nothing any more."""
 
 
+class PatternError(SegpipeError):
+    """A regular expression that takes too long on a name."""
+
+
 class PolicyError(SegpipeError):
     """A policy is damaged or belongs to another model."""
 

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from segpipe import name_groups
+from segpipe.errors import PatternError
 from segpipe.name_groups import group_of
 
 
@@ -27,6 +29,18 @@ def test_a_name_belongs_to_the_first_match_or_its_first_group(
     name: str, pattern: str, group: str | None
 ) -> None:
     assert group_of(name, pattern) == group
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"^(\w+\s?)*$", r"(x+x+)+y", r"^([^/]+/)+(?=z)"])
+def test_nested_repetition_ends_at_once(pattern: str) -> None:
+    """Each would take re longer than anyone lives."""
+    assert group_of("a" * 60 + "x" * 60 + "!", pattern) is None
+
+
+def test_a_pattern_that_does_not_end_is_named_with_the_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.05)
+    with pytest.raises(PatternError, match=r"'\(a\|a\)\*\$' does not end on the name 'a{60}!'"):
+        group_of("a" * 60 + "!", "(a|a)*$")
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:

@@ -20,6 +20,7 @@ from segpipe.confidence import class_test
 from segpipe.confidence.betting import LARGEST_BET
 from segpipe.confidence.display import displayed
 from segpipe.confidence.growing import bad_ratio, capital_needed, most_log_capital
+from segpipe.name_groups import compiled
 from segpipe.printable import printable
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _promised(policy: Policy) -> tuple[object, ...]:
 
 def _compiles(pattern: str) -> bool:
     try:
-        re.compile(pattern)
+        compiled(pattern)
     except re.error:
         return False
     return True
