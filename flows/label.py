@@ -30,7 +30,7 @@ from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
 from segpipe.models.promotion_line import resolve
-from segpipe.models.served import load_planned
+from segpipe.models.served import load_for_workers, load_planned
 from segpipe.redaction import redact
 
 RETRIES = 3
@@ -123,7 +123,11 @@ def label(
     try:
         with library_log(), without_secrets():
             served = ServedModel(resolve(model), load_planned)
-            labeler = load_model(served.url, settings.own_device)
+            labeler = (
+                load_for_workers(served.url)
+                if settings.has_workers
+                else load_model(served.url, settings.device)
+            )
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings, served)
         summary = publish(plan, labeler, model, settings)

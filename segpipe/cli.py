@@ -347,10 +347,12 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.manifests.policies import nearest_policy
     from segpipe.models.labeler import load_model
+    from segpipe.models.served import load_for_workers
     from segpipe.reports.summary import engine_line, estimate_line, passes_line, policy_line
 
     engine_of(settings)
-    labeler, now = load_model(model, "cpu"), datetime.now(UTC)
+    labeler = load_for_workers(model) if settings.has_workers else load_model(model, "cpu")
+    now = datetime.now(UTC)
     policy = nearest_policy(storage.normalise(output), labeler.policy)
     policy_id = policy.policy_id if policy else None
     planned = make_plan(source, output, labeler.model_id, policy_id, settings, new_run_id(now), now, limit)
@@ -405,13 +407,15 @@ def label(
     from segpipe.manifests.policies import policy_of_run
     from segpipe.models.labeler import load_model
     from segpipe.models.promotion_line import resolve
-    from segpipe.models.served import load_planned
+    from segpipe.models.served import load_for_workers, load_planned
     from segpipe.reports.lines import label_report
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
     with resumable(f"to go on, run the same command again with --run-id {run_id}"):
         served = ServedModel(resolve(model), load_planned)
-        labeler = load_model(served.url, settings.own_device)
+        labeler = (
+            load_for_workers(served.url) if settings.has_workers else load_model(served.url, settings.device)
+        )
         summary = label_source(source, output, labeler, settings, run_id, limit, served=served)
     if as_json:
         show(json_text(asdict(summary)))

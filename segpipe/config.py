@@ -973,9 +973,9 @@ class LabelSettings(_Settings):
     )
 
     @property
-    def own_device(self) -> Device:
-        """Where the process that runs the labelling has its networks: with workers it needs no GPU."""
-        return self.device if self.engine == DEFAULT_ENGINE else "cpu"
+    def has_workers(self) -> bool:
+        """Whether other processes label, so that the one that runs the labelling needs no GPU."""
+        return self.engine != DEFAULT_ENGINE
 
     @model_validator(mode="after")
     def _workers_have_an_engine(self) -> Self:

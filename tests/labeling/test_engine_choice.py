@@ -55,9 +55,9 @@ def test_a_number_of_workers_is_one_however_it_is_written(workers: object) -> No
     assert LabelSettings(engine="ray", workers=workers).workers == str(workers)
 
 
-def test_the_driver_of_workers_takes_no_gpu() -> None:
-    assert LabelSettings(device="cuda").own_device == "cuda"
-    assert LabelSettings(device="cuda", engine="ray").own_device == "cpu"
+def test_an_engine_of_workers_is_told_from_this_process() -> None:
+    assert not LabelSettings(device="cuda").has_workers
+    assert LabelSettings(device="cuda", engine="ray").has_workers
 
 
 def test_plan_says_who_will_label() -> None:
