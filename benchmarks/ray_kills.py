@@ -49,6 +49,7 @@ class Kind:
     harms: list[Harm]
     drifted: bool = False
     images: int = 160
+    shard_images: int = 4
 
 
 @dataclass
@@ -234,6 +235,7 @@ KINDS = [
         "drift alarm: worker killed at the gate shard, driver killed at the verdict's part and later",
         [at(MASK_OF_FIRST_SHARD, "after"), at(PART, "before"), at(PART, "after"), worker(signal.SIGKILL)],
         drifted=True,
+        shard_images=12,  # so few scores do for a verdict
     ),
     Kind("worker frozen, thawed later", [freeze_worker] * 2),
     Kind("worker that always fails", [broken_worker] * 3),
@@ -276,7 +278,8 @@ def _drifted_policy() -> str:
 def _play(kind: Kind, server: int, folder: Path) -> dict[str, Any]:
     """What was found after a run with this harm."""
     began = time.monotonic()
-    with new_round(server, folder, kind.images, _drifted_policy() if kind.drifted else "") as target:
+    policy = _drifted_policy() if kind.drifted else ""
+    with new_round(server, folder, kind.images, kind.shard_images, policy) as target:
         done = sum(harm(target) for harm in kind.harms)
         target.finish()
         found = target.findings()

@@ -27,7 +27,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SUPPORT = ROOT / "tests/support"
 sys.path.insert(0, str(SUPPORT))
 CLAIM_SECONDS = 12  # Ray's start holds Python's lock for seconds on a busy machine
-SHARD_IMAGES = 4
 _LONGEST_WAIT_SECONDS = 300.0
 _SLOW_ORDERS = 16  # of 0.05 s each for two images, so that a kill meets work
 _STORE_BYTES = 100 * 2**20
@@ -147,6 +146,7 @@ class Round:
     proxy: Any
     server: int
     folder: Path
+    shard_images: int
     policy: str = ""
     driver: Driver | None = None
     ends: list[End] = field(default_factory=list)
@@ -168,7 +168,7 @@ class Round:
         from segpipe.config import LabelSettings
 
         settings = LabelSettings(
-            shard_images=SHARD_IMAGES,
+            shard_images=self.shard_images,
             batch_images=2,
             fetch_threads=2,
             claim_seconds=CLAIM_SECONDS,
@@ -294,7 +294,7 @@ def _picture(seed: int) -> bytes:
 
 
 @contextmanager
-def new_round(server: int, folder: Path, images: int, policy: str = "") -> Iterator[Round]:
+def new_round(server: int, folder: Path, images: int, shard_images: int, policy: str = "") -> Iterator[Round]:
     """A run that has not begun, on nodes of its own."""
     from s3_proxy import S3Proxy
 
@@ -302,7 +302,8 @@ def new_round(server: int, folder: Path, images: int, policy: str = "") -> Itera
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     proxy = S3Proxy(endpoint)
     os.environ["AWS_ENDPOINT_URL"] = proxy.url  # what nodes, and so workers, are started with
-    round_ = Round(new_bucket(endpoint, images), Nodes.start(), proxy, server, folder, policy)
+    bucket, nodes = new_bucket(endpoint, images), Nodes.start()
+    round_ = Round(bucket, nodes, proxy, server, folder, shard_images, policy)
     round_.order(*(f"slow-{number}" for number in range(_SLOW_ORDERS)))
     try:
         yield round_

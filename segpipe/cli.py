@@ -343,7 +343,7 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     settings = build(LabelSettings, values)
     from segpipe import storage
     from segpipe.labeling.engines.table import engine_of
-    from segpipe.labeling.estimate import estimate
+    from segpipe.labeling.estimate import estimate, workers_of
     from segpipe.labeling.plan import make_plan, new_run_id, summarise_plan
     from segpipe.manifests.policies import nearest_policy
     from segpipe.models.labeler import load_model
@@ -357,7 +357,8 @@ def plan(source: str, output: str, model: str, limit: int | None, as_json: bool,
     policy_id = policy.policy_id if policy else None
     planned = make_plan(source, output, labeler.model_id, policy_id, settings, new_run_id(now), now, limit)
     summary = summarise_plan(planned)
-    expected = estimate(summary.output, labeler.model_id, summary.images, settings.price_per_hour)
+    workers = workers_of(settings.engine, settings.workers)
+    expected = estimate(summary.output, labeler.model_id, summary.images, settings.price_per_hour, workers)
     passes = labeler.passes(expected.shapes)
     if as_json:
         told = {name: value for name, value in asdict(expected).items() if name != "shapes"}

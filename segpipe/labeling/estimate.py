@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from segpipe import storage
+from segpipe.config import DEFAULT_ENGINE
 from segpipe.labeling.totals import totals_of
 from segpipe.manifests.parts import PART_NAME, list_parts, telling_damage
-from segpipe.manifests.run_files import say_if_damaged
+from segpipe.manifests.run_files import read_record
 
 SHAPES = 64
 _PARTS_READ = 32
@@ -28,9 +29,18 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class Workers:
+    """The engine of a run and how many workers it was asked to have, None where it chooses."""
+
+    engine: str
+    count: int | None
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What a run will take at an earlier run's rate; cost in the currency of the price; other_model: whether
-    another model had that rate; shapes: (height, width) of some images it labelled. None: not known."""
+    another model had that rate; shapes: (height, width) of some images it labelled; times_workers: how many
+    times as many workers as that run's it is counted with. None: not known."""
 
     rate_of_run: str | None
     other_model: bool | None
@@ -38,23 +48,48 @@ class Estimate:
     images_per_second: float | None
     seconds: float | None
     cost: float | None
+    times_workers: float | None
 
 
-def estimate(output: str, model_id: str, n_images: int, price_per_hour: float | None) -> Estimate:
-    """What labelling n_images into OUTPUT with a model will take. Raises StorageError."""
+def estimate(
+    output: str, model_id: str, n_images: int, price_per_hour: float | None, workers: Workers
+) -> Estimate:
+    """What labelling n_images into OUTPUT with a model and these workers will take. Raises StorageError."""
     rate = last_rate(output)
     if rate is None:
-        return Estimate(None, None, (), None, None, None)
-    say_if_damaged(output, rate.run_id)
-    seconds = n_images / rate.images_per_second
+        return Estimate(None, None, (), None, None, None, None)
+    times = _times_workers(workers, _workers_of(output, rate.run_id))
+    images_per_second = rate.images_per_second * (times or 1)
+    seconds = n_images / images_per_second
     return Estimate(
         rate.run_id,
         rate.model_id != model_id,
         rate.shapes,
-        rate.images_per_second,
+        images_per_second,
         seconds,
         cost(seconds, price_per_hour),
+        times,
     )
+
+
+def workers_of(engine: str, workers: str) -> Workers:
+    """Those that settings name, with `workers` as a number or auto."""
+    return Workers(engine, int(workers) if workers.isdecimal() else None)
+
+
+def _workers_of(output: str, run_id: str) -> Workers:
+    """Those of an earlier run; of one whose run.json does not say, this process alone."""
+    settings = (read_record(output, run_id) or {}).get("settings")
+    told = settings if isinstance(settings, dict) else {}
+    return workers_of(str(told.get("engine", DEFAULT_ENGINE)), str(told.get("workers", "auto")))
+
+
+def _times_workers(now: Workers, then: Workers) -> float | None:
+    if now.engine == then.engine == DEFAULT_ENGINE:
+        return 1.0
+    if now.engine != then.engine or not now.count or not then.count:
+        return None
+    return now.count / then.count
 
 
 def cost(seconds: float, price_per_hour: float | None) -> float | None:

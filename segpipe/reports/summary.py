@@ -178,7 +178,7 @@ def engine_line(settings: LabelSettings) -> str:
         if amount is not None
     ]
     share = f", each with {' and '.join(each)}" if each else ""
-    return f"{settings.engine}: {count}{share}; the estimate holds for as many as the run it names had"
+    return f"{settings.engine}: {count}{share}"
 
 
 def estimate_line(expected: Estimate) -> str:
@@ -190,8 +190,15 @@ def estimate_line(expected: Estimate) -> str:
     of_other = (
         ", of another model, at whose scale images may cost more or less" if expected.other_model else ""
     )
-    rate = f"{expected.images_per_second:.1f} images/s, the rate of run {expected.rate_of_run}"
-    return f"{took} at {rate}{of_other}{paid}"
+    rate = (
+        f"{expected.images_per_second:.1f} images/s, {_times(expected.times_workers)} {expected.rate_of_run}"
+    )
+    as_many = ", and holds for as many workers as that had" if expected.times_workers is None else ""
+    return f"{took} at {rate}{of_other}{as_many}{paid}"
+
+
+def _times(workers: float | None) -> str:
+    return "the rate of run" if workers in (None, 1) else f"for {workers:.3g} times the workers of run"
 
 
 def tiling_line(tiling: Tiling) -> str:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import date
 
 import pytest
 
-from segpipe.labeling.estimate import Estimate, Rate, cost, estimate, last_rate
+from segpipe import storage
+from segpipe.labeling.estimate import Estimate, Rate, Workers, cost, estimate, last_rate
 from segpipe.labeling.items import Legs, Threads
 from segpipe.labeling.totals import WorstImage, _worst, to_metadata
+from segpipe.manifests.run_files import record_uri
 from segpipe.manifests.schema import Row, rows_table
 from segpipe.manifests.store import commit_part
+
+ALONE = Workers("local", None)
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def label(storage_root: str, make_row: Callable[..., Row]) -> Callable[..., None
 
 
 def test_without_a_past_run_nothing_is_known(storage_root: str) -> None:
-    assert estimate(storage_root, "m" * 12, 100, 5.0) == Estimate(None, None, (), None, None, None)
+    assert estimate(storage_root, "m" * 12, 100, 5.0, ALONE) == Estimate(*[None] * 2, (), *[None] * 4)
 
 
 def test_the_rate_is_that_of_the_newest_days_largest_run(
@@ -40,10 +45,39 @@ def test_the_rate_is_that_of_the_newest_days_largest_run(
     label(21, "flow-7c-1", 1, images=20, seconds=4.0)
     model_id, shape = make_row().model_id, (make_row().image_height, make_row().image_width)
     assert last_rate(storage_root) == Rate("flow-7c-1", 5.0, model_id, (shape,) * 20)
-    known = estimate(storage_root, model_id, 36_000, 1.5)
-    assert known == Estimate("flow-7c-1", False, (shape,) * 20, 5.0, 7200.0, 3.0)
-    assert estimate(storage_root, model_id, 36_000, None).cost is None
-    assert estimate(storage_root, "another-one", 36_000, None).other_model is True
+    known = estimate(storage_root, model_id, 36_000, 1.5, ALONE)
+    assert known == Estimate("flow-7c-1", False, (shape,) * 20, 5.0, 7200.0, 3.0, 1.0)
+    assert estimate(storage_root, model_id, 36_000, None, ALONE).cost is None
+    assert estimate(storage_root, "another-one", 36_000, None, ALONE).other_model is True
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "rate", "times"),
+    [
+        ({"engine": "ray", "workers": "2"}, Workers("ray", 8), 20.0, 4.0),
+        ({"engine": "ray", "workers": "8"}, Workers("ray", 2), 1.25, 0.25),
+        ({"engine": "ray", "workers": "auto"}, Workers("ray", 2), 5.0, None),
+        ({"engine": "ray", "workers": "2"}, Workers("ray", None), 5.0, None),
+        ({"engine": "ray", "workers": "2"}, ALONE, 5.0, None),
+        ({"engine": "local", "workers": "auto"}, Workers("ray", 2), 5.0, None),
+        ({}, ALONE, 5.0, 1.0),  # of before there were engines
+        (None, ALONE, 5.0, 1.0),
+    ],
+)
+def test_with_other_workers_the_rate_is_so_many_times_as_high_where_both_numbers_are_known(
+    storage_root: str,
+    label: Callable[..., None],
+    then: dict[str, str] | None,
+    now: Workers,
+    rate: float,
+    times: float | None,
+) -> None:
+    label(21, "r1", 0, images=10, seconds=2.0)
+    if then is not None:
+        storage.put(record_uri(storage_root, "r1"), json.dumps({"settings": then}).encode())
+    known = estimate(storage_root, "m" * 12, 100, 3600.0, now)
+    assert (known.images_per_second, known.times_workers) == (rate, times)
+    assert (known.seconds, known.cost) == (100 / rate, 100 / rate)
 
 
 def test_cost_is_price_times_hours() -> None:

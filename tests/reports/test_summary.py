@@ -88,11 +88,17 @@ def test_passes_say_what_tiles_cost() -> None:
 
 
 def test_an_estimate_says_what_it_rests_on() -> None:
-    assert words.estimate_line(Estimate(None, None, (), None, None, None)).startswith(
+    assert words.estimate_line(Estimate(*[None] * 2, (), *[None] * 4)).startswith(
         "unknown: nothing has been labelled"
     )
-    known = Estimate("run-1", False, (), 2.5, 7200.0, 6.0)
+    known = Estimate("run-1", False, (), 2.5, 7200.0, 6.0, 1.0)
     assert words.estimate_line(known) == "2.0 h at 2.5 images/s, the rate of run run-1, 6.00 in all"
+    assert words.estimate_line(dataclasses.replace(known, times_workers=4.0)) == (
+        "2.0 h at 2.5 images/s, for 4 times the workers of run run-1, 6.00 in all"
+    )
+    assert words.estimate_line(dataclasses.replace(known, times_workers=None)) == (
+        "2.0 h at 2.5 images/s, the rate of run run-1, and holds for as many workers as that had, 6.00 in all"
+    )
     assert "of another model" in words.estimate_line(dataclasses.replace(known, other_model=True))
     assert [words.duration(seconds) for seconds in (3.4, 119, 300, 7100, 36_000)] == [
         "3 s", "119 s", "5 min", "118 min", "10.0 h",
