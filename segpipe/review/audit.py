@@ -253,7 +253,7 @@ def _read(
     with open_views(output) as connection:
         connection.register("families", pa.Table.from_pylist(families, _FAMILIES))
         newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchall()
-        connection.register("names", pa.Table.from_pylist(_read_names(connection, by_id), _NAMES))
+        connection.register("names", _names(connection, by_id))
         audits = _read_audits(connection, by_id, output)
         cutoffs = [
             {"family": family, "certificate": certificate, "cutoff": _cutoff(found)}
@@ -269,19 +269,16 @@ def _read(
     return found, newest[0][0] if newest else None
 
 
-def _read_names(
-    connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy]
-) -> list[dict[str, str | None]]:
+def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy]) -> pa.Table:
     """What group the images of those policies belong to that know groups."""
     grouped = [name for name, policy in kept.items() if policy.per is not None or _counts_groups(policy)]
     if not grouped:
-        return []
-    images = connection.execute(_IMAGES, {"policies": grouped}).fetchall()
-    return [
-        {"policy_id": name, "image_uri": uri, "certificate": _certificate(kept[name], uri)}
-        | {"unit": _unit(kept[name], uri)}
-        for name, uri in images
-    ]
+        return _NAMES.empty_table()
+    images = connection.sql(_IMAGES, params={"policies": grouped}).to_arrow_table()
+    of_policy = [kept[name] for name in images["policy_id"].to_pylist()]
+    pairs = list(zip(of_policy, images["image_uri"].to_pylist(), strict=True))
+    certificates, units = ([of(*pair) for pair in pairs] for of in (_certificate, _unit))
+    return pa.table([*images.columns, certificates, units], schema=_NAMES)
 
 
 def _certificate(policy: Policy, image_uri: str) -> str | None:

@@ -42,7 +42,7 @@ def label(
     values: dict[str, Any] = {"image_width": 10, "image_height": 10, "decision": decision}
     values["class_fractions"] = [1 - shown / 100, shown / 100]
     accepted = decision == "accepted"
-    values |= {"audit": accepted, "inclusion_probability": share if accepted else 1.0}
+    values |= {"audit": accepted and share > 0, "inclusion_probability": share if accepted else 1.0}
     values["reason"] = "confident" if accepted else "low_confidence"
     return out.label(n, **values)
 
@@ -54,7 +54,7 @@ def correct(out: AuditedOutput, rows: list[Row], true: int) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "audited_images", "wrong", "hidden", "reviewed"),
-    [("miss", 3, 1, 1, 2), ("false_alarm", 2, 1, 1, 1)],
+    [("miss", 3, 1, 2, 2), ("false_alarm", 2, 1, 1, 1)],
 )
 def test_counted_is_what_calibration_counts(
     audited: Audited, kind: ClassPromiseKind, audited_images: int, wrong: int, hidden: int, reviewed: int
@@ -65,7 +65,7 @@ def test_counted_is_what_calibration_counts(
     correct(out, label(out, 1, shown=0), true=2)  # less than an object
     correct(out, label(out, 1, shown=3), true=0)  # false alarm, also if it was only erased
     out.answer(label(out, 1, shown=7), "accepted")  # also by a version that counted no pixels
-    out.answer(label(out, 1, shown=0), "skipped")  # could be a miss, no false alarm
+    out.answer(label(out, 2, shown=0), "skipped")  # could be a miss, no false alarm
     out.answer(label(out, 1, shown=9), "rejected")  # the other way round
     correct(out, label(out, 2, shown=0, decision="review"), true=5)
     correct(out, label(out, 1, shown=0, decision="review"), true=0)
@@ -107,6 +107,17 @@ def test_enough_images_with_the_class_show_the_promise_kept(audited: Audited, ca
 def json_of(output: str, capsys: Any) -> str:
     run(["audit", output, "--json"])
     return str(capsys.readouterr().out)
+
+
+def test_what_review_has_is_no_proof_of_what_was_accepted(audited: Audited) -> None:
+    """Of 300 images with the class in review each counts a fiftieth of an audited one: those accepted had
+    one chance in fifty to be seen, and none was."""
+    out = audited(class_promises=(promise(),))
+    correct(out, label(out, 30, shown=0, share=0.02), true=0)
+    correct(out, label(out, 300, shown=9, decision="review"), true=9)
+    found = only(out.output)
+    assert (found.audited, found.reviewed, found.estimate, found.state) == (0, 300, 0, "undecided")
+    assert found.upper > 0.3
 
 
 def test_missed_classes_suspend_the_policy_although_hardly_a_mask_is_bad(
