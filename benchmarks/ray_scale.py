@@ -43,7 +43,7 @@ SUPPORT = ROOT / "tests/support"
 sys.path.insert(0, str(SUPPORT))
 SHARD_SECONDS, SHARD_IMAGES = 2.0, 256
 SHARD_OF_REAL = 16
-START_SECONDS = 300.0
+START_SECONDS = 500.0
 
 
 class SleepingWorker:
@@ -177,6 +177,7 @@ def _of_sleeping(workers: int, runs: list[Timed]) -> dict[str, Any]:
     core_seconds = [run.own_core_seconds / run.shards for run in runs]
     return {
         "workers": workers,
+        "runs": len(runs),
         "shards": runs[0].shards,
         "shards_per_second": round(median(rates), 3),
         "of_linear": round(median(rates) * SHARD_SECONDS / workers, 3),
@@ -186,15 +187,17 @@ def _of_sleeping(workers: int, runs: list[Timed]) -> dict[str, Any]:
     }
 
 
-def _sleepers(folder: Path, most_workers: int, shards_each: int, rounds: int) -> list[dict[str, Any]]:
-    """1, 2, 4 and so on, by turns."""
+def _sleepers(
+    folder: Path, most_workers: int, shards_each: int, rounds: int
+) -> Iterator[list[dict[str, Any]]]:
+    """1, 2, 4 and so on, by turns: what is known after each run."""
     counts = [2**power for power in range(most_workers.bit_length())]
     runs: dict[int, list[Timed]] = {workers: [] for workers in counts}
     for _ in range(rounds):
         for workers in counts:
             runs[workers].append(_sleeping(folder, workers, shards_each))
             click.echo(f"{workers} that sleep: {runs[workers][-1]}")
-    return [_of_sleeping(workers, of_one) for workers, of_one in runs.items()]
+            yield [_of_sleeping(workers, of_one) for workers, of_one in runs.items() if of_one]
 
 
 def _real(folder: Path, images: int, rounds: int) -> dict[str, Any]:
@@ -252,7 +255,9 @@ def main(images: int, most_workers: int, shards_each: int, rounds: int) -> None:
     paths = os.pathsep.join([str(ROOT), str(SUPPORT)])
     os.environ |= {"PYTHONPATH": paths, "RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as name, _one_ray():
-        sleeping = _sleepers(Path(name), most_workers, shards_each, rounds)
+        sleeping: list[dict[str, Any]] = []
+        for sleeping in _sleepers(Path(name), most_workers, shards_each, rounds):
+            write_results("ray_scale", {"sleeping_workers": sleeping})
     with tempfile.TemporaryDirectory() as name:
         ray_engine.ShardWorker = ShardWorker  # type: ignore[misc]
         real = _real(Path(name), images, rounds) if images else {}
