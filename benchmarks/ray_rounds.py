@@ -29,6 +29,7 @@ sys.path.insert(0, str(SUPPORT))
 CLAIM_SECONDS = 12  # Ray's start holds Python's lock for seconds on a busy machine
 _LONGEST_WAIT_SECONDS = 300.0
 _SLOW_ORDERS = 16  # of 0.05 s each for two images, so that a kill meets work
+_MOST_STARTS = 5
 _STORE_BYTES = 100 * 2**20
 DRIVER = """
 import logging
@@ -114,14 +115,16 @@ class Nodes:
             "health_check_failure_threshold": 4,
         }
         head = {"num_cpus": 2, "object_store_memory": _STORE_BYTES, "include_dashboard": False}
-        cluster = Cluster(True, head_node_args=head | {"_system_config": noticing}, shutdown_at_exit=False)
+        head |= {"_system_config": noticing}
+        cluster = _patiently(lambda: Cluster(True, head_node_args=head, shutdown_at_exit=False))
         nodes = cls(cluster, [])
         nodes.add()
         return nodes
 
     def add(self) -> None:
         """One more node beside the head."""
-        self.others.append(self.cluster.add_node(num_cpus=2, object_store_memory=_STORE_BYTES))
+        options = {"num_cpus": 2, "object_store_memory": _STORE_BYTES}
+        self.others.append(_patiently(lambda: self.cluster.add_node(**options)))
 
     def stop(self) -> None:
         """End all, also those that are stopped or dead already."""
@@ -129,6 +132,16 @@ class Nodes:
             for process in processes_of(node):
                 send(process, signal.SIGCONT)
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """What start gives, tried again: Ray gives a node 30 s, which is too little on a busy machine."""
+    for _ in range(_MOST_STARTS - 1):
+        try:
+            return start()
+        except Exception as error:  # Ray's own is one
+            print(f"a node did not start: {error}")
+    return start()
 
 
 def processes_of(node: Any, kind: str | None = None) -> list[int]:
