@@ -27,7 +27,7 @@ import click
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.machine import write_results
+from benchmarks.machine import RESULTS, write_results
 from segpipe.config import LabelSettings
 from segpipe.labeling.engines import ray as ray_engine
 from segpipe.labeling.engines.messages import Alive, Ready, decode_shard, decode_task, encode
@@ -255,13 +255,20 @@ def main(images: int, most_workers: int, shards_each: int, rounds: int) -> None:
     paths = os.pathsep.join([str(ROOT), str(SUPPORT)])
     os.environ |= {"PYTHONPATH": paths, "RAY_worker_niceness": "0"}
     with tempfile.TemporaryDirectory() as name, _one_ray():
-        sleeping: list[dict[str, Any]] = []
         for sleeping in _sleepers(Path(name), most_workers, shards_each, rounds):
-            write_results("ray_scale", {"sleeping_workers": sleeping})
+            _keep({"sleeping_workers": sleeping})
     with tempfile.TemporaryDirectory() as name:
         ray_engine.ShardWorker = ShardWorker  # type: ignore[misc]
-        real = _real(Path(name), images, rounds) if images else {}
-    write_results("ray_scale", {"sleeping_workers": sleeping, "real_model": real})
+        if images:
+            _keep({"real_model": _real(Path(name), images, rounds)})
+
+
+def _keep(part: dict[str, Any]) -> None:
+    """Put a part's figures beside the other's."""
+    path = RESULTS / "ray_scale.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    parts = {name: kept[name] for name in ("sleeping_workers", "real_model") if name in kept}
+    write_results("ray_scale", parts | part)
 
 
 if __name__ == "__main__":
