@@ -206,6 +206,8 @@ def server_gone(seconds: float) -> Harm:
 
 def broken_worker(target: Round) -> bool:
     """Have a worker fail at all it is given from now on."""
+    if not _busy(target):
+        return False
     names = {path.name for path in target.folder.glob("taken-broken-*")}
     target.order(f"broken-{len(names)}")
     return target.wait(lambda: {path.name for path in target.folder.glob("taken-broken-*")} > names)

@@ -115,7 +115,7 @@ def driver() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start(bench: Any, **environment: str) -> subprocess.Popen[str]:
-        settings = bench.settings.model_copy(update={"claim_seconds": 8}).model_dump_json()
+        settings = bench.settings.model_copy(update={"claim_seconds": 30}).model_dump_json()
         started.append(
             subprocess.Popen(
                 [sys.executable, "-c", DRIVER, bench.source, bench.output, str(bench.orders), settings],
