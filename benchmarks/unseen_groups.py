@@ -146,13 +146,13 @@ def main(
         raise click.UsageError("give --group-by REGEX or --by-look")
     labelled = load(open_dataset(data), group_by)
     groups = only.split(",") if only else sorted(set(labelled.groups))
-    rows, kind = [], "-adopted" if adopted else ""
+    rows = []
     for group in groups:
         for seed in map(int, seeds.split(",")):
             case = Case(labelled.dataset.name, group, views, seed)
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
-    write(labelled.dataset.name + kind, rows)
+    write(labelled.dataset.name + kind_of(networks, adopted), rows)
 
 
 def load(dataset: Dataset, group_by: str | None) -> Labelled:
@@ -178,13 +178,17 @@ def look(image: np.ndarray) -> str:
 
 def done_once(case: Case, labelled: Labelled, folder: Path, networks: int, adopted: bool) -> dict[str, Any]:
     """The figures of a case that lie in the folder, or that it gives now."""
-    kind = (f"-{networks}" if networks > 1 else "") + ("-adopted" if adopted else "")
-    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{kind}.json"
+    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{kind_of(networks, adopted)}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures(case, labelled, folder, networks, adopted)))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def kind_of(networks: int, adopted: bool) -> str:
+    """What figures of this kind have in their name."""
+    return (f"-{networks}-networks" if networks > 1 else "") + ("-adopted" if adopted else "")
 
 
 def digest(case: Case, patterns: Sequence[str]) -> str:
