@@ -127,6 +127,11 @@ _debug = click.option(
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _model = click.option("--model", type=TEXT, required=True, help="Model bundle: a folder at any fsspec URL.")
+_one_model = click.option(
+    "--model",
+    type=TEXT,
+    help="Only this model's policies: its id, or its bundle or line at any URL; default: all under OUTPUT.",
+)
 _limit = click.option(
     "--limit", type=click.IntRange(min=1, max=2**31 - 1), help="Label at most this many images."
 )
@@ -620,12 +625,10 @@ def import_(source: str, target: str, layout: str, as_json: bool, **values: obje
 
 @cli.command()
 @click.argument("output", type=TEXT)
-@click.option(
-    "--model", "model_id", type=TEXT, help="Only this model id's policies; default: all under OUTPUT."
-)
+@_one_model
 @_as_json
 @_debug
-def audit(output: str, model_id: str | None, as_json: bool) -> int:
+def audit(output: str, model: str | None, as_json: bool) -> int:
     """Check promises against audits.
 
     Compares what people said about the accepted masks drawn for the audit with what their policy promised. A
@@ -635,7 +638,7 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
     from segpipe.reports.lines import audit_report
     from segpipe.review.audit import audit_output, suspend_broken
 
-    audits = audit_output(output, model_id)
+    audits = audit_output(output, None if model is None else _model_id(model))
     suspended = suspend_broken(output, audits)
     show(json_text([asdict(found) for found in audits]) if as_json else audit_report(audits))
     broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
@@ -647,11 +650,7 @@ def audit(output: str, model_id: str | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("output", type=TEXT)
-@click.option(
-    "--model",
-    type=TEXT,
-    help="Only this model's policy: its id, or its bundle or line at any URL; default: all under OUTPUT.",
-)
+@_one_model
 @_as_json
 @_debug
 def recalibrate(output: str, model: str | None, as_json: bool) -> None:

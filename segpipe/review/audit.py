@@ -27,11 +27,12 @@ from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.confidence.sampled_mean import sampled_mean
-from segpipe.errors import PolicyError
+from segpipe.errors import NotFoundError, PolicyError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
 from segpipe.name_groups import group_of
+from segpipe.redaction import redact
 from segpipe.review import audit_nights
 from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_of
 from segpipe.review.audit_words import in_words
@@ -187,8 +188,8 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     """What the audits say about each policy that has labelled into OUTPUT, oldest first; writes nothing.
 
     Policies of one family are one; a policy with certificates per group has one audit for each. Only of one
-    model when `model_id` is given. Raises NotFoundError when OUTPUT does not exist, PolicyError when the
-    policy of audited masks is missing or damaged there, StorageError.
+    model when `model_id` is given. Raises NotFoundError when OUTPUT does not exist or that model has not
+    labelled into it, PolicyError when the policy of audited masks is missing or damaged there, StorageError.
     """
     output = storage.normalise(output)
     texts = policies.kept_policies(output)
@@ -247,12 +248,19 @@ def _counts_groups(policy: Policy) -> bool:
 def _read(
     output: str, kept: Sequence[Policy], model_id: str | None
 ) -> tuple[dict[Series, _Series], str | None]:
-    """What was accepted and audited under each promise, and the family last used."""
+    """What was accepted and audited under each promise, and the family last used.
+
+    NotFoundError: the model has labelled nothing there.
+    """
     families = [{"policy_id": policy.policy_id, "family": policy.family} for policy in kept]
     by_id = {policy.policy_id: policy for policy in kept}
     with open_views(output) as connection:
         connection.register("families", pa.Table.from_pylist(families, _FAMILIES))
         newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchall()
+        if model_id is not None and not newest:  # "nothing was promised" would be a false all-clear
+            raise NotFoundError(
+                f"model {model_id} has labelled nothing into {redact(output)}: give the one that has"
+            )
         connection.register("names", _names(connection, by_id))
         audits = _read_audits(connection, by_id, output)
         cutoffs = [

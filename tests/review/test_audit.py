@@ -6,11 +6,13 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from audited_output import AuditedOutput
+from random_model import write_random_model
 
 from segpipe import storage
 from segpipe.cli import run
@@ -19,6 +21,7 @@ from segpipe.errors import PolicyError
 from segpipe.labeling.decisions import Rules, decide, find_suspended_groups
 from segpipe.manifests import policies
 from segpipe.metrics import IouRule
+from segpipe.models.bundle import read_card
 from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, suspend_broken
 from segpipe.review.audit_words import in_words, waiting_in_words
@@ -229,7 +232,26 @@ def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: 
     new.label(1)
     assert run(["audit", new.output]) == 0
     assert [found.in_use for found in audit_output(new.output)] == [False, True]
-    assert audit_output(new.output, "another model") == []
+
+
+def test_only_a_model_that_has_labelled_is_audited_by_its_id_or_by_its_bundle(
+    audited: Audited, tmp_path: Path, capsys: Any
+) -> None:
+    """Of any other "nothing was promised" would be a false all-clear."""
+    out = audited()
+    out.answer(out.label_nights(3, 10), "rejected")
+    model = write_random_model(str(tmp_path / "model"))
+    assert [one.state for one in audit_output(out.output, out.policy.model_id)] == ["broken"]
+    for unknown in ("f" * 12, model, str(tmp_path / "absent")):
+        capsys.readouterr()
+        assert run(["audit", out.output, "--model", unknown]) == 1
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+        assert "has labelled nothing into" in printed.err or f"no model at {unknown}" in printed.err
+    out.label(1, model_id=read_card(model).model_id, policy_id=None)
+    for known in (model, read_card(model).model_id):
+        assert run(["audit", out.output, "--model", known]) == 0
+        assert "nothing was promised" in capsys.readouterr().out
 
 
 def test_audits_of_an_unknown_policy_are_not_judged_by_another(audited: Audited) -> None:
