@@ -14,7 +14,7 @@ from prefect.states import Failed
 from flows.label import label
 from flows.no_sources import warn_of_none
 from flows.run_log import library_log, without_secrets
-from segpipe.errors import NotFoundError, SegpipeError, SuspendedError
+from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.review.audit import audit_output, suspend_broken
@@ -73,12 +73,16 @@ def _audit(source: Source) -> list[Problem]:
 
 
 def _grow(output: str) -> list[Problem]:
-    """Why certificates that grow with the reviews could not; a suspended one was told of when it was."""
+    """Why certificates that grow with the reviews could not; a suspended one failed the run that suspended
+    it, and is only warned of since."""
     try:
         with library_log(), without_secrets():
-            for found in recalibrate(output):
-                get_run_logger().info("policy of %s: %s", found.model_id, growth_in_words(found))
-    except (NotFoundError, SuspendedError):  # nothing has been labelled there yet, or nothing grows
+            told = recalibrate(output)
+        for found in told.found:
+            get_run_logger().info("policy of %s: %s", found.model_id, growth_in_words(found))
+        for line in told.suspended:
+            get_run_logger().warning("%s", line)
+    except NotFoundError:  # nothing has been labelled there yet, or nothing grows
         return []
     except SegpipeError as error:
         return [Problem(output, f"its policy cannot grow: {error}")]

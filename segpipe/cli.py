@@ -653,18 +653,24 @@ def audit(output: str, model: str | None, as_json: bool) -> int:
 @_one_model
 @_as_json
 @_debug
-def recalibrate(output: str, model: str | None, as_json: bool) -> None:
+def recalibrate(output: str, model: str | None, as_json: bool) -> int:
     """Let a certificate grow with the reviews under OUTPUT.
 
     Counts what people said about the masks that were drawn blind to the score and, where they prove a looser
     threshold, writes the next policy to OUTPUT/policies; the next run labels with it. For policies of segpipe
-    calibrate --grow.
+    calibrate --grow. Exit status 1 when one is suspended, after the others have grown.
     """
     from segpipe.reports.lines import recalibration_report
     from segpipe.review.recalibration import recalibrate
 
-    found = recalibrate(output, None if model is None else _model_id(model))
-    show(json_text([asdict(one) for one in found]) if as_json else recalibration_report(found))
+    told = recalibrate(output, None if model is None else _model_id(model))
+    if as_json:
+        show(json_text([asdict(one) for one in told.found]))
+    elif told.found:
+        show(recalibration_report(told.found))
+    for line in told.suspended:
+        complain(line, 1)
+    return 1 if told.suspended else 0
 
 
 def _model_id(model: str) -> str:

@@ -88,10 +88,6 @@ class PolicyError(SegpipeError):
     """A policy is damaged or belongs to another model."""
 
 
-class SuspendedError(PolicyError):
-    """A policy was shown broken, so it accepts nothing and grows no more."""
-
-
 class RunError(SegpipeError):
     """A labelling or training run cannot start, go on or resume."""
 

@@ -21,7 +21,7 @@ from segpipe.confidence.growing import Draws, Evidence, bad_ratio, capital_neede
 from segpipe.confidence.grown_policy import growing_by, grown_policy, to_prove
 from segpipe.confidence.policy import Policy, holds_back
 from segpipe.confidence.promise import promise
-from segpipe.errors import NotFoundError, SuspendedError
+from segpipe.errors import NotFoundError
 from segpipe.manifests import policies
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
@@ -85,6 +85,14 @@ class Recalibration:
 
 
 @dataclass(frozen=True)
+class Recalibrated:
+    """What each family of policies has come to, and a line about each that is suspended."""
+
+    found: list[Recalibration]
+    suspended: list[str]
+
+
+@dataclass(frozen=True)
 class _Draw:
     """One drawn mask; bad is None without an answer, decided: somebody was asked."""
 
@@ -136,12 +144,12 @@ def _accepts_from(threshold: float | None) -> float:
     return math.inf if threshold is None else threshold
 
 
-def recalibrate(output: str, model_id: str | None = None) -> list[Recalibration]:
+def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     """Write the next policy of each model that grows under OUTPUT, where the answers change its threshold.
 
-    Only of one model when `model_id` is given; of a model that was calibrated several times only the latest
-    family. Raises NotFoundError (nothing is labelled there, or no policy grows), SuspendedError, PolicyError
-    (a damaged policy), StorageError.
+    Only of one model when `model_id` is given; of a model that was calibrated several times only the family
+    of its newest run. A suspended one is left as it is, and stops no other. Raises NotFoundError (nothing is
+    labelled there, or no policy grows), PolicyError (a damaged policy), StorageError.
     """
     output = storage.normalise(output)
     require_output(output)
@@ -151,7 +159,17 @@ def recalibrate(output: str, model_id: str | None = None) -> list[Recalibration]
         raise NotFoundError(
             f"no policy{which} that has labelled into {redact(output)} grows: calibrate with --grow"
         )
-    return [_recalibrated(output, root) for root in roots]
+    suspended = [root for root in roots if policies.is_suspended(output, root.policy_id)]
+    growing = [root for root in roots if root not in suspended]
+    return Recalibrated([_recalibrated(output, root) for root in growing], [*map(_grows_no_more, suspended)])
+
+
+def _grows_no_more(root: Policy) -> str:
+    return (
+        f"policy {root.policy_id} of model {root.model_id} is suspended: the audit has shown its promise "
+        "broken, so it grows no more; look at the masks found bad, then run segpipe calibrate on images like "
+        "these"
+    )
 
 
 def _roots(output: str, model_id: str | None) -> list[Policy]:
@@ -163,11 +181,6 @@ def _roots(output: str, model_id: str | None) -> list[Policy]:
 
 
 def _recalibrated(output: str, root: Policy) -> Recalibration:
-    if policies.is_suspended(output, root.policy_id):
-        raise SuspendedError(
-            f"policy {root.policy_id} is suspended: the audit has shown its promise broken, so it grows no "
-            "more; look at the masks found bad, then run segpipe calibrate on images like these"
-        )
     while True:
         numbers = policies.grown_numbers(output, root.policy_id)
         before = policies.read_grown(output, root, numbers[-1]) if numbers else root

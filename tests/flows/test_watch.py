@@ -208,7 +208,7 @@ def test_a_night_suspends_a_promise_that_audits_show_broken_and_alarms_once(
 
 
 def test_a_night_lets_certificates_grow_before_it_labels_and_a_damaged_one_fails_it(
-    tmp_path: Path, sources: str
+    tmp_path: Path, sources: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = growing_output(str(tmp_path / "labels" / "a"))
     out.said(out.drawn(60, 0.5), bad=False)
@@ -217,8 +217,9 @@ def test_a_night_lets_certificates_grow_before_it_labels_and_a_damaged_one_fails
     storage.put(grown_uri(out.output, out.policy.policy_id, 2), b"{}")
     state = label_sources(sources, return_state=True)
     assert f"{out.output}: its policy cannot grow: " in str(state.message)
-    suspend(out.output, out.policy.policy_id, "{}")  # which was told of when it was found
+    suspend(out.output, out.policy.policy_id, "{}")  # which failed the run when it was found
     assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
+    assert f"policy {out.policy.policy_id} of model {out.policy.model_id} is suspended" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from growing_output import GrowingOutput, growing_output, growing_policy
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.confidence.growing import Draws, loosest_proven
-from segpipe.confidence.policy import ClassGuard
-from segpipe.errors import NotFoundError, PolicyError, StorageError, SuspendedError
+from segpipe.confidence.policy import ClassGuard, sealed, to_json
+from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import policies
 from segpipe.manifests.policies import grown_numbers, nearest_policy, read_grown
 from segpipe.review.recalibration import Recalibration, in_words, ratio_in_words, recalibrate
@@ -29,7 +29,7 @@ def out(tmp_path: Path) -> GrowingOutput:
 
 
 def only(out: GrowingOutput) -> Recalibration:
-    (found,) = recalibrate(out.output)
+    (found,) = recalibrate(out.output).found
     return found
 
 
@@ -215,9 +215,28 @@ def test_a_suspended_family_grows_no_more(out: GrowingOutput) -> None:
     prove(out)
     only(out)
     policies.suspend(out.output, out.policy.policy_id, "{}")
-    with pytest.raises(SuspendedError, match=f"policy {out.policy.policy_id} is suspended"):
-        recalibrate(out.output)
+    told = recalibrate(out.output)
+    assert told.found == []
+    assert [line.split(":")[0] for line in told.suspended] == [
+        f"policy {out.policy.policy_id} of model {out.policy.model_id} is suspended"
+    ]
     assert run(["recalibrate", out.output]) == 1
+
+
+@pytest.mark.parametrize("day", [21, 23])
+def test_a_suspended_family_stops_no_other_models(out: GrowingOutput, capsys, day: int) -> None:
+    """Whichever of the two is older."""
+    prove(out)
+    model_id, created_at = "b" * 12, f"2026-11-{day}T00:00:00+00:00"
+    other = sealed(replace(out.policy, model_id=model_id, created_at=created_at))
+    policies.keep_policy(out.output, other.policy_id, to_json(other))
+    out.drawn(1, 0.9, model_id=model_id, policy_id=other.policy_id)
+    policies.suspend(out.output, other.policy_id, "{}")
+    assert run(["recalibrate", out.output]) == 1
+    printed = capsys.readouterr()
+    assert "number 1 is written, looser" in printed.out
+    assert printed.err.startswith(f"segpipe: policy {other.policy_id} of model {model_id} is suspended: ")
+    assert grown_numbers(out.output, out.policy.policy_id) == [1]
 
 
 def test_where_nothing_grows_one_line_says_so(tmp_path: Path, out: GrowingOutput) -> None:
@@ -230,23 +249,17 @@ def test_where_nothing_grows_one_line_says_so(tmp_path: Path, out: GrowingOutput
     out.label(1)
     with pytest.raises(NotFoundError, match="no policy of model bbbbbbbbbbbb"):
         recalibrate(out.output, "bbbbbbbbbbbb")
-    assert len(recalibrate(out.output, "a" * 12)) == 1
+    assert len(recalibrate(out.output, "a" * 12).found) == 1
 
 
 def test_a_later_calibration_by_hand_makes_the_earlier_family_moot(out: GrowingOutput) -> None:
     prove(out)
     only(out)
     again = growing_policy(created_at="2026-12-01T00:00:00+00:00")
-    policies.keep_policy(out.output, again.policy_id, storage_text(again))
+    policies.keep_policy(out.output, again.policy_id, to_json(again))
     found = only(out)
     assert (found.root, found.counted, found.written) == (again.policy_id, 0, False)
     assert nearest_policy(out.output, again) == again
-
-
-def storage_text(policy: object) -> str:
-    from segpipe.confidence.policy import to_json
-
-    return to_json(policy)  # type: ignore[arg-type]
 
 
 def test_a_kill_before_the_policy_is_there_leaves_all_to_the_next(
@@ -290,7 +303,7 @@ def test_many_recalibrations_at_once_in_a_bucket_write_one_policy(s3_bucket: str
     out = growing_output(f"s3://{s3_bucket}/out")
     prove(out)
     with ThreadPoolExecutor(4) as pool:
-        found = [one for several in pool.map(recalibrate, [out.output] * 4) for one in several]
+        found = [one for told in pool.map(recalibrate, [out.output] * 4) for one in told.found]
     assert sum(one.written for one in found) == 1
     assert grown_numbers(out.output, out.policy.policy_id) == [1]
     assert {one.policy_id for one in found} == {read_grown(out.output, out.policy, 1).policy_id}
