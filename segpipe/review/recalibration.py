@@ -39,6 +39,13 @@ _DRAWS = """
     WHERE l.drawn IS TRUE AND l.reason NOT IN ('drift', 'suspended') AND list_contains($family, l.policy_id)
     ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard"""
 
+_NEWEST_RUNS = """
+    SELECT policy_id, max(began) FROM (
+        SELECT policy_id, min(labeled_at) AS began FROM labels WHERE policy_id IS NOT NULL
+        GROUP BY policy_id, run_id)
+    GROUP BY policy_id"""
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 
 @dataclass(frozen=True)
 class Recalibration:
@@ -173,11 +180,28 @@ def _grows_no_more(root: Policy) -> str:
 
 
 def _roots(output: str, model_id: str | None) -> list[Policy]:
-    """The latest calibrated policy of each model that has one, if it grows."""
-    found = [policies.parse_kept(output, name, text) for name, text in policies.kept_policies(output).items()]
-    roots = [one for one in found if one.growth is None or one.growth.root is None]
-    latest = {one.model_id: one for one in sorted(roots, key=lambda one: (one.created_at, one.policy_id))}
+    """The calibrated policy of the newest run of each model that has one, if it grows.
+
+    By the runs, since their stamps never go back: created_at does where a clock was set back, and another
+    family would grow than the one that labels.
+    """
+    kept = [policies.parse_kept(output, name, text) for name, text in policies.kept_policies(output).items()]
+    began = _newest_runs(output, kept)
+    roots = [one for one in kept if one.policy_id == one.family]
+    roots.sort(key=lambda one: (began.get(one.family, _NEVER), one.created_at, one.policy_id))
+    latest = {one.model_id: one for one in roots}
     return [one for one in latest.values() if one.growth is not None and model_id in (None, one.model_id)]
+
+
+def _newest_runs(output: str, kept: Sequence[Policy]) -> dict[str, datetime]:
+    """When the newest run under each family labelled its first mask; a run goes on under its own policy."""
+    with open_views(output) as connection:
+        by_policy = dict(connection.sql(_NEWEST_RUNS).fetchall())
+    began: dict[str, datetime] = {}
+    for one in kept:
+        if one.policy_id in by_policy:
+            began[one.family] = max(by_policy[one.policy_id], began.get(one.family, _NEVER))
+    return began
 
 
 def _recalibrated(output: str, root: Policy) -> Recalibration:

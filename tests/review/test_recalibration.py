@@ -252,13 +252,21 @@ def test_where_nothing_grows_one_line_says_so(tmp_path: Path, out: GrowingOutput
     assert len(recalibrate(out.output, "a" * 12).found) == 1
 
 
-def test_a_later_calibration_by_hand_makes_the_earlier_family_moot(out: GrowingOutput) -> None:
+@pytest.mark.parametrize("day", [21, 23])
+def test_a_later_calibration_by_hand_makes_the_earlier_family_moot(out: GrowingOutput, day: int) -> None:
+    """Also where a clock was set back, so that it looks older; and while a run of before goes on."""
     prove(out)
     only(out)
-    again = growing_policy(created_at="2026-12-01T00:00:00+00:00")
+    first, again = out.policy, growing_policy(created_at=f"2026-11-{day}T00:00:00+00:00")
     policies.keep_policy(out.output, again.policy_id, to_json(again))
+    assert only(out).root == first.policy_id, "nothing is labelled under the other"
+    out.policy = again
+    out.drawn(1, 0.9, run_id="another")
     found = only(out)
-    assert (found.root, found.counted, found.written) == (again.policy_id, 0, False)
+    assert (found.root, found.drawn, found.written) == (again.policy_id, 1, False)
+    out.policy = first
+    out.drawn(1, 0.9)
+    assert only(out).root == again.policy_id
     assert nearest_policy(out.output, again) == again
 
 
