@@ -41,7 +41,9 @@ from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.errors import PolicyError
 from segpipe.metrics import IouRule
 
-__all__ = ["BadFraction", "ClassPixels", "ClassTarget", "MeanLoss", "make_policy"]
+__all__ = [
+    "BadFraction", "ClassPixels", "ClassTarget", "MeanLoss", "check_groups_can_grow", "make_policy",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,15 @@ def make_policy(
     return sealed(policy)
 
 
+def check_groups_can_grow(group: Sequence[str] | NDArray[np.str_] | None) -> None:
+    """Raises PolicyError where images (one entry each) share a group."""
+    if group is not None and len(set(group)) < len(group):
+        raise PolicyError(
+            "a promise that counts each group of images once cannot grow: masks are drawn and counted one by "
+            "one; calibrate without --grow, or on one image of each group"
+        )
+
+
 def _growth(
     target: BadFraction | MeanLoss | None,
     class_targets: Sequence[ClassTarget],
@@ -162,11 +173,7 @@ def _growth(
             "only a promise about the share of bad masks can grow: not one about a mean loss, about classes "
             "or for each group"
         )
-    if images.group is not None and len(np.unique(images.group)) < len(images.scores):
-        raise PolicyError(
-            "a promise that counts each group of images once cannot grow: masks are drawn and counted one by "
-            "one; calibrate without --grow, or on one image of each group"
-        )
+    check_groups_can_grow(images.group)
     if not 0 < draw_share <= 1:
         raise PolicyError(f"draw share {draw_share} is outside (0, 1]: 0.02 is a usual choice")
     thresholds = guarantee.candidate_thresholds(images.acceptable, growing.COVERAGES)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import compress
 
 import numpy as np
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss, make_policy
+from segpipe.confidence.certify import (
+    BadFraction,
+    ClassPixels,
+    ClassTarget,
+    MeanLoss,
+    check_groups_can_grow,
+    make_policy,
+)
 from segpipe.confidence.class_test import ClassPromiseKind
 from segpipe.confidence.policy import Guard, Policy, on_classes, to_json
 from segpipe.config import CalibrateSettings, class_share, guarded_class
@@ -53,7 +61,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     """Certify a threshold on a labelled split and write policy.json into the model's folder.
 
     A calibration again on images that overlap is tested more strictly, and the policy states the confidence
-    that holds for all of them together (see confidence.looks); the ledger is written before policy.json.
+    that holds for all of them together (see confidence.looks); the ledger is written before policy.json, and
+    not at all where no policy can be made.
     Raises DatasetError (also for what inspection.checks refuses, as a split that was trained on, whose scores
     would flatter the model, and when an image has no group), PolicyError (a guarded class that the model has
     not; no error left to spend), ModelError, StorageError.
@@ -64,6 +73,8 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     dataset = open_matching_dataset(labeler, settings.data)
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
     groups = _groups(dataset, keys, settings)
+    if settings.grow and groups is not None:
+        check_groups_can_grow(list(groups.values()))
     per_group = _certified_apart(keys, settings.per)
     calibration_fingerprint = fingerprint(dataset, settings.split)
     known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
@@ -79,6 +90,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     warnings += say(_outside(keys, per_group, settings.per))
     warnings += say(_too_rare(labeler.classes, pixels.true, settings))
 
+    @cache
     def certified(confidence: float) -> Policy:
         return make_policy(
             measured.scores[labelled],
@@ -109,6 +121,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         "fingerprint": calibration_fingerprint,
         "groups": None if groups is None else list(groups.values()),
     }
+    certified(settings.confidence)  # refused here, what no policy can be made of costs no look
     look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, asked)
     policy = under_look(look, certified)
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())

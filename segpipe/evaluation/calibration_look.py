@@ -19,7 +19,7 @@ FOLDER = "calibrations"  # in the model's folder
 def look_again(
     settings: CalibrateSettings, digest: str, images: Collection[str], facts: Mapping[str, object]
 ) -> Look:
-    """Enter a calibration into the model's ledger, before its policy is made; which look that makes it.
+    """Enter a calibration into the model's ledger, before anybody sees its policy; which look it is.
 
     `digest` is the model's, `images` are the digests of the images' pixels; `facts` and the settings make it
     this calibration and no other. Raises PolicyError where earlier looks have spent all error there is,

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,29 @@ def test_a_calibration_that_was_killed_before_its_policy_counts(
     assert not storage.exists(f"{settings().model}/policy.json")
     assert looks([calibrate(settings())]) == [(1, pytest.approx(0.1))], "the same, finished"
     assert looks([calibrate(settings(confidence=0.8))]) == [(2, pytest.approx(0.2 / 6))]
+
+
+def test_what_no_policy_can_be_made_of_costs_no_look(
+    settings: Callable[..., CalibrateSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups that cannot grow are refused before anything is measured, images without a score after it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(calibration, "look_through", lambda *_: 1 / 0)
+        with pytest.raises(PolicyError, match="each group of images once cannot grow"):
+            calibrate(settings(grow=True, group_by="^."))
+    measure = calibration._measure
+
+    def without_scores(*given: Any) -> Any:
+        measured = measure(*given)
+        return replace(measured, scores=measured.scores * np.nan)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(calibration, "_measure", without_scores)
+        with pytest.raises(PolicyError, match="no calibration image has a finite score"):
+            calibrate(settings())
+    nothing = calibrate(settings(min_iou=0.999, max_bad_fraction=0.01))
+    assert (nothing.threshold, looks([nothing])) == (None, [(1, pytest.approx(0.1))])
+    assert looks([calibrate(settings())]) == [(2, pytest.approx(0.1 / 6))], "tested in vain is tested, too"
 
 
 def test_an_unreadable_ledger_is_one_line_and_leaves_the_policy(
