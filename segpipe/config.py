@@ -490,6 +490,8 @@ class SplitSettings(_Settings):
         return {name: share / total for name, share in asked.items() if share}
 
 
+# A tenth promised with 90% takes 47 good draws, so 470 000 masks; where the audit share is 0.02, 8924 draws.
+LEAST_DRAW_SHARE = 1e-4
 DRAW_SHARE = 0.02  # of all masks, for a certificate that grows: as many as are audited by default
 
 
@@ -584,9 +586,9 @@ class CalibrateSettings(_Settings):
         None,
         gt=0,
         le=1,
-        description="With --grow: the least share (0 to 1) of all masks that labelling draws, also where "
-        "--audit-share is less; unset: 0.02. Give the audit share that you will use: what is drawn with a "
-        "larger one counts for so much less.",
+        description="With --grow: the least share (0.0001 to 1) of all masks that labelling draws, also "
+        "where --audit-share is less; unset: 0.02. Give the audit share that you will use: what is drawn "
+        "with a larger one counts for so much less.",
     )
     allow: Allowed = ()
     device: Device = Field("auto", description=_DEVICE)
@@ -609,6 +611,12 @@ class CalibrateSettings(_Settings):
     def _what_can_grow(self) -> Self:
         if self.draw_share is not None and not self.grow:
             raise ValueError("--draw-share goes with --grow: give both or neither")
+        if self.draw_share is not None and self.draw_share < LEAST_DRAW_SHARE:
+            raise ValueError(
+                f"--draw-share {self.draw_share:g} is below {LEAST_DRAW_SHARE:g}: so few masks would be "
+                "drawn, or with a larger audit share count for so little, that the certificate could never "
+                f"grow; {DRAW_SHARE:g} is usual"
+            )
         others = {
             "--max-mean-loss": self.max_mean_loss,
             "--per": self.per,

@@ -256,6 +256,7 @@ def test_a_policy_that_may_grow_says_so_and_names_the_share_to_draw(streets: str
         ({"miss": ("car:0.1",)}, "not with --miss"),
         ({"false_alarm": ("car:0.1",)}, "not with --false-alarm"),
         ({"grow": False}, "--draw-share goes with --grow"),
+        ({"draw_share": 1e-9}, "--draw-share 1e-09 is below 0.0001: .* could never grow; 0.02 is usual"),
     ],
 )
 def test_what_cannot_grow_is_said_before_anything_is_read(values: dict[str, Any], said: str) -> None:
