@@ -228,6 +228,11 @@ def _too_rare(classes: Sequence[str], true: np.ndarray, settings: CalibrateSetti
 def _check_unseen(training_data: dict[str, str], fingerprint: str, settings: CalibrateSettings) -> list[str]:
     """Warnings; DatasetError for the split that the model was trained on, unless that is allowed."""
     place = f"split {settings.split} of {settings.data}"
+    if "fingerprint" not in training_data:
+        return [
+            "model.json does not say which images the model was trained on: the promise holds only if it has "
+            f"not seen those of {place}"
+        ]
     if training_data["fingerprint"] == fingerprint:
         if "shared" not in settings.allow:
             raise DatasetError(f"the model was trained on {place}: calibrate on images it has not seen")

@@ -105,6 +105,17 @@ def test_a_calibration_that_was_killed_before_its_policy_counts(
     assert looks([calibrate(settings(confidence=0.8))]) == [(2, pytest.approx(0.2 / 6))]
 
 
+def test_a_model_that_does_not_say_what_it_was_trained_on_is_warned_of(
+    settings: Callable[..., CalibrateSettings],
+) -> None:
+    write_random_model(settings().model, open_dataset(settings().data).classes)
+    said = [line for line in calibrate(settings()).warnings if "trained on" in line]
+    assert said == [
+        "model.json does not say which images the model was trained on: the promise holds only if it has not "
+        f"seen those of split val of {settings().data}"
+    ]
+
+
 def test_what_no_policy_can_be_made_of_costs_no_look(
     settings: Callable[..., CalibrateSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
