@@ -223,7 +223,11 @@ def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAud
 
 
 def _newest_of_each_family(kept: Iterable[Policy]) -> list[Policy]:
-    by_family = {policy.family: policy for policy in sorted(kept, key=lambda policy: policy.created_at)}
+    # By its number: a clock that was set back makes a grown policy look older than what it has grown from.
+    by_family = {
+        policy.family: policy
+        for policy in sorted(kept, key=lambda policy: policy.growth.number if policy.growth else 0)
+    }
     return sorted(by_family.values(), key=lambda policy: policy.created_at)
 
 

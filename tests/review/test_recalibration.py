@@ -17,9 +17,11 @@ from segpipe import storage
 from segpipe.cli import run
 from segpipe.confidence.growing import Draws, loosest_proven
 from segpipe.confidence.policy import ClassGuard, sealed, to_json
+from segpipe.confidence.promise import promise
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import policies
 from segpipe.manifests.policies import grown_numbers, nearest_policy, read_grown
+from segpipe.review.audit import audit_output
 from segpipe.review.recalibration import Recalibration, in_words, ratio_in_words, recalibrate
 
 
@@ -268,6 +270,18 @@ def test_a_later_calibration_by_hand_makes_the_earlier_family_moot(out: GrowingO
     out.drawn(1, 0.9)
     assert only(out).root == again.policy_id
     assert nearest_policy(out.output, again) == again
+
+
+def test_the_audit_states_what_has_grown_also_where_a_clock_was_set_back(tmp_path: Path) -> None:
+    out = growing_output(str(tmp_path / "out"), growing_policy(20, created_at="2999-01-01T00:00:00+00:00"))
+    assert out.policy.threshold is None
+    out.said(out.drawn(60, 0.9), bad=False)
+    only(out)
+    out.policy = nearest_policy(out.output, out.policy)
+    policies.keep_policy(out.output, out.policy.policy_id, to_json(out.policy))
+    (audited,) = audit_output(out.output)
+    assert audited.promise == promise(out.policy)
+    assert "nothing is accepted" not in audited.promise
 
 
 def test_a_kill_before_the_policy_is_there_leaves_all_to_the_next(
