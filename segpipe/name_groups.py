@@ -8,6 +8,7 @@ from typing import Any
 import regex
 
 from segpipe.errors import PatternError
+from segpipe.printable import printable
 
 LONGEST_SEARCH = 1.0  # second of processor time; one of all but a few patterns takes microseconds
 
@@ -27,6 +28,22 @@ def group_of(name: str, pattern: str) -> str | None:
             "part in too many ways; give one that leaves no choice, such as 'cam\\d+'"
         ) from None
     return (match and match[1 if expression.groups else 0]) or None
+
+
+def group_of_address(address: str, pattern: str) -> str | None:
+    """What an image belongs to, wherever in its address its key begins: as group_of, of each of its ends.
+
+    None where they do not agree: in cam1-archive/cam3_7.png a folder's name and the image's own each name a
+    camera, and nothing tells which is meant.
+    """
+    ends = (address[start:] for start in (0, *(found.end() for found in re.finditer("/", address))))
+    groups = {group_of(end, pattern) for end in ends} - {None}
+    return groups.pop() if len(groups) == 1 else None
+
+
+def quoted(pattern: str) -> str:
+    """A pattern as a message shows it: as it was typed, so that it can be typed again."""
+    return f"'{printable(pattern)}'"
 
 
 def compiled(pattern: str) -> Any:

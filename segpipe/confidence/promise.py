@@ -17,6 +17,7 @@ from segpipe.confidence.policy import (
     MeanLossPromise,
     Policy,
 )
+from segpipe.name_groups import quoted
 from segpipe.printable import printable
 
 GROUPS_NAMED = 6
@@ -47,6 +48,11 @@ def not_audited(policy: Policy) -> Iterator[str]:
         yield (
             "segpipe audit does not cover what is promised about classes where each group of images counts "
             "once: calibrate with --promise-about masks, or again on new images now and then"
+        )
+    if policy.group_by is None and policy.counts_groups_once:
+        yield (
+            "segpipe audit does not cover a promise that counts the groups of groups.csv, which names no "
+            "labelled images: calibrate with --group-by"
         )
 
 
@@ -131,9 +137,10 @@ def _is_grouped(policy: Policy) -> bool:
 
 
 def _weights(policy: Policy) -> str:
+    found_by = "" if policy.group_by is None else f" (by {quoted(policy.group_by)})"
     if policy.promises_about == "masks":
-        return f", each mask counting once, of groups of at most {policy.largest_group} images"
-    return ", each group of images counting once" if _is_grouped(policy) else ""
+        return f", each mask counting once, of groups{found_by} of at most {policy.largest_group} images"
+    return f", each group of images{found_by} counting once" if _is_grouped(policy) else ""
 
 
 def _wanted(policy: Policy) -> str:

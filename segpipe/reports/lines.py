@@ -10,7 +10,13 @@ from segpipe.confidence.promise import growth_in_words, meaning, not_audited, pr
 from segpipe.reports import summary as words
 from segpipe.reports.content import floor_in_words, thresholds
 from segpipe.review import recalibration
-from segpipe.review.audit_words import in_words, night_in_words, skips_in_words, waiting_in_words
+from segpipe.review.audit_words import (
+    in_words,
+    night_in_words,
+    skips_in_words,
+    uncovered_in_words,
+    waiting_in_words,
+)
 from segpipe.review.class_audit_words import class_in_words
 from segpipe.tables import columns
 
@@ -119,6 +125,7 @@ def _audit_lines(found: PolicyAudit) -> list[tuple[str, str]]:
     unwatched = f"; {found.unwatched} had no chance to be drawn" if found.unwatched else ""
     unanswered = f"{found.skipped} skipped, {found.withdrawn} withdrawn{unwatched}"
     more = {
+        "not covered": uncovered_in_words(found),
         "skipped": skips_in_words(found),
         "waiting": waiting_in_words(found),
         "a night": night_in_words(found),

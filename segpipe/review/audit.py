@@ -13,7 +13,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from segpipe.metrics import IouRule
 from segpipe.name_groups import group_of
 from segpipe.redaction import redact
 from segpipe.review import audit_nights
+from segpipe.review.audit_groups import counts_groups, sources_of, unit_of
 from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_of
 from segpipe.review.audit_words import in_words
 from segpipe.review.class_answers import read_class_answers
@@ -46,7 +47,8 @@ Series = tuple[str, str]  # the family that audits count under, and the group wi
 
 _AUDITS = """
     SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
-        coalesce(n.unit, '') AS unit, l.policy_id, l.labeled_at, l.image_uri,
+        coalesce(n.unit, '') AS unit, coalesce(n.covered, true) AS covered, l.policy_id, l.labeled_at,
+        l.image_uri,
         coalesce(l.inclusion_probability, 1) AS share, r.verdict, r.draft_iou, r.draft_iou_graded,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
@@ -57,7 +59,8 @@ _AUDITS = """
     ORDER BY family, l.labeled_at, l.image_uri"""
 _CELLS = """
     SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
-        coalesce(n.unit, '') AS unit, epoch_us(l.labeled_at) // 86400000000 AS day,
+        coalesce(n.unit, '') AS unit, coalesce(n.covered, true) AS covered,
+        epoch_us(l.labeled_at) // 86400000000 AS day,
         coalesce(l.inclusion_probability, 1) AS share, count(*) AS labelled,
         count(*) FILTER (l.decision = 'accepted') AS accepted,
         count(*) FILTER (l.decision = 'accepted' AND (c.cutoff IS NULL OR l.labeled_at < c.cutoff)) AS masks
@@ -66,13 +69,23 @@ _CELLS = """
         = (coalesce(f.family, l.policy_id), coalesce(n.certificate, ''))
     WHERE l.decision IN ('accepted', 'review') AND l.policy_id IS NOT NULL
     GROUP BY ALL ORDER BY ALL"""
-_IMAGES = "SELECT DISTINCT policy_id, image_uri FROM labels WHERE list_contains($policies, policy_id)"
+_IMAGES = """
+    SELECT policy_id, image_uri, max(run_id) AS run_id FROM labels
+    WHERE list_contains($policies, policy_id) GROUP BY ALL"""
+_UNCOVERED = """
+    SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
+        count(*) AS masks, min(l.image_uri) AS example
+    FROM labels l LEFT JOIN families f USING (policy_id) JOIN names n USING (policy_id, image_uri)
+    WHERE l.decision = 'accepted' AND NOT n.covered GROUP BY ALL"""
 _NEWEST = """
     SELECT coalesce(f.family, policy_id) FROM labels LEFT JOIN families f USING (policy_id)
     WHERE $model_id IS NULL OR model_id = $model_id
     ORDER BY labeled_at DESC, run_id DESC, shard DESC LIMIT 1"""
 _FAMILIES = pa.schema([("policy_id", pa.string()), ("family", pa.string())])
-_NAMES = pa.schema([(name, pa.string()) for name in ("policy_id", "image_uri", "certificate", "unit")])
+_NAMES = pa.schema(
+    [(name, pa.string()) for name in ("policy_id", "image_uri", "certificate", "unit")]
+    + [("covered", pa.bool_())]
+)
 _CUTOFFS = pa.schema(
     [("family", pa.string()), ("certificate", pa.string()), ("cutoff", pa.timestamp("us", tz="UTC"))]
 )
@@ -82,12 +95,14 @@ _CUTOFFS = pa.schema(
 class Audit:
     """One mask drawn for the audit; loss (0 to 1) is None without an answer, decided: somebody was asked.
 
-    `share` (0 to 1) was its chance to be drawn, `unit` names the group of images that weighs one, if such do.
+    `share` (0 to 1) was its chance to be drawn, `unit` names the group of images that weighs one, if such do;
+    not covered: such do, and which one it belongs to is not known.
     """
 
     labeled_at: datetime
     image_uri: str
     unit: str
+    covered: bool
     share: float
     loss: float | None
     decided: bool
@@ -128,7 +143,9 @@ class PolicyAudit:
     by chance, were the bad share of all just `estimate` (None for a mean loss).
 
     `group` names the group of images whose own certificate this is about, None where the policy has one for
-    all. `each_counts`: whether each mask weighs one, or each group of images, as the policy promises.
+    all. `each_counts`: whether each mask weighs one, or each group of images, as the policy promises; then
+    `group_by` is the pattern of the groups (None: groups.csv named them), and `uncovered` of the accepted
+    masks, such as that of the image `uncovered_example`, are of no group that is known and count for nothing.
 
     `classes` are the promises about classes. The state is about all that is promised and covered: broken when
     anything is, kept when all is; so they share the error.
@@ -170,6 +187,9 @@ class PolicyAudit:
     group: str | None
     each_counts: Literal["masks", "groups"]
     classes: tuple[ClassAudit, ...] = ()
+    group_by: str | None = None
+    uncovered: int = 0
+    uncovered_example: str | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +202,8 @@ class _Series:
     unwatched: int
     masks_by_night: Mapping[date, int]
     of_classes: ClassAnswers
+    uncovered: int = 0
+    uncovered_example: str | None = None
 
 
 def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
@@ -244,11 +266,6 @@ def _promises(policy: Policy) -> list[tuple[str, Policy]]:
     return [(one.group, policy.of_group(one)) for one in certified] or [("", policy)]
 
 
-def _counts_groups(policy: Policy) -> bool:
-    """Whether the promise is one of a random image of a random group, and the groups can be told by name."""
-    return policy.promises_about == "groups" and policy.group_by is not None
-
-
 def _read(
     output: str, kept: Sequence[Policy], model_id: str | None
 ) -> tuple[dict[Series, _Series], str | None]:
@@ -265,7 +282,7 @@ def _read(
             raise NotFoundError(
                 f"model {model_id} has labelled nothing into {redact(output)}: give the one that has"
             )
-        connection.register("names", _names(connection, by_id))
+        connection.register("names", _names(connection, by_id, output))
         audits = _read_audits(connection, by_id, output)
         cutoffs = [
             {"family": family, "certificate": certificate, "cutoff": _cutoff(found)}
@@ -274,34 +291,33 @@ def _read(
         connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
         cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
         of_classes = read_class_answers(connection, [one.policy_id for one in kept if one.class_promises])
+        uncovered = _by_series(connection.sql(_UNCOVERED).to_arrow_table().to_pylist())
     found = {
         name: _series(audits.get(name, []), of_one, of_classes.get(name, ClassAnswers()))
         for name, of_one in cells.items()
     }
+    for name, (row,) in uncovered.items():
+        found[name] = replace(found[name], uncovered=row["masks"], uncovered_example=row["example"])
     return found, newest[0][0] if newest else None
 
 
-def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy]) -> pa.Table:
+def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], output: str) -> pa.Table:
     """What group the images of those policies belong to that know groups."""
-    grouped = [name for name, policy in kept.items() if policy.per is not None or _counts_groups(policy)]
+    grouped = [name for name, policy in kept.items() if policy.per is not None or counts_groups(policy)]
     if not grouped:
         return _NAMES.empty_table()
     images = connection.sql(_IMAGES, params={"policies": grouped}).to_arrow_table()
-    of_policy = [kept[name] for name in images["policy_id"].to_pylist()]
-    pairs = list(zip(of_policy, images["image_uri"].to_pylist(), strict=True))
-    certificates, units = ([of(*pair) for pair in pairs] for of in (_certificate, _unit))
-    return pa.table([*images.columns, certificates, units], schema=_NAMES)
+    sources = sources_of(output, set(images["run_id"].to_pylist()))
+    rows = [_named(kept[row["policy_id"]], row, sources) for row in images.to_pylist()]
+    return pa.Table.from_pylist(rows, _NAMES)
 
 
-def _certificate(policy: Policy, image_uri: str) -> str | None:
-    return None if policy.per is None else group_of(image_uri, policy.per)
-
-
-def _unit(policy: Policy, image_uri: str) -> str | None:
-    """The group that weighs one; an image that belongs to none is one by itself."""
-    if not _counts_groups(policy):
-        return None
-    return group_of(image_uri, str(policy.group_by)) or image_uri
+def _named(policy: Policy, image: Mapping[str, str], sources: Mapping[str, str]) -> dict[str, Any]:
+    uri, grouped = image["image_uri"], counts_groups(policy)
+    unit = unit_of(policy, uri, sources.get(image["run_id"])) if grouped else None
+    certificate = None if policy.per is None else group_of(uri, policy.per)
+    covered = unit is not None or not grouped
+    return {**image, "certificate": certificate, "unit": unit, "covered": covered}
 
 
 def _by_series(rows: Iterable[dict[str, Any]]) -> dict[Series, list[dict[str, Any]]]:
@@ -345,10 +361,12 @@ def _series(audits: Sequence[Audit], cells: Sequence[Mapping[str, Any]], of_clas
     accepted = [
         Accepted(_day(cell), cell["share"], cell["masks"], cell["masks"] * weights[cell["unit"]])
         for cell in cells
-        if cell["masks"]
+        if cell["masks"] and cell["covered"]
     ]
     drawn = [
-        Drawn(one.night, one.share, weights[one.unit], one.loss) for one in _reached(audits) if one.decided
+        Drawn(one.night, one.share, weights[one.unit], one.loss)
+        for one in _reached(audits)
+        if one.decided and one.covered
     ]
     by_night: defaultdict[date, int] = defaultdict(int)
     for cell in accepted:
@@ -380,6 +398,7 @@ def _as_audit(row: Mapping[str, Any], policy: Policy) -> Audit:
         labeled_at=row["labeled_at"],
         image_uri=row["image_uri"],
         unit=row["unit"],
+        covered=row["covered"],
         share=row["share"],
         loss=loss_of(row["verdict"], draft_iou_by(row, policy.rule), policy.promised),
         decided=row["verdict"] is not None,
@@ -408,7 +427,8 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
     error = (1 - policy.confidence) / 2 / _promised_at_once(policy)
     classes = _audited_classes(policy, series, error)
     audits, nights = series.audits, series.nights
-    counted = [audit for audit in _reached(audits) if audit.loss is not None]
+    covered = [audit for audit in audits if audit.covered]
+    counted = [audit for audit in _reached(audits) if audit.covered and audit.loss is not None]
     whole = [night for night in nights if _is_whole(night.day, _cutoff(audits))]
     losses, weights = audit_nights.night_bets(whole)
     lower = lower_end(losses, error, weights)
@@ -441,8 +461,8 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
         p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
         more_needed=audit_nights.answers_missing(nights, limit, error),
         open=sum(audit.is_open for audit in audits),
-        held_back=sum(audit.loss is not None for audit in audits) - len(counted),
-        skipped=sum(audit.loss is None and audit.decided for audit in audits),
+        held_back=sum(audit.loss is not None for audit in covered) - len(counted),
+        skipped=sum(audit.loss is None and audit.decided for audit in covered),
         withdrawn=sum(not audit.decided and not audit.in_queue for audit in audits),
         oldest_open=next((audit.image_uri for audit in audits if audit.is_open), None),
         by_month=_by_month(nights),
@@ -456,8 +476,11 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
         masks_a_night=masks_a_night,
         night_above=_night_above(masks_a_night, limit, estimate) if is_bad_fraction else None,
         group=group or None,
-        each_counts="groups" if _counts_groups(policy) else "masks",
+        each_counts="groups" if counts_groups(policy) else "masks",
         classes=classes,
+        group_by=policy.group_by if counts_groups(policy) else None,
+        uncovered=series.uncovered,
+        uncovered_example=series.uncovered_example,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from segpipe.name_groups import quoted
 from segpipe.printable import printable
 from segpipe.review.class_audit_words import found_of_class
 
@@ -28,6 +29,8 @@ def _verdict(audit: PolicyAudit) -> str:
         )
     if audit.target == "classes":
         return "nothing is promised of masks as such; what is promised of classes follows"
+    if audit.uncovered and audit.uncovered == audit.accepted:
+        return "not covered: of no accepted mask is it known to which group of images it belongs"
     if not audit.drawn:
         return "not watched: no accepted mask was drawn for the audit (see --audit-share of segpipe label)"
     if audit.kept_over:
@@ -53,6 +56,22 @@ def skips_in_words(audit: PolicyAudit) -> str | None:
         f"{audit.skipped} of {audit.skipped + audit.audited}; if all of them are bad, the {_what(audit)} may "
         f"be up to {audit.upper_with_skips:.3g} and not {audit.upper:.3g}: a promise counts as kept only "
         "with skipped masks counted as bad"
+    )
+
+
+def uncovered_in_words(audit: PolicyAudit) -> str | None:
+    """Which accepted masks are left out, as their group of images is not known; None without any."""
+    if not audit.uncovered:
+        return None
+    those = f"{audit.uncovered} of {audit.accepted} accepted masks, such as {audit.uncovered_example}, are of"
+    if audit.group_by is None:
+        return (
+            f"{those} no group that is known: the promise counts groups that groups.csv named, which names "
+            "calibration images only; calibrate with --group-by"
+        )
+    return (
+        f"{those} no group that the promise's pattern {quoted(audit.group_by)} surely finds, and count for "
+        "nothing; calibrate with a --group-by that finds one in the path of each image below SOURCE"
     )
 
 

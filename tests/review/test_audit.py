@@ -20,11 +20,13 @@ from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.errors import PolicyError
 from segpipe.labeling.decisions import Rules, decide, find_suspended_groups
 from segpipe.manifests import policies
+from segpipe.manifests.schema import Row
 from segpipe.metrics import IouRule
 from segpipe.models.bundle import read_card
+from segpipe.reports.lines import audit_report
 from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, suspend_broken
-from segpipe.review.audit_words import in_words, waiting_in_words
+from segpipe.review.audit_words import in_words, uncovered_in_words, waiting_in_words
 
 Audited = Callable[..., Any]
 
@@ -440,3 +442,60 @@ def test_a_promise_about_groups_is_audited_as_one(audited: Audited) -> None:
         found = next(one for one in audit_output(out.output) if one.policy_id == out.policy.policy_id)
         assert found.each_counts == about
         assert found.estimate == pytest.approx(expected)
+
+
+def in_folder(out: AuditedOutput, folder: str, name: str, n: int, **values: Any) -> list[Row]:
+    """n more rows of images FOLDER/NAME_NUMBER.jpg, committed."""
+    rows = out.rows(n, **values)
+    return out.commit(
+        [replace(row, image_uri=f"{folder}/{name}_{row.image_uri.rpartition('/')[2]}") for row in rows]
+    )
+
+
+def test_groups_are_found_in_the_path_below_source_as_they_were_when_calibrating(audited: Audited) -> None:
+    """Of the masks a tenth is bad, of a random image of a random video a half; the folder has a _ as well."""
+    out = audited(promises_about="groups", group_by="^[^_]+")
+    out.planned("/lake/my_set")
+    for video, frames, verdict in (("v1", 900, "accepted"), ("v2", 100, "rejected")):
+        share = 10 / frames
+        out.answer(in_folder(out, "/lake/my_set", video, 10, inclusion_probability=share), verdict)
+        in_folder(out, "/lake/my_set", video, frames - 10, audit=False, inclusion_probability=share)
+    found = only(out.output)
+    assert (found.each_counts, found.uncovered) == ("groups", 0)
+    assert found.estimate == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        ({"group_by": "^[^_]+"}, "pattern '^[^_]+' surely finds"),
+        ({"group_by": r"seq\d"}, r"pattern 'seq\d' surely finds"),
+        ({"n_images": 300}, "groups.csv named"),
+    ],
+)
+def test_what_counts_groups_is_never_audited_by_masks(
+    audited: Audited, policy: dict[str, Any], said: str
+) -> None:
+    """All masks of five nights are bad, and nothing tells which groups they belong to."""
+    out = audited(promises_about="groups", **policy)
+    for _ in range(5):
+        out.answer(in_folder(out, "/lake/my_set", "v1", 20, inclusion_probability=1.0), "rejected")
+        out.night += 1
+    found = only(out.output)
+    assert (found.state, found.uncovered, found.accepted, found.audited) == ("undecided", 100, 100, 0)
+    assert suspend_broken(out.output, [found]) == []
+    assert in_words(found).startswith("not covered")
+    line = uncovered_in_words(found)
+    assert line is not None
+    assert line.startswith("100 of 100 accepted masks, such as /lake/my_set/v1_0000.jpg, are of no group")
+    assert said in line
+    assert line in audit_report([found])
+    assert not policies.is_suspended(out.output, out.policy.policy_id)
+
+
+def test_masks_of_no_group_count_for_nothing_beside_those_of_one(audited: Audited) -> None:
+    out = audited(promises_about="groups", group_by=r"v\d")
+    out.answer(in_folder(out, "/lake", "v1", 40, inclusion_probability=1.0), "accepted")
+    out.answer(in_folder(out, "/lake", "yard", 40, inclusion_probability=1.0), "rejected")
+    found = only(out.output)
+    assert (found.uncovered, found.audited, found.estimate, found.state) == (40, 40, 0, "kept")

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from segpipe import storage
 from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
 from segpipe.confidence.policy import Policy, sealed, to_json
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import Review, append_reviews, item_id
+from segpipe.manifests.run_files import PLAN_HEADER, plan_uri
 from segpipe.manifests.schema import Row, rows_table
-from segpipe.manifests.store import commit_part
+from segpipe.manifests.store import commit_part, table_bytes
 from segpipe.metrics import IouRule
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -30,6 +34,12 @@ class AuditedOutput:
     n_reviews: int = 0
     n_rows: int = 0
     night: int = 0
+
+    def planned(self, source: str) -> None:
+        """Keep that the run's images were found in SOURCE."""
+        header = {PLAN_HEADER: json.dumps({"source": source})}
+        table = pa.table({"image_uri": pa.array([], pa.string())}).replace_schema_metadata(header)
+        storage.put(plan_uri(self.output, "r"), table_bytes(table))
 
     def label_nights(self, nights: int, n: int, **values: Any) -> list[Row]:
         """n more rows on each of so many days after the last one."""
