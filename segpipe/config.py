@@ -121,12 +121,12 @@ def _require_use_for_tile(scale: str, tile: str | None) -> None:
 def _compiles(pattern: str) -> str:
     if not pattern:
         raise ValueError("an empty regular expression names no group: try '^[^_]+'")
-    from segpipe.name_groups import compiled  # not needed for --help
+    from segpipe.name_groups import compiled, quoted  # not needed for --help
 
     try:
         compiled(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        raise ValueError(f"{quoted(pattern)} is not a regular expression: {error}") from None
     return pattern
 
 

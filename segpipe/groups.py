@@ -11,7 +11,7 @@ from segpipe import storage
 from segpipe.csv_text import csv_text
 from segpipe.datasets import Dataset
 from segpipe.errors import DatasetError, NotFoundError
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of, quoted
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ def _group_name(key: str, pattern: str) -> str:
     name = group_of(key, pattern)
     if name is None:
         raise DatasetError(
-            f"{pattern!r} finds no group in the image key {key!r}: give a regular expression that matches "
-            "every key"
+            f"{quoted(pattern)} finds no group in the image key {key!r}: give a regular expression that "
+            "matches every key"
         )
     return name
 

@@ -24,8 +24,8 @@ def group_of(name: str, pattern: str) -> str | None:
         match = expression.search(name, timeout=LONGEST_SEARCH)
     except TimeoutError:
         raise PatternError(
-            f"the regular expression {pattern!r} does not end on the name {name!r}: it can match the same "
-            "part in too many ways; give one that leaves no choice, such as 'cam\\d+'"
+            f"the regular expression {quoted(pattern)} does not end on the name {quoted(name)}: it can match "
+            "the same part in too many ways; give one that leaves no choice, such as 'cam\\d+'"
         ) from None
     return (match and match[1 if expression.groups else 0]) or None
 
@@ -41,9 +41,9 @@ def group_of_address(address: str, pattern: str) -> str | None:
     return groups.pop() if len(groups) == 1 else None
 
 
-def quoted(pattern: str) -> str:
-    """A pattern as a message shows it: as it was typed, so that it can be typed again."""
-    return f"'{printable(pattern)}'"
+def quoted(text: str) -> str:
+    """A pattern or a name as a message shows it: as it was typed, so that it can be typed again."""
+    return f"'{printable(text)}'"
 
 
 def compiled(pattern: str) -> Any:

@@ -8,7 +8,7 @@ import pytest
 
 from segpipe import name_groups
 from segpipe.errors import PatternError
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of, group_of_address
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,22 @@ def test_a_pattern_that_does_not_end_is_named_with_the_name(monkeypatch: pytest.
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(re.error):
         group_of("cam7", "(")
+
+
+@pytest.mark.parametrize(
+    ("address", "pattern", "group"),
+    [
+        ("s3://lake/cam7/2026/0001.jpg", r"cam\d+", "cam7"),
+        ("s3://lake/cam7/cam7_0001.jpg", r"cam\d+", "cam7"),
+        ("s3://lake/2026/cam7_cam8.jpg", r"cam\d+", "cam7"),  # in the key alone it is the first, too
+        ("s3://lake/cam1-archive/cam3_7.png", r"cam\d+", None),
+        ("s3://cam1/in/cam3_7.png", r"cam\d+", None),
+        ("/lake/cam7/0001.jpg", r"/(cam\d+)/", "cam7"),
+        ("/lake/seq_1/seq_2.jpg", "^[^_]+", None),
+        ("yard.jpg", r"cam\d+", None),
+    ],
+)
+def test_an_address_names_a_group_where_it_is_the_same_wherever_the_key_begins(
+    address: str, pattern: str, group: str | None
+) -> None:
+    assert group_of_address(address, pattern) == group

@@ -20,7 +20,7 @@ from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
 from segpipe.errors import PolicyError
 from segpipe.metrics import UNNAMED_RULE, IouRule
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of_address
 from segpipe.printable import printable
 from segpipe.validation import parse_json, told_version
 
@@ -263,11 +263,11 @@ def for_image(policy: Policy, name: str) -> Policy | None:
     """The policy as it stands for the image of this name, its URI or key: with a threshold of its own group.
 
     The policy itself where it is for all images alike; None where the image's group has no certificate that
-    it could be accepted by.
+    it could be accepted by, or where folders of its address name other groups than its own name does.
     """
     if policy.per is None:
         return policy
-    group = group_of(name, policy.per)
+    group = group_of_address(name, policy.per)
     own = next((one for one in policy.certificates if one.group == group), None)
     return None if own is None or own.threshold is None else policy.of_group(own)
 

@@ -40,7 +40,7 @@ from segpipe.inspection.looks import value_counts
 from segpipe.metrics import confusion_iou, confusion_matrix
 from segpipe.models.device import kind_of, precision_of
 from segpipe.models.labeler import POLICY_FILE, Labeler, load_without_policy
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of, group_of_address, quoted
 from segpipe.progress import track
 from segpipe.training.learnt_images import seen_images
 
@@ -151,15 +151,16 @@ def _certified_apart(keys: Sequence[str], per: str | None) -> dict[str, str]:
         return {}
     found = {key: group_of(key, per) for key in keys}
     for key, group in found.items():
-        if group_of(f"s3://-/{key}.-", per) != group:
+        address = f"s3://-/{key}.-"
+        if not group_of(address, per) == group_of_address(address, per) == group:
             raise DatasetError(
-                f"{per!r} finds another group in the image key {key!r} than in the address of such an image, "
-                "which labelling goes by: give a regular expression that is not bound to the beginning or "
-                r"the end, such as 'cam\d+'"
+                f"{quoted(per)} finds another group in the image key {key!r} than in the address of such an "
+                "image, which labelling goes by, or more than one in its folders and its name: give a "
+                r"regular expression that is not bound to the beginning or the end, such as 'cam\d+'"
             )
     named = {key: group for key, group in found.items() if group is not None}
     if not named:
-        raise DatasetError(f"{per!r} finds no group in any image key, such as {keys[0]!r}")
+        raise DatasetError(f"{quoted(per)} finds no group in any image key, such as {keys[0]!r}")
     return named
 
 
@@ -168,7 +169,7 @@ def _outside(keys: Sequence[str], per_group: Mapping[str, str], per: str | None)
     if per is None or len(per_group) == len(keys):
         return []
     count = len(keys) - len(per_group)
-    return [f"{count} of {len(keys)} images belong to no group by {per!r}: they prove nothing"]
+    return [f"{count} of {len(keys)} images belong to no group by {quoted(per)}: they prove nothing"]
 
 
 def _target(settings: CalibrateSettings) -> BadFraction | MeanLoss | None:

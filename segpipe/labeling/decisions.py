@@ -18,7 +18,7 @@ from segpipe.confidence.drift import Drift, detect_drift, levels_of
 from segpipe.confidence.group_drift import detect_group_drift
 from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
 from segpipe.manifests.policies import is_suspended, suspended_groups, suspension_uri
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of_address
 from segpipe.printable import printable
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _decide(row: Row, rules: Rules) -> Row:
 def _is_of(groups: frozenset[str], row: Row, rules: Rules) -> bool:
     assert rules.policy is not None  # which is what drift is tested against
     per = rules.policy.per
-    return per is not None and group_of(row.image_uri, per) in groups
+    return per is not None and group_of_address(row.image_uri, per) in groups
 
 
 def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:

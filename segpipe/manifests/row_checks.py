@@ -10,7 +10,7 @@ from typing import Any, get_args
 from segpipe.confidence.audit_draw import is_drawn
 from segpipe.confidence.policy import Policy, display_confidence, for_image, holds_back
 from segpipe.errors import FailureReason
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_of_address
 
 CHECKED_COLUMNS = (
     "image_uri",
@@ -122,7 +122,7 @@ def _reason(row: Mapping[str, Any], score: float, policy: Policy) -> Iterator[st
 
 def _withheld(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
     """Of what was not accepted whatever its score: whether that was so of all images, or of its group."""
-    group = None if policy.per is None else group_of(row["image_uri"], policy.per)
+    group = None if policy.per is None else group_of_address(row["image_uri"], policy.per)
     match row["reason"]:
         case "drift" if not (grounds.drifted or group in grounds.drifted_groups):
             yield "drift, but its part tells of no alarm"

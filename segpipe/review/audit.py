@@ -315,6 +315,7 @@ def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], ou
 def _named(policy: Policy, image: Mapping[str, str], sources: Mapping[str, str]) -> dict[str, Any]:
     uri, grouped = image["image_uri"], counts_groups(policy)
     unit = unit_of(policy, uri, sources.get(image["run_id"])) if grouped else None
+    # As it was accepted by, also by a version that took the first match of an address that names several.
     certificate = None if policy.per is None else group_of(uri, policy.per)
     covered = unit is not None or not grouped
     return {**image, "certificate": certificate, "unit": unit, "covered": covered}

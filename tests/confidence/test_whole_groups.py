@@ -132,7 +132,8 @@ def test_what_it_rests_on_is_counted_in_images_and_said() -> None:
     assert (WHOLE.accepted, getattr(WHOLE.promised, "bad", None)) == (accepted.sum(), bad)
     assert promise(WHOLE) == (
         "at most 10% of accepted masks have IoU below 0.60, with 90% confidence, each group of images "
-        rf"(by '^\d+') counting once (accepted {accepted.sum()} of 1200 calibration images in 120 groups, {bad} bad)"
+        rf"(by '^\d+') counting once (accepted {accepted.sum()} of 1200 calibration images "
+        f"in 120 groups, {bad} bad)"
     )
     assert "each mask counting once, of groups of at most 10 images (accepted" in promise(LOSSES)
     for policy in (WHOLE, LOSSES):

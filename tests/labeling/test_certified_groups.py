@@ -139,6 +139,9 @@ def test_a_resumed_run_keeps_the_verdict_on_each_group(
         ("day 2", 0.7, {"drifted_groups": frozenset({"day 1"})}, "uncertified_group"),
         ("day 2", 0.7, {}, "uncertified_group"),
         ("day 7", 1e9, {}, "uncertified_group"),
+        ("day 0 archive/day 1", -2.5, {}, "uncertified_group"),
+        ("day 0 archive/day 7", 0.7, {}, "uncertified_group"),
+        ("day 0 archive/day 0", 0.7, {}, "confident"),
         ("day 7", 1e9, {"suspended": True}, "suspended"),
     ],
 )
