@@ -133,7 +133,8 @@ class PolicyAudit:
     to be drawn. On some of the `nights` the share surely was above `lower`; of all masks accepted so far it
     is at most `upper`, or `upper_with_skips` if all skipped ones are bad. `p_value` is that of the promise
     being kept all the time, valid whenever it is looked at. `more_needed`: so many more audits like the last
-    would show the promise kept; None: no number would. `by_month` counts audits and their estimate by the
+    would show the promise kept; None: no number would (`no_better`), or none can be told, as masks had unlike
+    chances to be drawn or weigh by their groups. `by_month` counts audits and their estimate by the
     month the masks were labelled in. `in_use`: the newest mask was labelled under this policy.
 
     `recent` are the last nights; `kept_over` those that show the promise kept (None unless state is kept),
@@ -190,6 +191,7 @@ class PolicyAudit:
     group_by: str | None = None
     uncovered: int = 0
     uncovered_example: str | None = None
+    no_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -482,6 +484,7 @@ def _audited(policy: Policy, group: str, series: _Series, *, suspended: bool, in
         group_by=policy.group_by if counts_groups(policy) else None,
         uncovered=series.uncovered,
         uncovered_example=series.uncovered_example,
+        no_better=audit_nights.look_no_better(nights, limit, error),
     )
 
 

@@ -140,12 +140,20 @@ def last_kept(nights: Sequence[Night], limit: float, error: float) -> Window | N
 
 
 def answers_missing(nights: Sequence[Night], limit: float, error: float) -> int | None:
-    """How many more answers like those of the last nights would show the promise kept; None: no number."""
-    windows = list(_windows(nights, limit, error))
-    recent = strata_of(windows[0][0], skipped_as=1.0) if windows else []
-    mean, counted = sampled_mean(recent) or 0.0, sum(len(one.drawn) for one in nights)
-    needed = ((size, answers_needed(mean, limit, level)) for size, level in _sizes(limit, error))
-    return next((max(1, n - counted) for size, n in needed if n is not None and n <= size), None)
+    """How many more answers like those of the last nights would show the promise kept.
+
+    None where no number would, and where none can be told: answers count by themselves only while all masks
+    have had the same chance to be drawn, and weigh the same.
+    """
+    needed, counted = _needed(nights, limit, error), sum(len(one.drawn) for one in nights)
+    if needed is None or needed <= counted or not _count_alike(nights):
+        return None
+    return needed - counted
+
+
+def look_no_better(nights: Sequence[Night], limit: float, error: float) -> bool:
+    """Whether the last answers, skipped ones as bad, are such that no number of them would show it kept."""
+    return _needed(nights, limit, error) is None
 
 
 def strata_of(nights: Iterable[Night], skipped_as: float | None = None) -> list[Stratum]:
@@ -165,6 +173,20 @@ def strata_of(nights: Iterable[Night], skipped_as: float | None = None) -> list[
         Stratum(masks[share], mass[share], *np.array(answers[share]).reshape(-1, 2).T)
         for share in sorted(masks)
     ]
+
+
+def _needed(nights: Sequence[Night], limit: float, error: float) -> int | None:
+    """How many answers like the last ones would do, were all masks as likely to be drawn; None: no number."""
+    windows = list(_windows(nights, limit, error))
+    recent = strata_of(windows[0][0], skipped_as=1.0) if windows else []
+    mean = sampled_mean(recent) or 0.0
+    needed = ((size, answers_needed(mean, limit, level)) for size, level in _sizes(limit, error))
+    return next((n for size, n in needed if n is not None and n <= size), None)
+
+
+def _count_alike(nights: Sequence[Night]) -> bool:
+    cells = [cell for night in nights for cell in night.accepted]
+    return len({cell.share for cell in cells}) <= 1 and all(cell.mass == cell.masks for cell in cells)
 
 
 def _night_mean(night: Night) -> tuple[float, float]:

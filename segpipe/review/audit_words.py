@@ -36,8 +36,9 @@ def _verdict(audit: PolicyAudit) -> str:
     if audit.kept_over:
         return f"promise kept {_over(audit, audit.kept_over)}; all nights: {_found(audit)}"
     if audit.recent is None or audit.recent.estimate is None:
-        return f"not yet enough audits: {_found(audit)}{_more(audit)}"
-    return f"{_standing(audit, audit.recent)}; all nights: {_found(audit)}{_more(audit)}"
+        return f"not yet enough audits: {_found(audit)}{_two_bounds(audit)}{_more(audit)}"
+    standing = _standing(audit, audit.recent)
+    return f"{standing}; all nights: {_found(audit)}{_two_bounds(audit)}{_more(audit)}"
 
 
 def waiting_in_words(audit: PolicyAudit) -> str | None:
@@ -52,10 +53,17 @@ def skips_in_words(audit: PolicyAudit) -> str | None:
     """What the skipped audits could hide; None without any."""
     if not audit.skipped:
         return None
+    without, with_them = (f"{bound:.3g}" for bound in (audit.upper, audit.upper_with_skips))
+    hidden = (
+        f"; if all of them are bad, the {_what(audit)} may be up to {with_them} and not {without}"
+        if with_them != without
+        else f"; nothing is known of the {_what(audit)}"
+        if not audit.audited
+        else ""
+    )
     return (
-        f"{audit.skipped} of {audit.skipped + audit.audited}; if all of them are bad, the {_what(audit)} may "
-        f"be up to {audit.upper_with_skips:.3g} and not {audit.upper:.3g}: a promise counts as kept only "
-        "with skipped masks counted as bad"
+        f"{audit.skipped} of {audit.skipped + audit.audited}{hidden}: a promise counts as kept only with "
+        "skipped masks counted as bad"
     )
 
 
@@ -108,7 +116,7 @@ def _standing(audit: PolicyAudit, recent: Window) -> str:
         )
     if before:
         return f"not shown kept any more{before}: {found}"
-    if audit.more_needed is None:
+    if audit.no_better:
         return f"not yet known, and the audits look no better than promised: {found}"
     return f"not yet enough audits: {found}"
 
@@ -120,6 +128,16 @@ def _over(audit: PolicyAudit, window: Window) -> str:
     return (
         f"over the last {audits} ({nights}): of the masks accepted then between {window.lower:.3g} and "
         f"{window.upper_with_skips:.3g} {'are bad' if audit.bad is not None else 'is the mean loss'}"
+    )
+
+
+def _two_bounds(audit: PolicyAudit) -> str:
+    """Why a bound that is no worse than promised does not show the promise kept; else nothing."""
+    if audit.estimate is None or audit.upper > audit.limit:
+        return ""
+    return (
+        " by one look at all answers, without the skipped masks, which shows nothing by itself: a promise is "
+        "shown kept by the last nights, at a part of the error, with skipped masks counted as bad"
     )
 
 

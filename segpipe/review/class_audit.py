@@ -94,8 +94,9 @@ class ClassAudit:
     images that is accepted and wrong, if the unseen were none of them (None without one); it is between
     `lower` and `upper`. On some of the `nights` it surely was above `broken_above`; `p_value` is that of the
     promise being kept all the time. `more_needed`: so many more audited images that the promise is about,
-    and like the last, would show it kept; None: no number would. `recent` are the last nights, `kept_over`
-    those that show it kept. state not_covered: the promise counts each group once, the answers each image.
+    and like the last, would show it kept; None: no number would (`no_better`), or none can be told. `recent`
+    are the last nights, `kept_over` those that show it kept. state not_covered: the promise counts each group
+    once, the answers each image.
     """
 
     kind: ClassPromiseKind
@@ -114,6 +115,7 @@ class ClassAudit:
     broken_above: float
     p_value: float
     more_needed: int | None
+    no_better: bool
     nights: int
     recent: ClassWindow | None
     kept_over: ClassWindow | None
@@ -140,7 +142,7 @@ def audited_class(
     limit, seen = promise.max_share, _seen(nights)
     losses, weights = class_bets(whole)
     kept, broken_above = class_kept_over(nights, limit, error), lower_end(losses, error, weights)
-    recent = next(_windows(nights, limit, error), None)
+    recent, needed = next(_windows(nights, limit, error), None), _answers_needed(nights, limit, error)
     return ClassAudit(
         kind=promise.kind,
         class_name=promise.class_name,
@@ -157,7 +159,8 @@ def audited_class(
         upper=upper_bound(seen, error),
         broken_above=broken_above,
         p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
-        more_needed=None if kept else _answers_missing(nights, limit, error),
+        more_needed=None if kept else _answers_missing(nights, needed),
+        no_better=needed is None,
         nights=sum(weight > 0 for weight in weights),
         recent=None if recent is None else _window(*recent),
         kept_over=kept,
@@ -249,13 +252,19 @@ def _seen(nights: Sequence[ClassNight], unseen: int = 0, hidden_are_wrong: bool 
     )
 
 
-def _answers_missing(nights: Sequence[ClassNight], limit: float, error: float) -> int | None:
-    """How many more audited images like those of the last nights would show the promise kept."""
+def _answers_missing(nights: Sequence[ClassNight], needed: int | None) -> int | None:
+    """How many more audited images than there are; None where none can be told, as chances differ."""
+    counted = sum(len(night.wrong) + len(night.hidden) for night in nights)
+    chances = {chance for night in nights for chance in (*night.chances, *night.hidden, night.least_chance)}
+    return None if needed is None or needed <= counted or len(chances) > 1 else needed - counted
+
+
+def _answers_needed(nights: Sequence[ClassNight], limit: float, error: float) -> int | None:
+    """How many audited images like those of the last nights would do, were all as likely to be drawn."""
     recent = next(_windows(nights, limit, error), None)
     share = (_seen(recent[0], hidden_are_wrong=True).share or 0.0) if recent else 0.0
-    counted = sum(len(night.wrong) + len(night.hidden) for night in nights)
     needed = ((size, answers_needed(share, limit, level)) for size, level in _sizes(limit, error))
-    return next((max(1, n - counted) for size, n in needed if n is not None and n <= size), None)
+    return next((n for size, n in needed if n is not None and n <= size), None)
 
 
 def _sizes(limit: float, error: float) -> Iterator[tuple[int, float]]:

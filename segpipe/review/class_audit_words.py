@@ -24,7 +24,7 @@ def class_in_words(found: ClassAudit) -> str:
     told = f"{_over_images(found, found.recent)}; all nights: {found_of_class(found)}"
     if found.recent.lower > found.limit:
         return f"worse than promised {told}; not yet on enough nights ({found.nights}) to suspend the policy"
-    if found.more_needed is None:
+    if found.no_better:
         return f"not yet known, and the answers look no better than promised: {told}"
     return f"not yet enough: {told}{_more_images(found)}"
 

@@ -26,7 +26,7 @@ from segpipe.models.bundle import read_card
 from segpipe.reports.lines import audit_report
 from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, suspend_broken
-from segpipe.review.audit_words import in_words, uncovered_in_words, waiting_in_words
+from segpipe.review.audit_words import in_words, skips_in_words, uncovered_in_words, waiting_in_words
 
 Audited = Callable[..., Any]
 
@@ -136,6 +136,44 @@ def test_enough_good_audits_show_the_promise_kept(audited: Audited) -> None:
     said = in_words(only(out.output))
     assert said.startswith("promise kept over the last 36 audits (2026-11-23): of the masks accepted then ")
     assert "bad share 0 (0 bad of 36)" in said
+
+
+def test_where_all_are_skipped_nothing_is_known(audited: Audited) -> None:
+    out = audited()
+    out.answer(out.label(30), "skipped")
+    assert skips_in_words(only(out.output)) == (
+        "30 of 30; nothing is known of the bad share: a promise counts as kept only with skipped masks "
+        "counted as bad"
+    )
+    out.answer(out.label(30), "accepted")
+    said = skips_in_words(only(out.output))
+    assert said is not None
+    assert said.startswith("30 of 60; if all of them are bad, the bad share may be up to ")
+
+
+def test_a_bound_below_what_is_promised_says_why_it_shows_nothing(audited: Audited) -> None:
+    """Of 32 without a bad one at most 0.0894 are bad at 5%, which one look has; to show it kept has 2.5%."""
+    out = audited()
+    out.answer(out.label(32), "accepted")
+    found = only(out.output)
+    assert (found.state, found.more_needed) == ("undecided", 4)
+    assert found.upper < found.limit
+    assert "at most 0.0894 by one look at all answers, without the skipped masks, which shows" in in_words(
+        found
+    )
+    out.answer(out.label(4), "accepted")
+    assert "one look" not in in_words(only(out.output))
+
+
+def test_audits_of_unlike_shares_name_no_number_that_would_do(audited: Audited) -> None:
+    out = audited()
+    for share, others in ((0.5, 20), (0.1, 180)):
+        out.answer(out.label(20, inclusion_probability=share), "accepted")
+        out.label(others, inclusion_probability=share, audit=False)
+    found = only(out.output)
+    assert (found.state, found.more_needed) == ("undecided", None)
+    assert "not yet enough audits" in in_words(found)
+    assert "more like these" not in in_words(found)
 
 
 def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Audited, capsys: Any) -> None:
@@ -334,7 +372,7 @@ def test_all_skipped_shows_nothing(audited: Audited, capsys: Any) -> None:
     assert (found.state, found.audited, found.skipped, found.estimate) == ("undecided", 0, 100, None)
     assert (found.lower, found.upper, found.upper_with_skips) == (0, 1, 1)
     assert run(["audit", out.output]) == 0
-    assert "100 of 100; if all of them are bad" in capsys.readouterr().out
+    assert "100 of 100; nothing is known of the bad share" in capsys.readouterr().out
 
 
 def test_masks_of_runs_without_an_audit_are_told_apart(audited: Audited, capsys: Any) -> None:

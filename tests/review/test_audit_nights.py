@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date, timedelta
 
 import numpy as np
@@ -19,6 +20,7 @@ from segpipe.review.audit_nights import (
     answers_missing,
     kept_over,
     last_kept,
+    look_no_better,
     night_bets,
     nights_of,
     recent_nights,
@@ -174,6 +176,22 @@ def test_so_many_more_answers_show_it_kept() -> None:
     assert kept_over(enough, LIMIT, ERROR) is not None
     assert kept_over(enough[:-1], LIMIT, ERROR) is None
     assert answers_missing([audited(n, 2) for n in range(9)], LIMIT, ERROR) is None
+
+
+def test_no_number_of_answers_is_told_where_they_do_not_count_alike() -> None:
+    """Two chances to be drawn, then masks that weigh by their groups; and enough by the count."""
+    alike = [night(n, (0.5, 40, [0.0] * 10)) for n in range(2)]
+    assert answers_missing(alike, LIMIT, ERROR) == 16
+    unlike = [night(0, (0.5, 40, [0.0] * 10)), night(1, (0.1, 400, [0.0] * 10))]
+    assert answers_missing(unlike, LIMIT, ERROR) is None
+    assert not look_no_better(unlike, LIMIT, ERROR)
+    by_group = [
+        replace(one, accepted=tuple(replace(cell, mass=cell.mass / 7) for cell in one.accepted))
+        for one in alike
+    ]
+    assert answers_missing(by_group, LIMIT, ERROR) is None
+    assert answers_missing([*alike, *alike], LIMIT, ERROR) is None
+    assert look_no_better([audited(n, 2) for n in range(9)], LIMIT, ERROR)
 
 
 def test_nights_that_differ_do_not_break_a_promise_that_is_kept() -> None:

@@ -104,6 +104,16 @@ def test_enough_images_with_the_class_show_the_promise_kept(audited: Audited, ca
     assert json.loads(json_of(out.output, capsys))[0]["classes"][0]["kept_over"]["audited"] == 52
 
 
+def test_images_of_unlike_shares_name_no_number_that_would_do(audited: Audited) -> None:
+    out = audited(class_promises=(promise(),))
+    for share in (0.9, 0.3):
+        correct(out, label(out, 25, shown=10, share=share), true=10)
+    found = only(out.output)
+    assert (found.state, found.more_needed) == ("undecided", None)
+    assert class_in_words(found).startswith("not yet enough: ")
+    assert "more audited" not in class_in_words(found)
+
+
 def json_of(output: str, capsys: Any) -> str:
     run(["audit", output, "--json"])
     return str(capsys.readouterr().out)
