@@ -308,9 +308,9 @@ def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], ou
     grouped = [name for name, policy in kept.items() if policy.per is not None or counts_groups(policy)]
     if not grouped:
         return _NAMES.empty_table()
-    images = connection.sql(_IMAGES, params={"policies": grouped}).to_arrow_table()
-    sources = sources_of(output, set(images["run_id"].to_pylist()))
-    rows = [_named(kept[row["policy_id"]], row, sources) for row in images.to_pylist()]
+    images = connection.sql(_IMAGES, params={"policies": grouped}).to_arrow_table().to_pylist()
+    sources = sources_of(output, {row["run_id"] for row in images if counts_groups(kept[row["policy_id"]])})
+    rows = [_named(kept[row["policy_id"]], row, sources) for row in images]
     return pa.Table.from_pylist(rows, _NAMES)
 
 
