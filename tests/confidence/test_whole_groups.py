@@ -16,7 +16,7 @@ from segpipe.confidence.certificates import CalibrationImages, Wanted, certifica
 from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
 from segpipe.confidence.guarantee import one_per_group, one_per_group_by_size
 from segpipe.confidence.policy import Policy, from_json, sealed, to_json
-from segpipe.confidence.promise import promise
+from segpipe.confidence.promise import not_audited, promise
 from segpipe.confidence.whole_groups import are_enough, certify_whole_groups, first_coverage
 from segpipe.errors import PolicyError
 
@@ -209,3 +209,9 @@ def test_a_promise_about_a_random_mask_holds_where_groups_are_unequal(n_groups: 
     assert broken["groups"] > 0.4 * draws  # which promises something else
     assert certified > 0.1 * draws
     assert whole == {n_groups == 400}
+
+
+def test_a_promise_about_the_groups_of_a_table_is_said_not_to_be_audited() -> None:
+    assert list(not_audited(WHOLE)) == []
+    (said,) = not_audited(replace(WHOLE, group_by=None))
+    assert "groups.csv" in said

@@ -534,6 +534,6 @@ def test_what_counts_groups_is_never_audited_by_masks(
 def test_masks_of_no_group_count_for_nothing_beside_those_of_one(audited: Audited) -> None:
     out = audited(promises_about="groups", group_by=r"v\d")
     out.answer(in_folder(out, "/lake", "v1", 40, inclusion_probability=1.0), "accepted")
-    out.answer(in_folder(out, "/lake", "yard", 40, inclusion_probability=1.0), "rejected")
+    out.answer(in_folder(out, "/lake", "yard", 40, inclusion_probability=0.5), "rejected")
     found = only(out.output)
     assert (found.uncovered, found.audited, found.estimate, found.state) == (40, 40, 0, "kept")
