@@ -52,7 +52,7 @@ _WANTED_HASHES = """
 _WITH_KEY = """
     (SELECT *, substr(mask_uri, strpos(mask_uri, $marker) + length($marker)) AS mask_key FROM stream)"""
 _HASHES = f"""
-    SELECT hash(image_uri) AS uri, hash(stored_name(mask_key)) AS name,
+    SELECT place, hash(image_uri) AS uri, hash(coalesce(stored_name(mask_key), '')) AS name,
            coalesce(mask_key LIKE '%~%' OR stored_name(mask_key) LIKE '%.png/%', false) AS odd
     FROM {_WITH_KEY}"""  # noqa: S608
 _ADD_ROWS = f"""
@@ -144,11 +144,12 @@ def load_rows(
             return False
         wanted = _wanted_hashes(connection)
         for table in large_batches(chain([first], rows), _ROWS_AT_ONCE):
-            connection.register("stream", table)
+            # DuckDB answers in any order here.
+            connection.register("stream", table.append_column("place", pa.array(np.arange(len(table)))))
             hashes = connection.execute(_HASHES, marker).fetchnumpy()
             touching = hashes["odd"] | _among(hashes["uri"], wanted) | _among(hashes["name"], wanted)
             if touching.any():
-                connection.register("stream", table.filter(pa.array(touching)))
+                connection.register("stream", table.take(pa.array(hashes["place"][touching])))
                 connection.execute(_ADD_ROWS, marker | {"open": [*_OPEN, *retry]})
     return bool(connection.execute("SELECT count(*) > 0 FROM labelled").fetchall()[0][0])
 

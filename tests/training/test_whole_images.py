@@ -174,7 +174,7 @@ def test_the_score_is_fitted_to_what_labelling_makes_of_whole_images() -> None:
     scoring = begin(labelled, views=10)
     scoring.judge.eval()
     parts, ious = scoring.tuning_views()
-    assert parts.shape == (24, 7)
+    assert parts.shape == (24, 8)
     networks = networks_in_training(SPEC, scoring.teachers.generator, scoring.judge)
     for number, row in enumerate(PARTS.tuning.tolist()):
         pixels, truth = labelled.pixels(row)
