@@ -20,7 +20,6 @@ from prefect.tasks import exponential_backoff
 from flows.events import send_drifted
 from flows.run_log import library_log, progress_artifact, without_secrets
 from flows.run_page import publish_page
-from segpipe import load_model
 from segpipe.config import LabelSettings
 from segpipe.errors import AddressError, DeviceError, NotFoundError, RunError, SegpipeError, StorageError
 from segpipe.labeling.engines.work import ServedModel
@@ -30,7 +29,7 @@ from segpipe.labeling.run import finish_run, label_run, start_run
 from segpipe.labeling.totals import RunSummary
 from segpipe.models.labeler import Labeler
 from segpipe.models.promotion_line import resolve
-from segpipe.models.served import load_for_workers, load_planned
+from segpipe.models.served import load_for_run, load_planned
 from segpipe.redaction import redact
 
 RETRIES = 3
@@ -123,11 +122,7 @@ def label(
     try:
         with library_log(), without_secrets():
             served = ServedModel(resolve(model), load_planned)
-            labeler = (
-                load_for_workers(served.url)
-                if settings.has_workers
-                else load_model(served.url, settings.device)
-            )
+            labeler = load_for_run(served.url, settings)
         plan = plan_images(source, output, labeler, settings, f"flow-{runtime.flow_run.id}", limit)
         label_images(plan, labeler, settings, served)
         summary = publish(plan, labeler, model, settings)

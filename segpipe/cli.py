@@ -411,17 +411,14 @@ def label(
     from segpipe.labeling.plan import new_run_id
     from segpipe.labeling.run import label_source
     from segpipe.manifests.policies import policy_of_run
-    from segpipe.models.labeler import load_model
     from segpipe.models.promotion_line import resolve
-    from segpipe.models.served import load_for_workers, load_planned
+    from segpipe.models.served import load_for_run, load_planned
     from segpipe.reports.lines import label_report
 
     run_id = new_run_id(datetime.now(UTC)) if run_id is None else run_id
     with resumable(f"to go on, run the same command again with --run-id {run_id}"):
         served = ServedModel(resolve(model), load_planned)
-        labeler = (
-            load_for_workers(served.url) if settings.has_workers else load_model(served.url, settings.device)
-        )
+        labeler = load_for_run(served.url, settings)
         summary = label_source(source, output, labeler, settings, run_id, limit, served=served)
     if as_json:
         show(json_text(asdict(summary)))

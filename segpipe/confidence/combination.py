@@ -40,8 +40,9 @@ def given_weights(diversity: float) -> Floats:
     """(P,) weights of the parts that no fit can weigh, for a set of this class_diversity.
 
     Images held back are of the groups that taught the networks, or near them, and cannot tell what it costs
-    to look like none of these: twice as far from them is half the odds. Nor what doubt costs there: that of
-    all pixels where many classes share an image, that of each class where one fills it.
+    to look like none of these: twice as far from them is half the odds, before all is stretched. Nor what
+    doubt costs there: that of all pixels where many classes share an image, that of each class where one
+    fills it.
     """
     weights = {
         "familiarity": 1.0,

@@ -1,8 +1,8 @@
 """What abandoned runs leave in OUTPUT, and taking it away.
 
 Only plans without a part, superseded claims and unfinished files go, among them those of plans whose planner
-was killed. Manifest parts, their compacted copies,
-masks, and the plan of any run that committed a part stay, since they are the record of what was done.
+was killed. Manifest parts, their compacted copies, masks, and the plan of any run that committed a part stay,
+since they are the record of what was done.
 """
 
 from __future__ import annotations

@@ -147,9 +147,7 @@ def _require_own(part: str, schema: pa.Schema) -> None:
 
 
 def _current_keys(output: str) -> list[str]:
-    view = compacted.current_view(output)
-    copies = [f"{compacted.FOLDER}/{copy.key}" for copy in view.files]
-    return [*copies, *(f"manifests/{part.key}" for part in view.parts)]
+    return [key for keys in _scanned_at_once(output) for key in keys]
 
 
 def classes_of(output: str) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from segpipe.confidence.policy import check_policy_for_precision, from_json
+from segpipe.config import LabelSettings
 from segpipe.errors import ModelError
 from segpipe.models.device import precision_of
-from segpipe.models.labeler import Labeler, load_policy, load_without_policy, policy_on
+from segpipe.models.labeler import Labeler, load_model, load_policy, load_without_policy, policy_on
 from segpipe.models.promotion_line import resolve
 
 
@@ -28,6 +29,11 @@ def load_planned(url: str, digest: str | None, policy: str | None, device: str) 
     found = from_json(policy)
     check_policy_for_precision(found, precision_of(labeler.device))
     return replace(labeler, policy=policy_on(found, labeler.device))
+
+
+def load_for_run(url: str, settings: LabelSettings) -> Labeler:
+    """The model of a bundle or line as the process needs it that runs a labelling. Raises as those two."""
+    return load_for_workers(url) if settings.has_workers else load_model(url, settings.device)
 
 
 def load_for_workers(url: str) -> Labeler:

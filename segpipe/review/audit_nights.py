@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import TypeVar
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from segpipe.confidence.sampled_mean import (
 # Shown to be kept is a promise by the last audits, by twice or by four times as many: the first number would
 # show it when half of what is promised is bad. Each has its share of the error.
 WINDOWS = 3
+AnyNight = TypeVar("AnyNight")
 # A night counts by its masks, and at most as much as this share of the last nights before it.
 ORDINARY_SHARE, ORDINARY_NIGHTS = 0.8, 30
 
@@ -221,15 +223,25 @@ def _stake(masses: Sequence[float]) -> float:
 def _sizes(limit: float, error: float) -> Iterator[tuple[int, float]]:
     """How many audits each window takes, and its share of the error."""
     first = answers_needed(limit / 2, limit, error / 2) if limit < 1 else None
-    if first is None:
-        return iter(())  # all may be lost: there is nothing to show
+    return iter(()) if first is None else window_sizes(first, error)  # all may be lost: nothing to show
+
+
+def window_sizes(first: int, error: float) -> Iterator[tuple[int, float]]:
+    """How many answers each window takes, the first so many, and its share of the error."""
     return ((first * 2**number, error / 2 ** (number + 1)) for number in range(WINDOWS))
 
 
 def _windows(nights: Sequence[Night], limit: float, error: float) -> Iterator[tuple[Sequence[Night], float]]:
-    """The last nights that hold as many audits as each window takes, fewer where there are no more."""
-    for size, level in _sizes(limit, error):
-        counted = np.cumsum([len(night.drawn) for night in reversed(nights)])
+    return last_nights(nights, [len(night.drawn) for night in nights], _sizes(limit, error))
+
+
+def last_nights(
+    nights: Sequence[AnyNight], answers: Sequence[int], sizes: Iterable[tuple[int, float]]
+) -> Iterator[tuple[Sequence[AnyNight], float]]:
+    """The last nights that hold as many of their answers as each window takes, fewer where there are no more,
+    and the window's share of the error."""
+    counted = np.cumsum(answers[::-1])
+    for size, level in sizes:
         length = int(np.searchsorted(counted, size)) + 1
         if counted.size:
             yield nights[-length:], level

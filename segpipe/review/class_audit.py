@@ -21,7 +21,7 @@ from segpipe.confidence.class_share import Seen, answers_needed, lower_bound, pr
 from segpipe.confidence.class_test import ClassPromiseKind, mistakes
 from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import ClassPromise
-from segpipe.review.audit_nights import WINDOWS, stakes
+from segpipe.review.audit_nights import last_nights, stakes, window_sizes
 
 State = Literal["kept", "undecided", "broken", "not_covered"]
 
@@ -271,20 +271,16 @@ def _sizes(limit: float, error: float) -> Iterator[tuple[int, float]]:
     """How many audited images each window takes, and its share of the error (see audit_nights)."""
     first = answers_needed(limit / 2, limit, error / 2)
     assert first is not None  # half of what is promised proves it
-    return ((first * 2**number, error / 2 ** (number + 1)) for number in range(WINDOWS))
+    return window_sizes(first, error)
 
 
 def _windows(
     nights: Sequence[ClassNight], limit: float, error: float
 ) -> Iterator[tuple[Sequence[ClassNight], float]]:
-    """The last nights that hold as many images as each window takes, fewer where there are no more."""
-    counted = np.cumsum([len(night.wrong) + len(night.hidden) for night in reversed(nights)])
-    for size, level in _sizes(limit, error):
-        length = int(np.searchsorted(counted, size)) + 1
-        if counted.size:
-            yield nights[-length:], level
-        if length > len(nights):
-            return
+    """The last nights that hold as many images as each window takes."""
+    return last_nights(
+        nights, [len(night.wrong) + len(night.hidden) for night in nights], _sizes(limit, error)
+    )
 
 
 def _window(nights: Sequence[ClassNight], level: float) -> ClassWindow:

@@ -83,8 +83,8 @@ def adopt(settings: AdoptSettings) -> AdoptResult:
     """Teach a judge the network's masks and write the bundle.
 
     Raises ModelError (a network that cannot be adopted, or makes no sense of the images), DatasetError (also
-    for what inspection.checks refuses), RunError (a model is there already, or torchrun
-    started several processes), StorageError.
+    for what inspection.checks refuses), RunError (a model is there already, or torchrun started several
+    processes), StorageError.
     """
     started = time.monotonic()
     require_one_process("adopt")
