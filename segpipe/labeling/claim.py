@@ -261,7 +261,7 @@ def _live_claim(folder: str) -> _Found:
 
 
 def _try_create(folder: str, generation: int, run_id: str, lease_seconds: float) -> Claim | None:
-    """The claim of this generation; None when another run was faster."""
+    """The claim of this generation; None when another run was faster, be it by several generations."""
     now = Moment.now()
     record = ClaimRecord(
         run_id=run_id,
@@ -273,6 +273,9 @@ def _try_create(folder: str, generation: int, run_id: str, lease_seconds: float)
     try:
         storage.create(_claim_uri(folder, generation), _to_json(record))
     except AlreadyExistsError:
+        return None
+    if max(_generations(folder), default=0) > generation:  # its number was free: tidied up since the look
+        storage.delete(_claim_uri(folder, generation))
         return None
     return Claim(folder, generation, record, lease_seconds, now)
 

@@ -107,6 +107,25 @@ def test_never_two_hold_it_at_once(storage_root: str) -> None:
         assert list(pool.map(work, range(5))) == [0, 1, 2, 3, 4]
 
 
+def test_a_number_that_others_used_and_tidied_up_meanwhile_is_not_taken(
+    storage_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = storage.create
+
+    def others_come_first(uri: str, data: bytes) -> None:
+        monkeypatch.setattr(storage, "create", create)
+        for run_id in ("r1", "r2"):
+            with hold_claim(storage_root, MODEL, run_id, 20):
+                pass
+        create(uri, data)
+
+    monkeypatch.setattr(storage, "create", others_come_first)
+    with hold_claim(storage_root, MODEL, "r3", 20) as claim:
+        claim.require_newest()
+        assert content(storage_root, 3)["run_id"] == "r3"
+    assert claims(storage_root) == ["00000003.json"]
+
+
 def test_another_model_or_output_does_not_wait(storage_root: str) -> None:
     with (
         hold_claim(f"{storage_root}/x", MODEL, "r1", 20),
