@@ -12,8 +12,6 @@ confidence shown is from the truth. Prints the tables; writes them and the curve
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from damaged_half import damaged_half
 from ensemble import members, pairwise_dice
+from judge_cost import judge_cost
 from machine import RESULTS, write_results
 from torch import nn
 
@@ -35,12 +34,8 @@ from segpipe.config import TrainSettings
 from segpipe.datasets import Dataset, list_samples
 from segpipe.degradations import degrade
 from segpipe.evaluation.measure import Measurements, measure, open_matching_dataset, read_in_batches
-from segpipe.models.inference import predict, prepare
-from segpipe.models.judge import show
+from segpipe.models.inference import prepare
 from segpipe.models.labeler import Labeler, load_without_policy
-from segpipe.models.masks import class_logits
-from segpipe.models.preprocess import shown_image
-from segpipe.models.verdict import give_verdict
 from segpipe.reports.plots import calibration_png, risk_coverage_png
 from segpipe.tables import columns
 from segpipe.training.run import train
@@ -81,7 +76,7 @@ def main(data: str, model: str, members_folder: str | None, member_epochs: int, 
         "degradation_seeds": [int(seed) for seed in seeds.split(",")],
         "clean": figures([clean]),
         "half_degraded": figures(halves),
-        "judge_time_per_generator_time": judge_cost(labeler, dataset),
+        "judge_time_per_generator_time": cost_of_judge(labeler, dataset),
     }
     write(dataset.name, result, clean, halves[0])
 
@@ -157,24 +152,11 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def judge_cost(labeler: Labeler, dataset: Dataset) -> float:
-    """Median time of the judge and its verdict over that of the generator, batch by batch."""
+def cost_of_judge(labeler: Labeler, dataset: Dataset) -> float:
+    """The median ratio of judge_cost.py on validation images."""
     pairs = next(read_in_batches(dataset, list_samples(dataset, SPLIT), labeler.batch_size))
     batch = prepare(labeler.bundle, [image for image, _ in pairs], "cpu")
-    predict(labeler.bundle, batch, "cpu")
-    return statistics.median(_judge_cost_once(labeler, batch) for _ in range(TIMED_BATCHES))
-
-
-@torch.inference_mode()
-def _judge_cost_once(labeler: Labeler, batch: torch.Tensor) -> float:
-    judge = labeler.bundle.discriminator.judge
-    started = time.perf_counter()
-    logits = class_logits(labeler.bundle.generator(batch)).float()
-    generated = time.perf_counter()
-    shown = show(logits)
-    small = shown_image(batch, (logits.shape[2], logits.shape[3]))
-    give_verdict(judge, judge(small, shown), shown, labeler.iou_rule)
-    return (time.perf_counter() - generated) / (generated - started)
+    return judge_cost(labeler.bundle, batch, TIMED_BATCHES)
 
 
 def write(name: str, result: dict[str, Any], clean: Measurements, half: Measurements) -> None:

@@ -33,10 +33,19 @@ def split_parts(n_images: int, groups: Sequence[str] | None = None) -> Parts:
 
     groups: what each image belongs to, such as its video. Of four groups or more whole ones are held back:
     who has seen a frame of a video has as good as seen the next. Of fewer, and without groups, it is the last
-    fifth of each of 8 equal stretches of neighbouring keys, since neighbours are often frames of one video.
+    fifth of each of 8 equal stretches of neighbouring keys, group by group, since neighbours are often frames
+    of one video.
     """
-    if groups is not None and len(set(groups)) >= FEWEST_GROUPS:
+    if groups is None:
+        return _by_stretches(n_images)
+    if len(set(groups)) >= FEWEST_GROUPS:
         return _by_groups(groups)
+    order = torch.tensor(sorted(range(n_images), key=lambda row: (groups[row], row)))
+    parts = _by_stretches(n_images)
+    return Parts(*(torch.sort(order[part]).values for part in (parts.taught, parts.judged, parts.tuning)))
+
+
+def _by_stretches(n_images: int) -> Parts:
     rows = torch.arange(n_images)
     stretches = min(MOST_STRETCHES, n_images // SMALLEST_STRETCH)
     if stretches == 0:

@@ -40,7 +40,8 @@ def _assumed(groups: Sequence[str] | None, split: str, keys: Sequence[str]) -> s
     if count < FEWEST_GROUPS:
         return (
             f"the images of split {split} are of {count} group{'s' * (count != 1)}, too few to hold whole "
-            f"ones back: {stretches}, and of other groups the score will know less than it seems to"
+            f"ones back: {stretches} within them, and of other groups the score will know less than it "
+            "seems to"
         )
     return f"the images of split {split} are of {count} groups: whole ones are held back for the judge"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +125,11 @@ def test_fewer_than_four_groups_are_held_back_by_stretches() -> None:
     groups = names_of([100, 50, 30])
     with_groups, without = split_parts(180, groups), split_parts(180)
     assert with_groups.judged.tolist() == without.judged.tolist()
+
+
+def test_stretches_lie_within_a_group_whose_keys_lie_between_those_of_another() -> None:
+    """Of 40 frames 8 stretches of five have their last held back; of two cameras by turns, the last of each
+    five frames of one camera."""
+    parts = split_parts(40, ["left", "right"] * 20)
+    held_back = torch.cat([parts.judged, parts.tuning]).sort().values.tolist()
+    assert held_back == [8, 9, 18, 19, 28, 29, 38, 39]
