@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import duckdb
 
-# Far below the 2 GiB that planning 10 million objects may take: Arrow and Python need theirs beside it.
-SCRATCH_MEMORY = "768MiB"
+# A quarter of the 2 GiB that planning may take: Arrow, Python and torch need theirs beside it.
+SCRATCH_MEMORY = "512MiB"
 
 
 def connect() -> duckdb.DuckDBPyConnection:
