@@ -19,6 +19,9 @@ CAST_RANGE = 0.2
 MOST_SATURATION = 1.8
 # Of the images, that get another gamma, and that get another saturation.
 CHANGED_SHARE = 0.5
+# Of the images without colour, and how far their channels lie apart on average, in grey levels, at the most.
+NEGATIVE_SHARE = 0.05
+GREY_SPREAD = 1.0
 BLUR_SHARE = 0.15
 NOISE_SHARE = 0.15
 NOISE_DEVIATION = 20.0
@@ -162,6 +165,23 @@ def damage(images: Tensor, generator: Generator) -> Tensor:
     return (torch.where(blur, blurred, images) + noise).clamp(0, 255)
 
 
+def is_grey(images: Tensor) -> Tensor:
+    """(B,) whether images (B,3,H,W) uint8 have no colour: those of microscopes, X-rays and heat cameras."""
+    spread = images.amax(dim=1) - images.amin(dim=1)
+    return spread.float().mean(dim=(1, 2)) <= GREY_SPREAD
+
+
+def show_negatives(images: Tensor, grey: Tensor, generator: Generator) -> Tensor:
+    """The negatives of some of the grey (B,) ones among images (B,3,H,W) float 0 to 255, same range.
+
+    Where there is no colour, dark on bright or bright on dark is often the stain, the lamp or the sensor.
+    """
+    if not grey.any():
+        return images
+    negative = grey & (torch.rand(len(images), generator=generator) < NEGATIVE_SHARE)
+    return torch.where(negative.view(-1, 1, 1, 1), 255 - images, images)
+
+
 def augment(
     images: Tensor,
     masks: Tensor,
@@ -171,11 +191,12 @@ def augment(
     ignore_index: int,
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The view of each labelled image that affine (B,2,3) shows, in random light.
+    """The view of each labelled image that affine (B,2,3) shows, in random light; some grey ones negative.
 
     images (B,3,H,W) uint8, masks (B,H,W) uint8 -> images (B,3,h,w) float 0 to 255 and masks
     (B, h/stride, w/stride) int64, on the grid that the generator's masks are judged on.
     """
     seen = damage(jitter_light(warp_images(images, affine, crop), generator), generator)
+    seen = show_negatives(seen, is_grey(images), generator)
     mask_size = (crop[0] // stride, crop[1] // stride)
     return seen, warp_masks(masks, affine, mask_size, ignore_index)

@@ -8,8 +8,10 @@ import torch
 from segpipe.training.augmentation import (
     augment,
     crop_size,
+    is_grey,
     jitter_light,
     random_affine,
+    show_negatives,
     warp_images,
     warp_masks,
     window_affine,
@@ -81,6 +83,31 @@ def test_half_of_the_images_lose_or_gain_colour_and_all_stay_in_range() -> None:
     spread = lit.mean(dim=(2, 3)).amax(dim=1) - lit.mean(dim=(2, 3)).amin(dim=1)
     assert (spread < 40).float().mean() > 0.05, "some are all but grey"
     assert (spread > 190).float().mean() > 0.05, "some are more colourful"
+
+
+def test_a_twentieth_of_the_grey_images_are_negatives_and_all_others_as_they_were() -> None:
+    images = torch.tensor([0.0, 60, 200, 255]).expand(4000, 3, 1, 4)
+    grey = torch.arange(4000) % 2 == 0
+    seen = show_negatives(images, grey, draws())
+    negative = (seen == torch.tensor([255.0, 195, 55, 0])).all(dim=(1, 2, 3))
+    untouched = (seen == images).all(dim=(1, 2, 3))
+    assert (negative ^ untouched).all()
+    assert untouched[~grey].all()
+    assert 0.035 < negative[grey].float().mean() < 0.065
+
+
+def test_an_image_is_grey_whose_channels_are_the_same_but_for_rounding() -> None:
+    grey = torch.randint(0, 255, (1, 1, 8, 8), dtype=torch.uint8).expand(1, 3, 8, 8)
+    rounded = grey + torch.tensor([0, 1, 0], dtype=torch.uint8).view(1, 3, 1, 1)
+    tinted = torch.tensor([90, 93, 90], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 8, 8)
+    assert is_grey(torch.cat([grey, rounded, tinted])).tolist() == [True, True, False]
+
+
+def test_without_grey_images_nothing_is_drawn_for_negatives() -> None:
+    """Trainings on photographs stay what they were, to the bit."""
+    drawn, untouched = draws(), draws()
+    show_negatives(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.bool), drawn)
+    assert torch.rand(1, generator=drawn).equal(torch.rand(1, generator=untouched))
 
 
 def test_light_changes_but_a_uniform_image_stays_uniform() -> None:
