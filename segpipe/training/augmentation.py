@@ -175,11 +175,13 @@ def show_negatives(images: Tensor, grey: Tensor, generator: Generator) -> Tensor
     """The negatives of some of the grey (B,) ones among images (B,3,H,W) float 0 to 255, same range.
 
     Where there is no colour, dark on bright or bright on dark is often the stain, the lamp or the sensor.
+    Made before the light changes, so that their background is not always white.
     """
     if not grey.any():
         return images
     negative = grey & (torch.rand(len(images), generator=generator) < NEGATIVE_SHARE)
-    return torch.where(negative.view(-1, 1, 1, 1), 255 - images, images)
+    # What was interpolated may be a hair above 255, and nothing below 0 has a gamma.
+    return torch.where(negative.view(-1, 1, 1, 1), (255 - images).clamp(min=0), images)
 
 
 def augment(
@@ -196,7 +198,7 @@ def augment(
     images (B,3,H,W) uint8, masks (B,H,W) uint8 -> images (B,3,h,w) float 0 to 255 and masks
     (B, h/stride, w/stride) int64, on the grid that the generator's masks are judged on.
     """
-    seen = damage(jitter_light(warp_images(images, affine, crop), generator), generator)
-    seen = show_negatives(seen, is_grey(images), generator)
+    seen = show_negatives(warp_images(images, affine, crop), is_grey(images), generator)
+    seen = damage(jitter_light(seen, generator), generator)
     mask_size = (crop[0] // stride, crop[1] // stride)
     return seen, warp_masks(masks, affine, mask_size, ignore_index)
