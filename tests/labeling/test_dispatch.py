@@ -134,6 +134,17 @@ def test_shards_go_to_workers_that_hold_a_lease_and_the_first_one_is_out_first(s
     assert run.dispatcher.images_done == 12
 
 
+def test_an_answer_that_is_older_than_a_finished_shard_takes_back_no_progress(stage) -> None:
+    run = stage(shards=1, workers=1)
+    run.step()
+    run.ready(1)
+    run.step(run.alive(1, done=1))
+    assert run.dispatcher.images_done == 1
+    run.step(run.finished(1, 0), run.alive(1, done=1))
+    assert run.dispatcher.is_over
+    assert run.dispatcher.images_done == 2
+
+
 def test_no_more_than_twice_the_workers_shards_are_held(stage) -> None:
     run = stage(shards=40, workers=2)
     run.step()

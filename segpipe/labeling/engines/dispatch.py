@@ -201,7 +201,7 @@ class Dispatcher:
     def _note_alive(self, number: int, alive: Alive) -> None:
         worker = self._ready[number]
         worker.now, worker.answered_at, worker.is_asked = alive.now, self._clock(), False
-        worker.done = alive.done
+        worker.done = max(worker.done, alive.done)  # it may have finished a shard since
         for level, line in alive.said:
             logger.log(level, "worker %d: %s", number, line)
 
