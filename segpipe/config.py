@@ -998,6 +998,13 @@ class LabelSettings(_Settings):
     def _gpus_have_a_device(self) -> Self:
         if self.worker_gpus and self.device == "cpu":
             raise ValueError("--worker-gpus has no use with --device cpu: leave one out")
+        if self.worker_gpus == 0 and self.device == "cuda":
+            raise ValueError("--worker-gpus 0 leaves --device cuda without a GPU: leave one out")
+        if self.has_workers and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"--device {self.device} is one GPU of this machine, and --engine ray gives each worker its "
+                "own: take --device cuda; CUDA_VISIBLE_DEVICES says which are used here"
+            )
         if self.worker_gpus and self.worker_gpus > 1 and not self.worker_gpus.is_integer():
             raise ValueError("--worker-gpus is a fraction of one, or a whole number")
         return self

@@ -140,6 +140,7 @@ class Claim:
             now = Moment.now()  # the lease counts from before the request
             record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
             storage.put(self._uri, _to_json(record))
+            self._require_there()  # one that came too late, after a silence, gives nobody the claim back
         except StorageError as error:
             self._trouble = str(error)
             raise

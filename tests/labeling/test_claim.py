@@ -175,6 +175,25 @@ def test_a_run_whose_claim_was_taken_over_may_not_commit(storage_root: str) -> N
             claim.require_newest()
 
 
+def test_a_renewal_that_arrives_after_another_took_over_gives_no_claim_back(
+    storage_root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = storage.put
+
+    def arrive_late(uri: str, data: bytes) -> None:
+        monkeypatch.setattr(storage, "put", put)
+        plant(storage_root, 2, expires_in=20)
+        put(uri, data)
+
+    with hold_claim(storage_root, MODEL, "r1", 20) as claim:
+        monkeypatch.setattr(storage, "put", arrive_late)
+        with pytest.raises(RunError, match=r"run r1 lost its claim .* taken over"):
+            claim.renew()
+        with pytest.raises(RunError, match="taken over"):  # so that no mask is written either
+            claim.require_alive()
+        assert claim.seconds_left() == 0
+
+
 def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_ends(
     tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

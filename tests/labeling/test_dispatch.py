@@ -134,6 +134,17 @@ def test_shards_go_to_workers_that_hold_a_lease_and_the_first_one_is_out_first(s
     assert run.dispatcher.images_done == 12
 
 
+def test_an_answer_that_is_older_than_a_finished_shard_takes_back_no_progress(stage) -> None:
+    run = stage(shards=1, workers=1)
+    run.step()
+    run.ready(1)
+    run.step(run.alive(1, done=1))
+    assert run.dispatcher.images_done == 1
+    run.step(run.finished(1, 0), run.alive(1, done=1))
+    assert run.dispatcher.is_over
+    assert run.dispatcher.images_done == 2
+
+
 def test_no_more_than_twice_the_workers_shards_are_held(stage) -> None:
     run = stage(shards=40, workers=2)
     run.step()
@@ -235,6 +246,35 @@ def test_a_shard_that_is_lost_three_times_ends_the_run_and_says_why(stage) -> No
         run.step(Gone(3, "out of memory", has_ended=True))
 
 
+def test_a_third_loss_leaves_a_worker_that_may_still_write(stage) -> None:
+    run = stage(shards=4, workers=1)
+    run.step()
+    for worker in (1, 2):
+        run.ready(worker)
+        run.step(Gone(worker, "out of memory", has_ended=True))
+    run.ready(3)
+    with pytest.raises(RunError, match="shard 0 was lost 3 times"):
+        run.step(Gone(3, "unavailable", has_ended=False))
+    assert run.dispatcher.may_have_writers  # so that the claim is not let go
+
+
+def test_the_first_shard_is_done_again_before_those_that_another_worker_lost_after_it(stage) -> None:
+    run = stage(shards=40, workers=2)
+    run.step()
+    run.ready(1, 2)
+    for shard in (2, 3, 4, 5):
+        run.step(run.finished(2, shard))
+    assert run.of_worker == {1: [0, 1], 2: [2, 3, 4, 5, 6]}  # four are held until the first is there
+    run.step(Gone(1, "its node is dead", has_ended=True), Gone(2, "its node is dead", has_ended=True))
+    run.ready(3)
+    assert run.of_worker[3] == [0]  # else all would wait for one another
+    run.step(run.finished(3, 0))
+    run.step()
+    run.step()
+    assert run.out == [0, 2, 3, 4, 5]
+    assert run.of_worker[3] == [0, 1, 6]
+
+
 def test_a_shard_behind_the_first_in_work_is_not_blamed(stage) -> None:
     run = stage(shards=9, workers=1)
     run.step()
@@ -256,6 +296,19 @@ def test_what_does_not_start_is_tried_again_after_longer_and_longer_waits(stage)
         assert len(run.fleet.started) == worker + 1
     with pytest.raises(RunError, match=r"no worker starts: its node is dead"):
         run.step(Gone(6, "its node is dead", has_ended=False))
+
+
+def test_why_no_worker_starts_is_not_hidden_by_what_is_heard_of_one_that_was_killed(stage) -> None:
+    run = stage(shards=9, workers=2)
+    run.step()
+    run.ready(1)
+    run.step(Gone(1, "out of memory", has_ended=True))
+    for worker in range(2, 7):
+        run.step(Gone(worker, "the model cannot be read", has_ended=True), after=60.0)
+    run.step(after=60.0)
+    last = run.fleet.started[-1]
+    with pytest.raises(RunError, match="no worker starts: the model cannot be read"):
+        run.step(Gone(last, "the model cannot be read", has_ended=True), Gone(1, "killed", has_ended=False))
 
 
 def test_a_refusal_leaves_the_others_to_work_and_ends_the_run_when_all_refuse(stage) -> None:

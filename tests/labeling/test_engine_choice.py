@@ -39,6 +39,8 @@ def test_the_settings_name_the_engine() -> None:
         ({"worker_cpus": 2.0}, "--worker-cpus has no use at --engine local"),
         ({"worker_gpus": 1.0}, "--worker-gpus has no use at --engine local"),
         ({"engine": "ray", "worker_gpus": 1.0, "device": "cpu"}, "no use with --device cpu"),
+        ({"engine": "ray", "worker_gpus": 0, "device": "cuda"}, "leaves --device cuda without a GPU"),
+        ({"engine": "ray", "device": "cuda:1"}, "--device cuda:1 is one GPU .* take --device cuda"),
         ({"engine": "ray", "worker_gpus": 1.5}, "a fraction of one, or a whole number"),
         ({"engine": "ray", "workers": "some"}, "neither auto nor a number"),
         ({"engine": "ray", "workers": 0}, "neither auto nor a number"),

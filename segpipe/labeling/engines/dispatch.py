@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 from segpipe.errors import RunError
@@ -200,7 +201,7 @@ class Dispatcher:
     def _note_alive(self, number: int, alive: Alive) -> None:
         worker = self._ready[number]
         worker.now, worker.answered_at, worker.is_asked = alive.now, self._clock(), False
-        worker.done = alive.done
+        worker.done = max(worker.done, alive.done)  # it may have finished a shard since
         for level, line in alive.said:
             logger.log(level, "worker %d: %s", number, line)
 
@@ -220,11 +221,11 @@ class Dispatcher:
         return Threads(sum(one.moving for one in threads), sum(one.computing for one in threads))
 
     def _bury(self, number: int, why: str, has_ended: bool) -> None:
-        self._why = why
         self._fleet.kill(number)
         if number in self._starting:
             self._starting.discard(number)
             self._failed_starts += 1
+            self._why = why
             backoff = min(2.0 ** (self._failed_starts - 1), _LONGEST_BACKOFF_SECONDS)
             self._start_at = self._clock() + backoff
             logger.warning("a worker did not start: %s", why)
@@ -237,9 +238,9 @@ class Dispatcher:
         logger.warning("lost worker %d with %d shards: %s", number, len(worker.shards), why)
         if not self._ready:
             self._none_since = self._clock()
-        self._count_loss(worker, why)
         until = 0.0 if has_ended else worker.lease_until
         self._lost.append(_Lost(number, until, tuple(worker.shards.values())))
+        self._count_loss(worker, why)
 
     def _count_loss(self, worker: _Worker, why: str) -> None:
         """The first shard in work is the one to blame, if any is."""
@@ -261,11 +262,14 @@ class Dispatcher:
                 self._bury(number, f"no answer for {silent:.0f} s", has_ended=False)
 
     def _take_back(self) -> None:
-        """The shards of lost workers that write no more are the next to be labelled."""
+        """The shards of lost workers that write no more are the next to be labelled, the first one first: for
+        it all others may be held."""
         now = self._clock()
-        for one in [one for one in self._lost if one.until <= now]:
-            self._lost.remove(one)
-            self._waiting.extendleft(reversed(one.shards))
+        back = [one for one in self._lost if one.until <= now]
+        if back:
+            shards = chain(self._waiting, *(one.shards for one in back))
+            self._waiting = deque(sorted(shards, key=lambda shard: shard.number))
+            self._lost = [one for one in self._lost if one not in back]
 
     def _start_workers(self) -> None:
         wanted = min(self._rules.workers - len(self._refused), self._shards_left())

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from contextvars import copy_context
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import groupby
@@ -46,7 +47,7 @@ from segpipe.labeling.engines.messages import (
     encode,
 )
 from segpipe.labeling.engines.shard_worker import ShardWorker, versions
-from segpipe.labeling.engines.work import Work
+from segpipe.labeling.engines.work import HeldClaim, Work
 from segpipe.labeling.items import FinishedShard, PlannedImage, one_line
 
 if TYPE_CHECKING:
@@ -90,9 +91,18 @@ def finished_shards(work: Work) -> Generator[FinishedShard, None, None]:
         try:
             yield from _timed(running.shards(work.advance), dispatcher, cluster.workers)
         finally:
-            running.stop()
-            if not fleet.stop(_STOP_SECONDS) or dispatcher.may_have_writers:
-                work.claim.let_expire()
+            _end(running, fleet, dispatcher, work.claim)
+
+
+def _end(running: _Running, fleet: RayFleet, dispatcher: Dispatcher, claim: HeldClaim) -> None:
+    """End the workers; where one may still write, also where this is cut short, the claim has to expire."""
+    is_quiet = False
+    try:
+        running.stop()
+        is_quiet = fleet.stop(_STOP_SECONDS) and not dispatcher.may_have_writers
+    finally:
+        if not is_quiet:
+            claim.let_expire()
 
 
 def _shards(images: Iterable[PlannedImage]) -> Iterator[Shard]:
@@ -124,7 +134,9 @@ class _Running:
         self._out: SimpleQueue[FinishedShard | BaseException | None] = SimpleQueue()
         self._over = threading.Event()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="dispatcher", daemon=True)
+        # What is logged there names this run too.
+        run = copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="dispatcher", daemon=True)
 
     def shards(self, advance: Callable[[int], None]) -> Iterator[FinishedShard]:
         """The finished shards; raises what ends the run."""
@@ -289,7 +301,7 @@ class RayFleet:
         self._looked_at = time.monotonic()
 
     def stop(self, seconds: float) -> bool:
-        """End all workers; whether none can write any more."""
+        """End all workers; whether none can write any more, as each has said itself."""
         from ray.exceptions import RayError
 
         stopping = [
@@ -297,15 +309,14 @@ class RayFleet:
             for worker in self._writing & set(self._actors)
         ]
         try:
-            still = (
-                self._ray.wait(stopping, num_returns=len(stopping), timeout=seconds)[1] if stopping else []
-            )
+            said = self._ray.wait(stopping, num_returns=len(stopping), timeout=seconds)[0] if stopping else []
             for worker in list(self._actors):
                 self.kill(worker)
+            self._ray.get(said)  # of one that is dead, or not to be reached, nothing is known
         except RayError as error:
             logger.warning("the workers could not be told to stop: %s", _last_words(error))
             return False
-        return not still
+        return len(said) == len(stopping)
 
     def _ask(self, worker: int, what: str, reference: Any) -> None:
         self._asked[reference] = _Asked(worker, what)
@@ -410,6 +421,11 @@ def _same_signals() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
+    except SystemExit as error:  # Ray's own answer to SIGTERM
+        handler = before[signal.SIGTERM]
+        if error.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
         for number in numbers:
             signal.signal(number, before[number])
