@@ -7,13 +7,17 @@ a mask's loss is Beta(1/4, 1), a fifth on average: most lose little, some nearly
 calibration set, from which the threshold is certified as segpipe calibrate does it, at alpha = delta = 0.1;
 the promise is broken when what the threshold truly accepts is bad, or loses, more than alpha. That may happen
 in at most a share delta of the draws. The oracle knows the truth and accepts the most that keeps the promise.
-In the grouped cells the images are frames of sequences, which share 90% of their variance.
+In the grouped cells the images are frames of sequences, which share 90% of their variance. Where they are
+given as groups the rule changed in November 2026: it uses all frames of each where there are enough groups.
+Beside it stands the rule before, one frame of each, on the same draws. All other lines are of the rule that
+was there before, too; where frames are ignored, they show what that costs. promise_rules.py has the other
+rules that changed, and frames that share less.
 Prints one table and writes it below results/. Takes about two minutes on one core.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -23,6 +27,7 @@ from machine import write_results
 from numpy.typing import NDArray
 from scipy.stats import binom, norm
 
+from segpipe.confidence.certificates import BadFraction, CalibrationImages, MeanLoss, Wanted, certificate_of
 from segpipe.confidence.guarantee import (
     candidate_thresholds,
     certify,
@@ -37,6 +42,7 @@ ALPHA = DELTA = 0.1
 SHARE_BAD = 0.2
 SHARED_BY_SEQUENCE = 0.9
 FRAMES = 20
+MIN_IOU, GOOD_IOU, BAD_IOU = 0.5, 1.0, 0.0
 SIMULATION_ERROR = 0.001  # probability that a promise kept exactly at delta is called broken
 
 Bound = Literal["bad fraction", "mean loss"]
@@ -55,13 +61,21 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Shares of the draws, coverages of all images; mean_coverage is over the draws that certify anything."""
+class Rule:
+    """Shares of the draws, and the mean coverage of all images over the draws that certify anything."""
 
     certified: float
     mean_coverage: float
-    oracle_coverage: float
     violations: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the rule does, what the one before did on the same draws (None: the same), and the limit."""
+
+    rule: Rule
+    before: Rule | None
+    oracle_coverage: float
     allowed: float
     kept: bool
 
@@ -113,17 +127,26 @@ def losses(bound: Bound, quality: Floats) -> Floats:
 def simulate(cell: Cell, draws: int, random: np.random.Generator) -> Outcome:
     """Certify on as many calibration sets as there are draws, and hold each against the truth."""
     truth = true_risks(cell.bound, cell.correlation)
-    found = [certified_threshold(cell, *calibration_set(cell, random)) for _ in range(draws)]
-    thresholds = np.array([threshold for threshold in found if threshold is not None])
-    violations = float((np.interp(thresholds, truth.scores, truth.risks) > ALPHA).sum() / draws)
+    sets = [calibration_set(cell, random) for _ in range(draws)]
+    rule = held([certified_threshold(cell, *one) for one in sets], truth)
+    before = [threshold_before(cell, *one) for one in sets] if cell.frames == "given" else None
     allowed = float(binom.ppf(1 - SIMULATION_ERROR, draws, DELTA) / draws)
     return Outcome(
-        certified=len(thresholds) / draws,
-        mean_coverage=float(norm.sf(thresholds).mean()) if thresholds.size else 0.0,
+        rule=rule,
+        before=None if before is None else held(before, truth),
         oracle_coverage=float(truth.coverages[truth.risks <= ALPHA].max(initial=0)),
-        violations=violations,
         allowed=allowed,
-        kept=violations <= allowed,
+        kept=rule.violations <= allowed,
+    )
+
+
+def held(found: Sequence[float | None], truth: Truth) -> Rule:
+    """The thresholds of the draws against the truth."""
+    thresholds = np.array([threshold for threshold in found if threshold is not None])
+    return Rule(
+        certified=len(thresholds) / len(found),
+        mean_coverage=float(norm.sf(thresholds).mean()) if thresholds.size else 0.0,
+        violations=float((np.interp(thresholds, truth.scores, truth.risks) > ALPHA).sum() / len(found)),
     )
 
 
@@ -139,37 +162,60 @@ def calibration_set(cell: Cell, random: np.random.Generator) -> tuple[Floats, Fl
 
 
 def certified_threshold(cell: Cell, scores: Floats, lost: Floats) -> float | None:
-    """The threshold, with candidates made from the same scores, as in segpipe calibrate."""
-    group = np.repeat(np.arange(cell.images), FRAMES).tolist() if cell.frames == "given" else None
-    drawn = scores if group is None else scores[one_per_group(group)]
+    """The threshold that segpipe calibrate finds."""
+    group = sequences(cell).astype(str) if cell.frames == "given" else None
+    if cell.bound == "bad fraction":
+        ious, target = np.where(lost > 0, BAD_IOU, GOOD_IOU), BadFraction(MIN_IOU, ALPHA)
+        wanted = Wanted(target, (), 1 - DELTA, "groups", None)
+    else:
+        ious, wanted = 1 - lost, Wanted(MeanLoss(ALPHA), (), 1 - DELTA, "groups", None)
+    return certificate_of("", CalibrationImages(scores, scores, ious, group, None), wanted).threshold
+
+
+def threshold_before(cell: Cell, scores: Floats, lost: Floats) -> float | None:
+    """The threshold by one frame of each sequence, however many there are."""
+    group = sequences(cell).tolist()
+    drawn = scores[one_per_group(group)]
     if cell.bound == "bad fraction":
         coverages = coverages_to_test(len(drawn), ALPHA, 1 - DELTA)
-        return certify(
-            scores, lost, candidate_thresholds(drawn, coverages), ALPHA, 1 - DELTA, group
-        ).threshold
+        candidates = candidate_thresholds(drawn, coverages)
+        return certify(scores, lost, candidates, ALPHA, 1 - DELTA, group).threshold
     coverages = coverages_to_test_mean_loss(len(drawn), ALPHA, 1 - DELTA)
     candidates = candidate_thresholds(drawn, coverages)
     return certify_mean_loss(scores, lost, candidates, ALPHA, 1 - DELTA, group).threshold
 
 
+def sequences(cell: Cell) -> NDArray[np.int64]:
+    """The sequence of each frame."""
+    return np.repeat(np.arange(cell.images), FRAMES)
+
+
 def table(results: list[tuple[Cell, Outcome]]) -> list[str]:
     """The results as aligned text."""
-    header = ("bound", "frames", "corr.", "images", "certified", "coverage", "oracle", "violations", "kept")
+    figures = ("certified", "coverage", "broken")
+    header = ("bound", "frames", "corr.", "images", *figures, "before:", *figures[1:], "oracle", "kept")
     body = [
         (
             cell.bound,
             cell.frames,
             f"{cell.correlation:.1f}",
             f"{cell.images}" if cell.frames == "none" else f"{cell.images} x {FRAMES}",
-            f"{outcome.certified:.1%}",
-            f"{outcome.mean_coverage:.2f}" if outcome.certified else "-",
+            *told(outcome.rule),
+            *told(outcome.before),
             f"{outcome.oracle_coverage:.2f}",
-            f"{outcome.violations:.1%}",
             "yes" if outcome.kept else "NO",
         )
         for cell, outcome in results
     ]
     return list(columns([header, *body]))
+
+
+def told(rule: Rule | None) -> tuple[str, str, str]:
+    """The figures of a rule; nothing of one that is the same as today's."""
+    if rule is None:
+        return ("", "", "")
+    coverage = f"{rule.mean_coverage:.2f}" if rule.certified else "-"
+    return f"{rule.certified:.1%}", coverage, f"{rule.violations:.1%}"
 
 
 @click.command()

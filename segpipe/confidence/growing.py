@@ -148,16 +148,16 @@ def most_log_capital(good: int, limit: float) -> float:
 
 
 def log_capital(
-    bad: NDArray[np.bool_], weights: NDArray[np.float64], limits: NDArray[np.float64]
+    losses: NDArray[np.float64], weights: NDArray[np.float64], limits: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Logarithm of the gamblers' capital (n,) after each mask; they start with 1.
 
-    bad (n,): whether it is; weights (n,), 0 to 1, scale what is at stake; limits (n,), 0 to 1: what the
-    gamblers bet the bad share to be below.
+    losses (n,), 0 to 1: what each mask adds to the bad share; weights (n,), 0 to 1, scale what is at stake;
+    limits (n,), 0 to 1: what the gamblers bet the bad share to be below.
     """
-    payoffs = weights * (limits - bad) / (1 - limits)
+    payoffs = weights * (limits - losses) / (1 - limits)
     staked = np.cumsum(np.log1p(np.outer(payoffs, BETS)), axis=0)
-    return logsumexp(staked, axis=1) - math.log(len(BETS)) if len(bad) else np.zeros(0)
+    return logsumexp(staked, axis=1) - math.log(len(BETS)) if len(losses) else np.zeros(0)
 
 
 def evidence_at(
@@ -172,8 +172,8 @@ def evidence_at(
 
     A mask drawn with a larger share than `draw_share`, the smallest that is ever used, counts for so much
     less, since it stands for fewer; at an infinite threshold none counts. Where the ratio of `bad_ratio` is
-    surely above one the limit for answers with the draft is so many times smaller. Raises PolicyError for a
-    mask drawn with a smaller share.
+    surely above one the limit for answers with the draft is so many times smaller: one found bad there stands
+    for so many, one that was skipped for itself. Raises PolicyError for a mask drawn with a smaller share.
     """
     up_here = draws.scores >= threshold
     if (draws.shares < draw_share).any():
@@ -187,7 +187,8 @@ def evidence_at(
     without, bad_without = _counted(answered & from_scratch, bad)
     ratio = bad_ratio(bad_without, without, bad_with_draft, with_draft, confidence)
     limits = np.where(from_scratch, limit, limit_with_draft(limit, ratio))
-    capital = log_capital(bad, draw_share / draws.shares[up_here], limits)
+    losses = np.where(answered, bad, limits / limit)
+    capital = log_capital(losses, draw_share / draws.shares[up_here], limits)
     return Evidence(
         first_threshold=first_threshold,
         drawn=len(draws.scores),

@@ -191,6 +191,23 @@ def test_a_skipped_mask_is_bad_for_the_certificate_and_says_nothing_about_the_re
     assert (found.answered_with_draft, found.bad_with_draft) == (2, 1)
 
 
+def test_a_skipped_mask_is_one_bad_mask_also_where_the_ratio_is_four() -> None:
+    """10 of 100 bad from scratch, 10 of 400 with the draft: each of these stands for four at a limit of 0.1.
+
+    So a good one with the draft pays 0.025 / 0.975 = 1/39, a bad one costs all that is staked, and a skipped
+    one, of which at most itself is bad, (0.1 - 1) / (4 - 0.1) = -3/13 of it. From scratch it costs all.
+    """
+    bets = np.array([0.9, 0.6, 0.4, 0.25, 0.12, 0.06])
+    answers = (1 + bets / 39) ** 390 * (1 + bets / 9) ** 90
+    for from_scratch, paid in ((False, -3 / 13), (True, -1)):
+        scratch = [from_scratch] + [False] * 390 + [True] * 100 + [False] * 10
+        bad = [True] + [False] * 480 + [True] * 20
+        draws = replace(drawn(np.ones(501), bad, scratch=scratch), skipped=np.arange(501) == 0)
+        found = evidence_at(draws, 1.0, LIMIT, CONFIDENCE, SHARE)
+        assert found.ratio == pytest.approx(4)
+        assert found.log_capital == pytest.approx(math.log(np.mean((1 + bets * paid) * answers)))
+
+
 # --- as a policy --------------------------------------------------------------------------------------------
 
 
