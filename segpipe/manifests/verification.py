@@ -27,7 +27,7 @@ from segpipe.concurrency import ordered_map
 from segpipe.confidence.drift import drift_of_metadata
 from segpipe.confidence.group_drift import group_drift_of_metadata
 from segpipe.confidence.policy import Policy
-from segpipe.errors import NotFoundError, PolicyError, StorageError
+from segpipe.errors import NotFoundError, StorageError
 from segpipe.manifests import compacted
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
 from segpipe.manifests.duckdb_engine import scratch
@@ -40,10 +40,10 @@ from segpipe.manifests.parts import (
     telling_damage,
 )
 from segpipe.manifests.policies import (
+    UNREADABLE,
     grown_numbers,
     is_suspended,
     kept_policies,
-    parse_kept,
     read_grown,
     suspended_groups,
 )
@@ -149,16 +149,16 @@ def verify(output: str, settings: VerifySettings) -> Verification:
 
 def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
     policies = {}
-    for policy_id, text in kept_policies(output).items():
-        try:
-            policies[policy_id] = parse_kept(output, policy_id, text)
-        except PolicyError as error:
-            found.add("policy", f"policies/{policy_id}.json", str(error))
+    for policy_id, kept in kept_policies(output).items():
+        if isinstance(kept, Policy):
+            policies[policy_id] = kept
+        else:
+            found.add("policy", f"policies/{policy_id}.json", str(kept))
     for root in [policy for policy in policies.values() if policy.growth and policy.growth.root is None]:
         for number in grown_numbers(output, root.policy_id):
             try:
                 read_grown(output, root, number)
-            except PolicyError as error:
+            except UNREADABLE as error:
                 found.add("policy", f"policies/{root.policy_id}, number {number}", str(error))
     return policies
 

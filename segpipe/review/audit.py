@@ -27,7 +27,7 @@ from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.confidence.sampled_mean import sampled_mean
-from segpipe.errors import NotFoundError, PolicyError
+from segpipe.errors import NotFoundError, PolicyError, SegpipeError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
@@ -216,8 +216,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     labelled into it, PolicyError when the policy of audited masks is missing or damaged there, StorageError.
     """
     output = storage.normalise(output)
-    texts = policies.kept_policies(output)
-    kept = [policies.parse_kept(output, name, text) for name, text in texts.items()]
+    kept = _kept(output)
     found, newest = _read(output, kept, model_id)
     return [
         _audited(
@@ -231,6 +230,14 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
         if model_id in (None, policy.model_id)
         for group, own in _promises(policy)
     ]
+
+
+def _kept(output: str) -> list[Policy]:
+    kept = policies.kept_policies(output).values()
+    for damaged in kept:
+        if isinstance(damaged, SegpipeError):
+            raise damaged
+    return [one for one in kept if isinstance(one, Policy)]
 
 
 def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAudit]:

@@ -21,12 +21,13 @@ from segpipe.confidence.growing import Draws, Evidence, bad_ratio, capital_neede
 from segpipe.confidence.grown_policy import growing_by, grown_policy, to_prove
 from segpipe.confidence.policy import Policy, holds_back
 from segpipe.confidence.promise import promise
-from segpipe.errors import NotFoundError
+from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests import policies
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
 from segpipe.review.audit import draft_iou_by, loss_of
+from segpipe.review.policy_runs import damaged_policies, newest_roots, newest_runs
 
 _DRAWS = """
     SELECT l.policy_id, l.image_uri, l.discriminator_score, l.class_confidences, l.draw_probability,
@@ -38,13 +39,6 @@ _DRAWS = """
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
     WHERE l.drawn IS TRUE AND l.reason NOT IN ('drift', 'suspended') AND list_contains($family, l.policy_id)
     ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard"""
-
-_NEWEST_RUNS = """
-    SELECT policy_id, max(began) FROM (
-        SELECT policy_id, min(labeled_at) AS began FROM labels WHERE policy_id IS NOT NULL
-        GROUP BY policy_id, run_id)
-    GROUP BY policy_id"""
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -93,10 +87,11 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class Recalibrated:
-    """What each family of policies has come to, and a line about each that is suspended."""
+    """What each family of policies has come to, and a line about each that is suspended or could not grow."""
 
     found: list[Recalibration]
     suspended: list[str]
+    failed: list[str]
 
 
 @dataclass(frozen=True)
@@ -155,20 +150,40 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     """Write the next policy of each model that grows under OUTPUT, where the answers change its threshold.
 
     Only of one model when `model_id` is given; of a model that was calibrated several times only the family
-    of its newest run. A suspended one is left as it is, and stops no other. Raises NotFoundError (nothing is
-    labelled there, or no policy grows), PolicyError (a damaged policy), StorageError.
+    of its newest run. A suspended one is left as it is, and one with a policy that cannot be read; neither
+    stops another model's. Raises NotFoundError (nothing is labelled there, or no policy grows), StorageError.
     """
     output = storage.normalise(output)
     require_output(output)
-    roots = _roots(output, model_id)
-    if not roots:
+    kept, runs = policies.kept_policies(output), newest_runs(output)
+    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one[0])]
+    stopped = {model for model, _ in damaged}
+    roots = [one for one in newest_roots(kept, runs) if one.growth and model_id in (None, one.model_id)]
+    if not roots and not damaged:
         which = "" if model_id is None else f" of model {model_id}"
         raise NotFoundError(
             f"no policy{which} that has labelled into {redact(output)} grows: calibrate with --grow"
         )
-    suspended = [root for root in roots if policies.is_suspended(output, root.policy_id)]
-    growing = [root for root in roots if root not in suspended]
-    return Recalibrated([_recalibrated(output, root) for root in growing], [*map(_grows_no_more, suspended)])
+    grown = [_grown_or_why(output, root) for root in roots if root.model_id not in stopped]
+    return Recalibrated(
+        [one for one in grown if isinstance(one, Recalibration)],
+        [_grows_no_more(one) for one in grown if isinstance(one, Policy)],
+        [*(_cannot_grow(*one) for one in damaged), *(one for one in grown if isinstance(one, str))],
+    )
+
+
+def _grown_or_why(output: str, root: Policy) -> Recalibration | Policy | str:
+    """What has become of it; the policy itself where it is suspended, and why it cannot grow."""
+    if policies.is_suspended(output, root.policy_id):
+        return root
+    try:
+        return _recalibrated(output, root)
+    except policies.UNREADABLE as error:
+        return _cannot_grow(root.model_id, error)
+
+
+def _cannot_grow(model_id: str | None, error: SegpipeError) -> str:
+    return str(error) if model_id is None else f"the policy of model {model_id} cannot grow: {error}"
 
 
 def _grows_no_more(root: Policy) -> str:
@@ -177,31 +192,6 @@ def _grows_no_more(root: Policy) -> str:
         "broken, so it grows no more; look at the masks found bad, then run segpipe calibrate on images like "
         "these"
     )
-
-
-def _roots(output: str, model_id: str | None) -> list[Policy]:
-    """The calibrated policy of the newest run of each model that has one, if it grows.
-
-    By the runs, since their stamps never go back: created_at does where a clock was set back, and another
-    family would grow than the one that labels.
-    """
-    kept = [policies.parse_kept(output, name, text) for name, text in policies.kept_policies(output).items()]
-    began = _newest_runs(output, kept)
-    roots = [one for one in kept if one.policy_id == one.family]
-    roots.sort(key=lambda one: (began.get(one.family, _NEVER), one.created_at, one.policy_id))
-    latest = {one.model_id: one for one in roots}
-    return [one for one in latest.values() if one.growth is not None and model_id in (None, one.model_id)]
-
-
-def _newest_runs(output: str, kept: Sequence[Policy]) -> dict[str, datetime]:
-    """When the newest run under each family labelled its first mask; a run goes on under its own policy."""
-    with open_views(output) as connection:
-        by_policy = dict(connection.sql(_NEWEST_RUNS).fetchall())
-    began: dict[str, datetime] = {}
-    for one in kept:
-        if one.policy_id in by_policy:
-            began[one.family] = max(by_policy[one.policy_id], began.get(one.family, _NEVER))
-    return began
 
 
 def _recalibrated(output: str, root: Policy) -> Recalibration:

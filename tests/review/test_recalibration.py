@@ -16,7 +16,7 @@ from growing_output import GrowingOutput, growing_output, growing_policy
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.confidence.growing import Draws, loosest_proven
-from segpipe.confidence.policy import ClassGuard, sealed, to_json
+from segpipe.confidence.policy import ClassGuard, Policy, sealed, to_json
 from segpipe.confidence.promise import promise
 from segpipe.errors import NotFoundError, PolicyError, StorageError
 from segpipe.manifests import policies
@@ -41,6 +41,13 @@ def prove(out: GrowingOutput, n: int = 60, score: float = 0.5) -> None:
     bad = out.drawn(3, 0.1)
     out.said(good, bad=False)
     out.said(bad, bad=True)
+
+
+def labelled_by_another_model(out: GrowingOutput, created_at: str = "2026-11-22T00:00:00+00:00") -> Policy:
+    other = sealed(replace(out.policy, model_id="b" * 12, created_at=created_at))
+    policies.keep_policy(out.output, other.policy_id, to_json(other))
+    out.drawn(1, 0.9, model_id=other.model_id, policy_id=other.policy_id)
+    return other
 
 
 def loosest_of(out: GrowingOutput, score: float) -> float:
@@ -229,16 +236,42 @@ def test_a_suspended_family_grows_no_more(out: GrowingOutput) -> None:
 def test_a_suspended_family_stops_no_other_models(out: GrowingOutput, capsys, day: int) -> None:
     """Whichever of the two is older."""
     prove(out)
-    model_id, created_at = "b" * 12, f"2026-11-{day}T00:00:00+00:00"
-    other = sealed(replace(out.policy, model_id=model_id, created_at=created_at))
-    policies.keep_policy(out.output, other.policy_id, to_json(other))
-    out.drawn(1, 0.9, model_id=model_id, policy_id=other.policy_id)
+    other = labelled_by_another_model(out, f"2026-11-{day}T00:00:00+00:00")
     policies.suspend(out.output, other.policy_id, "{}")
     assert run(["recalibrate", out.output]) == 1
     printed = capsys.readouterr()
     assert "number 1 is written, looser" in printed.out
-    assert printed.err.startswith(f"segpipe: policy {other.policy_id} of model {model_id} is suspended: ")
+    assert printed.err.startswith(
+        f"segpipe: policy {other.policy_id} of model {other.model_id} is suspended: "
+    )
     assert grown_numbers(out.output, out.policy.policy_id) == [1]
+
+
+@pytest.mark.parametrize(("file", "text"), [("{root}", b"{"), ("{root}-grown-00000001", b"{}")])
+def test_a_damaged_policy_stops_its_own_models_growth_only(
+    out: GrowingOutput, capsys, file: str, text: bytes
+) -> None:
+    prove(out)
+    other = labelled_by_another_model(out)
+    damaged = storage.join(out.output, f"policies/{file.format(root=other.policy_id)}.json")
+    storage.put(damaged, text)
+    assert run(["recalibrate", out.output]) == 1
+    printed = capsys.readouterr()
+    assert "number 1 is written, looser" in printed.out
+    assert printed.err.startswith(f"segpipe: the policy of model {other.model_id} cannot grow: {damaged} ")
+    assert grown_numbers(out.output, out.policy.policy_id) == [1]
+    assert run(["recalibrate", out.output, "--model", out.policy.model_id]) == 0
+    assert run(["recalibrate", out.output, "--model", other.model_id]) == 1
+
+
+def test_a_damaged_policy_under_which_nothing_was_labelled_is_told_and_stops_none(out: GrowingOutput) -> None:
+    prove(out)
+    storage.put(policies.kept_uri(out.output, "0" * 12), b"{")
+    told = recalibrate(out.output)
+    assert [one.number for one in told.found] == [1]
+    assert [line.split(" is not JSON")[0] for line in told.failed] == [
+        policies.kept_uri(out.output, "0" * 12)
+    ]
 
 
 def test_where_nothing_grows_one_line_says_so(tmp_path: Path, out: GrowingOutput) -> None:
