@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import regex
@@ -34,11 +36,21 @@ def group_of_address(address: str, pattern: str) -> str | None:
     """What an image belongs to, wherever in its address its key begins: as group_of, of each of its ends.
 
     None where they do not agree: in cam1-archive/cam3_7.png a folder's name and the image's own each name a
-    camera, and nothing tells which is meant.
+    camera, and nothing tells which is meant. PatternError as group_of.
     """
     ends = (address[start:] for start in (0, *(found.end() for found in re.finditer("/", address))))
     groups = {group_of(end, pattern) for end in ends} - {None}
     return groups.pop() if len(groups) == 1 else None
+
+
+def group_if_known(search: Callable[[str, str], str | None], name: str, pattern: str) -> str | None:
+    """What the search, group_of or group_of_address, finds; None as well where it would not end.
+
+    For work that one name must not stop: whoever fills a bucket names the images.
+    """
+    with suppress(PatternError):
+        return search(name, pattern)
+    return None
 
 
 def quoted(text: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from segpipe import name_groups
 from segpipe.errors import PatternError
-from segpipe.name_groups import group_of, group_of_address
+from segpipe.name_groups import group_if_known, group_of, group_of_address
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,18 @@ def test_a_pattern_that_does_not_end_is_named_with_the_name(monkeypatch: pytest.
     monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.05)
     with pytest.raises(PatternError, match=r"'\(a\|a\)\*\$' does not end on the name 'a{60}!'"):
         group_of("a" * 60 + "!", "(a|a)*$")
+
+
+def test_where_one_name_must_not_stop_the_work_an_endless_search_finds_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.05)
+    endless = "b/" + "a" * 60 + "!"
+    with pytest.raises(PatternError):
+        group_of_address(endless, "(a|a)*$")
+    for search in (group_of, group_of_address):
+        assert group_if_known(search, endless, "(a|a)*$") is None
+        assert group_if_known(search, "b/aa", "(a|a)*$") == "a"
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:

@@ -262,12 +262,20 @@ OPTIONAL_FIELDS = frozenset(
 def for_image(policy: Policy, name: str) -> Policy | None:
     """The policy as it stands for the image of this name, its URI or key: with a threshold of its own group.
 
-    The policy itself where it is for all images alike; None where the image's group has no certificate that
-    it could be accepted by, or where folders of its address name other groups than its own name does.
+    As for_group; None where folders of its address name other groups than its own name does, too.
+    PatternError where the search for the group would not end.
+    """
+    return for_group(policy, None if policy.per is None else group_of_address(name, policy.per))
+
+
+def for_group(policy: Policy, group: str | None) -> Policy | None:
+    """The policy as it stands for the images of one group: with a threshold of their own.
+
+    The policy itself where it is for all images alike; None where the group is unknown, or has no certificate
+    that an image could be accepted by.
     """
     if policy.per is None:
         return policy
-    group = group_of_address(name, policy.per)
     own = next((one for one in policy.certificates if one.group == group), None)
     return None if own is None or own.threshold is None else policy.of_group(own)
 

@@ -31,7 +31,7 @@ from segpipe.errors import NotFoundError, PolicyError, SegpipeError
 from segpipe.manifests import policies
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_if_known, group_of
 from segpipe.redaction import redact
 from segpipe.review import audit_nights
 from segpipe.review.audit_groups import counts_groups, sources_of, unit_of
@@ -325,7 +325,7 @@ def _named(policy: Policy, image: Mapping[str, str], sources: Mapping[str, str])
     uri, grouped = image["image_uri"], counts_groups(policy)
     unit = unit_of(policy, uri, sources.get(image["run_id"])) if grouped else None
     # As it was accepted by, also by a version that took the first match of an address that names several.
-    certificate = None if policy.per is None else group_of(uri, policy.per)
+    certificate = None if policy.per is None else group_if_known(group_of, uri, policy.per)
     covered = unit is not None or not grouped
     return {**image, "certificate": certificate, "unit": unit, "covered": covered}
 

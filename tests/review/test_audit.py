@@ -14,7 +14,7 @@ import pytest
 from audited_output import AuditedOutput
 from random_model import write_random_model
 
-from segpipe import storage
+from segpipe import name_groups, storage
 from segpipe.cli import run
 from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.errors import PolicyError
@@ -529,6 +529,19 @@ def test_what_counts_groups_is_never_audited_by_masks(
     assert said in line
     assert line in audit_report([found])
     assert not policies.is_suspended(out.output, out.policy.policy_id)
+
+
+def test_a_name_that_the_pattern_does_not_end_on_is_of_no_group_and_stops_no_audit(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.02)
+    out = audited(promises_about="groups", group_by=r"(v\d)|(a|a)*!")
+    out.planned("/lake")
+    out.answer(in_folder(out, "/lake", "v1", 40, inclusion_probability=1.0), "accepted")
+    for folder in ("/lake", "/elsewhere"):
+        in_folder(out, folder, "a" * 60, 1, audit=False)
+    found = only(out.output)
+    assert (found.uncovered, found.audited, found.state) == (2, 40, "kept")
 
 
 def test_masks_of_no_group_count_for_nothing_beside_those_of_one(audited: Audited) -> None:
