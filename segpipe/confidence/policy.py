@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.class_test import ClassPromiseKind
 from segpipe.confidence.display import displayed
-from segpipe.confidence.growing import Growth
+from segpipe.confidence.growing import OPTIONAL_EVIDENCE, Growth
 from segpipe.confidence.looks import Look
 from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
@@ -384,6 +384,8 @@ def _parsed(text: str) -> Policy:
 def _content(policy: Policy) -> dict[str, Any]:
     """What is there in one flat object, the promise's numbers beside the rest."""
     content = covered(dataclasses.asdict(policy), OPTIONAL_FIELDS)
+    if policy.growth and policy.growth.evidence:
+        content["growth"]["evidence"] = covered(content["growth"]["evidence"], OPTIONAL_EVIDENCE)
     return content | content.pop("promised")
 
 

@@ -30,8 +30,9 @@ from segpipe.review.audit import draft_iou_by, loss_of
 from segpipe.review.policy_runs import damaged_policies, newest_roots, newest_runs
 
 _DRAWS = """
-    SELECT l.policy_id, l.image_uri, l.discriminator_score, l.class_confidences, l.draw_probability,
-        r.verdict, r.draft_iou, r.draft_iou_graded, coalesce(r.from_scratch, false) AS from_scratch,
+    SELECT l.policy_id, l.image_uri, l.labeled_at, l.discriminator_score, l.class_confidences,
+        l.draw_probability, r.verdict, r.draft_iou, r.draft_iou_graded,
+        coalesce(r.from_scratch, false) AS from_scratch,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
     FROM labels l
@@ -99,6 +100,7 @@ class _Draw:
     """One drawn mask; bad is None without an answer, decided: somebody was asked."""
 
     image_uri: str
+    labeled_at: datetime
     score: float
     share: float
     bad: bool | None
@@ -116,7 +118,8 @@ def in_words(found: Recalibration) -> str:
     if not found.written:
         return f"nothing new is proven, and nothing was written: {_threshold(found.threshold)}"
     way = "looser" if _accepts_from(found.threshold) < _accepts_from(found.threshold_before) else "STRICTER"
-    why = "" if way == "looser" else ", because answers were changed or the reviewers' ratio now applies"
+    stricter = ", because answers were changed or are gone (segpipe verify), or the ratio now applies"
+    why = "" if way == "looser" else stricter
     return (
         f"number {found.number} is written, {way}{why}: {_threshold(found.threshold)}, "
         f"before {_threshold(found.threshold_before)}"
@@ -201,7 +204,7 @@ def _recalibrated(output: str, root: Policy) -> Recalibration:
         found = _read(output, root, numbers)
         counted = _counted(found)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        after = grown_policy(root, counted, (numbers[-1] if numbers else 0) + 1, now)
+        after = grown_policy(root, counted, (numbers[-1] if numbers else 0) + 1, now, _until(found))
         if after.threshold == before.threshold:
             return _told(root, before, before, found, counted)
         if policies.create_grown(output, after):
@@ -221,6 +224,7 @@ def _as_draw(row: dict[str, Any], policy: Policy) -> _Draw:
     loss = loss_of(row["verdict"], draft_iou_by(row, policy.rule), policy.promised)
     return _Draw(
         image_uri=row["image_uri"],
+        labeled_at=row["labeled_at"],
         score=_acceptable_score(row, policy),
         share=row["draw_probability"],
         bad=None if loss is None else loss > 0,
@@ -241,6 +245,11 @@ def _acceptable_score(row: dict[str, Any], policy: Policy) -> float:
 def _reached(found: Sequence[_Draw]) -> list[_Draw]:
     """What somebody was asked about, up to the oldest open one."""
     return [one for one in takewhile(lambda one: not one.is_open, found) if one.decided]
+
+
+def _until(found: Sequence[_Draw]) -> str | None:
+    reached = _reached(found)
+    return reached[-1].labeled_at.astimezone(UTC).isoformat() if reached else None
 
 
 def _counted(found: Sequence[_Draw]) -> Draws:
