@@ -27,8 +27,9 @@ from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.confidence.sampled_mean import sampled_mean
-from segpipe.errors import NotFoundError, PolicyError, SegpipeError
+from segpipe.errors import NotFoundError, PolicyError, SegpipeError, StorageError
 from segpipe.manifests import policies
+from segpipe.manifests.queues import Selected, read_selected
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
 from segpipe.name_groups import group_if_known, group_of
@@ -299,7 +300,7 @@ def _read(
         ]
         connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
         cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
-        of_classes = read_class_answers(connection, [one.policy_id for one in kept if one.class_promises])
+        of_classes = _read_classes(connection, [one.policy_id for one in kept if one.class_promises], output)
         uncovered = _by_series(connection.sql(_UNCOVERED).to_arrow_table().to_pylist())
     found = {
         name: _series(audits.get(name, []), of_one, of_classes.get(name, ClassAnswers()))
@@ -308,6 +309,21 @@ def _read(
     for name, (row,) in uncovered.items():
         found[name] = replace(found[name], uncovered=row["masks"], uncovered_example=row["example"])
     return found, newest[0][0] if newest else None
+
+
+def _read_classes(
+    connection: duckdb.DuckDBPyConnection, policies: Sequence[str], output: str
+) -> dict[Series, ClassAnswers]:
+    return read_class_answers(connection, policies, _selected(output)) if policies else {}
+
+
+def _selected(output: str) -> Selected:
+    """Where a record cannot be read nothing is known of draws, which can only hide what they would show."""
+    try:
+        return read_selected(output)
+    except StorageError as error:
+        logger.warning("masks in review that nobody has answered count as if none were drawn: %s", error)
+        return Selected({})
 
 
 def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], output: str) -> pa.Table:
