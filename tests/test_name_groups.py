@@ -67,7 +67,10 @@ def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
         ("s3://lake/cam7/cam7_0001.jpg", r"cam\d+", "cam7"),
         ("s3://lake/2026/cam7_cam8.jpg", r"cam\d+", "cam7"),  # in the key alone it is the first, too
         ("s3://lake/cam1-archive/cam3_7.png", r"cam\d+", None),
-        ("s3://cam1/in/cam3_7.png", r"cam\d+", None),
+        ("s3://cam1/in/cam3_7.png", r"cam\d+", "cam3"),  # a bucket's name is part of no key
+        ("s3://cam1/in/7.png", r"cam\d+", "cam1"),  # but says it where nothing else does
+        ("s3://cam1/cam2/cam3_7.png", r"cam\d+", None),
+        ("s3://cam1/cam3/7.png", r"/(cam\d+)/", None),
         ("/lake/cam7/0001.jpg", r"/(cam\d+)/", "cam7"),
         ("/lake/seq_1/seq_2.jpg", "^[^_]+", None),
         ("yard.jpg", r"cam\d+", None),

@@ -32,7 +32,7 @@ from segpipe.manifests import policies
 from segpipe.manifests.queues import Selected, read_selected
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
-from segpipe.name_groups import group_if_known, group_of
+from segpipe.name_groups import group_if_known, group_of, group_of_address
 from segpipe.redaction import redact
 from segpipe.review import audit_nights
 from segpipe.review.audit_groups import counts_groups, sources_of, unit_of
@@ -340,10 +340,14 @@ def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], ou
 def _named(policy: Policy, image: Mapping[str, str], sources: Mapping[str, str]) -> dict[str, Any]:
     uri, grouped = image["image_uri"], counts_groups(policy)
     unit = unit_of(policy, uri, sources.get(image["run_id"])) if grouped else None
-    # As it was accepted by, also by a version that took the first match of an address that names several.
-    certificate = None if policy.per is None else group_if_known(group_of, uri, policy.per)
+    certificate = None if policy.per is None else _group_accepted_by(uri, policy.per)
     covered = unit is not None or not grouped
     return {**image, "certificate": certificate, "unit": unit, "covered": covered}
+
+
+def _group_accepted_by(uri: str, per: str) -> str | None:
+    """Also by a version that took the first match of an address that names several groups."""
+    return group_if_known(group_of_address, uri, per) or group_if_known(group_of, uri, per)
 
 
 def _by_series(rows: Iterable[dict[str, Any]]) -> dict[Series, list[dict[str, Any]]]:

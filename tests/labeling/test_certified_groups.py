@@ -188,6 +188,13 @@ def test_a_row_is_decided_by_its_groups_certificate_and_found_right(
     assert possible == {expected} | EARLIER.get((folder, expected), set())
 
 
+def test_a_bucket_that_is_named_like_another_camera_sends_nothing_to_review(policy: Policy) -> None:
+    row = undecided_row(policy.model_id, "s3://day 1/day 0/a.png", 0.7)
+    (decided,) = decide([row], Rules(policy, 1.0, False, False))
+    assert (decided.decision, decided.reason) == ("accepted", "confident")
+    assert problems(decided, "confident", Grounds({policy.policy_id: policy}, frozenset(), False)) == []
+
+
 ALL = ("confident", "low_confidence", "drift", "uncertified_group", "suspended")
 EARLIER = {("day 1", "drift"): {"confident"}, ("day 7", "suspended"): {"uncertified_group"}}
 

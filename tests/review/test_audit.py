@@ -437,6 +437,15 @@ def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any)
     ]
 
 
+def test_a_mask_is_audited_under_the_certificate_it_was_accepted_by_whatever_its_bucket_is_called(
+    audited: Audited,
+) -> None:
+    out = audited(cameras=2)
+    rows = [out.label(1, image_uri=f"s3://cam1-archive/in/cam0_{n}.jpg")[0] for n in range(4)]
+    out.answer(rows, "accepted")
+    assert [(found.group, found.audited) for found in audit_output(out.output)] == [("cam0", 4), ("cam1", 0)]
+
+
 def test_a_group_that_first_comes_on_a_later_night_disturbs_no_audit(audited: Audited) -> None:
     """Its masks have no certificate and go to review; what people say of them is about no promise."""
     out = audited(cameras=1)
