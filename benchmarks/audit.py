@@ -243,12 +243,13 @@ IMAGES, WITH_CLASS, IN_REVIEW, CLASS_LIMIT = 1000, 0.05, 0.3, 0.1
 @dataclass(frozen=True)
 class ClassYears:
     """How many of the images with the class are missed, on average; the audit shares of two kinds of masks,
-    of which the second are missed three times as often; how much of the review is answered; whether nights
-    differ."""
+    of which the second are missed three times as often; how much of the review is answered, and how many of
+    the rest are drawn at random and answered, too; whether nights differ."""
 
     missed: float
     shares: tuple[float, float] = (0.1, 0.1)
     answered: float = 1.0
+    drawn: int = 0
     differ: bool = False
 
     def night(self, random: np.random.Generator, number: int) -> ClassNight:
@@ -265,9 +266,13 @@ class ClassYears:
         reviewed, others = (
             random.binomial(n, self.answered) for n in (of_class, round(IMAGES * IN_REVIEW) - of_class)
         )
+        rest = round(IMAGES * IN_REVIEW) - reviewed - others
+        such = random.hypergeometric(of_class - reviewed, rest - of_class + reviewed, self.drawn)
+        unseen = rest - self.drawn
+        bet_on = reviewed + (such * rest / self.drawn if self.drawn else rest)
         return ClassNight(
-            FIRST + timedelta(number), min(self.shares), tuple(chances), tuple(wrong), (), reviewed,
-            round(IMAGES * IN_REVIEW) - reviewed - others,
+            FIRST + timedelta(number), min(self.shares), tuple(chances), tuple(wrong), (), reviewed + such,
+            unseen, unseen if self.drawn else 0, 0.0, bet_on, reviewed + rest,
         )  # fmt: skip
 
     def year(self, random: np.random.Generator) -> list[ClassNight]:
@@ -286,6 +291,12 @@ CLASS_YEARS = {
     "three times": ClassYears(0.3),
     "half": ClassYears(0.05),
     "a quarter": ClassYears(0.025),
+    "as promised, of the review 6 drawn and answered": ClassYears(0.1, answered=0, drawn=6),
+    "the same, nights differ by as much": ClassYears(0.1, answered=0, drawn=6, differ=True),
+    "the same, audit shares 0.2 and 0.02": ClassYears(0.1, (0.2, 0.02), answered=0, drawn=6),
+    "twice, a tenth answered, 6 drawn": ClassYears(0.2, answered=0.1, drawn=6),
+    "three times, a tenth answered, 6 drawn": ClassYears(0.3, answered=0.1, drawn=6),
+    "three times, a tenth answered": ClassYears(0.3, answered=0.1),
 }
 
 

@@ -85,8 +85,8 @@ def _grow(output: str) -> list[Problem]:
     except NotFoundError:  # nothing has been labelled there yet, or nothing grows
         return []
     except SegpipeError as error:
-        return [Problem(output, f"its policy cannot grow: {error}")]
-    return []
+        return [Problem(output, f"its policies cannot grow: {error}")]
+    return [Problem(output, line) for line in told.failed]
 
 
 def _what_failed(failed: list[str], n_sources: int, broken: list[Problem]) -> str:

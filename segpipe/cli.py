@@ -655,7 +655,7 @@ def recalibrate(output: str, model: str | None, as_json: bool) -> int:
 
     Counts what people said about the masks that were drawn blind to the score and, where they prove a looser
     threshold, writes the next policy to OUTPUT/policies; the next run labels with it. For policies of segpipe
-    calibrate --grow. Exit status 1 when one is suspended, after the others have grown.
+    calibrate --grow. Exit status 1 when one is suspended or cannot be read, after the others have grown.
     """
     from segpipe.reports.lines import recalibration_report
     from segpipe.review.recalibration import recalibrate
@@ -665,9 +665,9 @@ def recalibrate(output: str, model: str | None, as_json: bool) -> int:
         show(json_text([asdict(one) for one in told.found]))
     elif told.found:
         show(recalibration_report(told.found))
-    for line in told.suspended:
+    for line in (stopped := [*told.suspended, *told.failed]):
         complain(line, 1)
-    return 1 if told.suspended else 0
+    return 1 if stopped else 0
 
 
 def _model_id(model: str) -> str:

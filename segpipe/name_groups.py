@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import regex
@@ -10,6 +12,7 @@ import regex
 from segpipe.errors import PatternError
 from segpipe.printable import printable
 
+_BUCKET = re.compile(r"^[a-z][a-z0-9+.-]*://[^/]*/")
 LONGEST_SEARCH = 1.0  # second of processor time; one of all but a few patterns takes microseconds
 
 
@@ -34,11 +37,27 @@ def group_of_address(address: str, pattern: str) -> str | None:
     """What an image belongs to, wherever in its address its key begins: as group_of, of each of its ends.
 
     None where they do not agree: in cam1-archive/cam3_7.png a folder's name and the image's own each name a
-    camera, and nothing tells which is meant.
+    camera, and nothing tells which is meant. A bucket's name is part of no key, so that it counts only where
+    nothing below it names a group. PatternError as group_of.
     """
-    ends = (address[start:] for start in (0, *(found.end() for found in re.finditer("/", address))))
-    groups = {group_of(end, pattern) for end in ends} - {None}
+    below = _BUCKET.sub("", address)
+    groups = _groups_of_ends(below, pattern) or _groups_of_ends(address, pattern)
     return groups.pop() if len(groups) == 1 else None
+
+
+def _groups_of_ends(name: str, pattern: str) -> set[str]:
+    ends = (name[start:] for start in (0, *(found.end() for found in re.finditer("/", name))))
+    return {group for end in ends if (group := group_of(end, pattern)) is not None}
+
+
+def group_if_known(search: Callable[[str, str], str | None], name: str, pattern: str) -> str | None:
+    """What the search, group_of or group_of_address, finds; None as well where it would not end.
+
+    For work that one name must not stop: whoever fills a bucket names the images.
+    """
+    with suppress(PatternError):
+        return search(name, pattern)
+    return None
 
 
 def quoted(text: str) -> str:

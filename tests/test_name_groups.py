@@ -8,7 +8,7 @@ import pytest
 
 from segpipe import name_groups
 from segpipe.errors import PatternError
-from segpipe.name_groups import group_of, group_of_address
+from segpipe.name_groups import group_if_known, group_of, group_of_address
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,18 @@ def test_a_pattern_that_does_not_end_is_named_with_the_name(monkeypatch: pytest.
         group_of("a" * 60 + "!", "(a|a)*$")
 
 
+def test_where_one_name_must_not_stop_the_work_an_endless_search_finds_no_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.05)
+    endless = "b/" + "a" * 60 + "!"
+    with pytest.raises(PatternError):
+        group_of_address(endless, "(a|a)*$")
+    for search in (group_of, group_of_address):
+        assert group_if_known(search, endless, "(a|a)*$") is None
+        assert group_if_known(search, "b/aa", "(a|a)*$") == "a"
+
+
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(re.error):
         group_of("cam7", "(")
@@ -55,7 +67,10 @@ def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
         ("s3://lake/cam7/cam7_0001.jpg", r"cam\d+", "cam7"),
         ("s3://lake/2026/cam7_cam8.jpg", r"cam\d+", "cam7"),  # in the key alone it is the first, too
         ("s3://lake/cam1-archive/cam3_7.png", r"cam\d+", None),
-        ("s3://cam1/in/cam3_7.png", r"cam\d+", None),
+        ("s3://cam1/in/cam3_7.png", r"cam\d+", "cam3"),  # a bucket's name is part of no key
+        ("s3://cam1/in/7.png", r"cam\d+", "cam1"),  # but says it where nothing else does
+        ("s3://cam1/cam2/cam3_7.png", r"cam\d+", None),
+        ("s3://cam1/cam3/7.png", r"/(cam\d+)/", None),
         ("/lake/cam7/0001.jpg", r"/(cam\d+)/", "cam7"),
         ("/lake/seq_1/seq_2.jpg", "^[^_]+", None),
         ("yard.jpg", r"cam\d+", None),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from pydantic import TypeAdapter
 
 from segpipe.confidence.drift import Drift, detect_drift, levels_of
-from segpipe.name_groups import group_of_address
+from segpipe.name_groups import group_if_known, group_of_address
 
 if TYPE_CHECKING:
     from segpipe.confidence.policy import Policy
@@ -53,7 +53,7 @@ def detect_group_drift(
 def _by_group(scores: Iterable[tuple[str, float]], policy: Policy) -> defaultdict[str | None, list[float]]:
     by_group = defaultdict(list)
     for image_uri, score in scores:
-        by_group[group_of_address(image_uri, policy.per or "")].append(score)
+        by_group[group_if_known(group_of_address, image_uri, policy.per or "")].append(score)
     return by_group
 
 

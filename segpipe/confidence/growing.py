@@ -33,6 +33,7 @@ COVERAGES = tuple(step / 100 for step in range(20, 101, 4))
 
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+OPTIONAL_EVIDENCE = frozenset({"until"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Evidence:
     the policy's threshold accepts `accepted`, and `bad` of those are so; one that a person skipped counts as
     bad. `log_capital` is the logarithm of the highest capital at that threshold so far (0 when it has never
     risen). Of the accepted that were answered, with the draft to mend or from scratch, so many were bad;
-    `ratio` is the second bad share over the first, None where it is unknown or infinite.
+    `ratio` is the second bad share over the first, None where it is unknown or infinite. The last of the
+    drawn was labelled at `until` (ISO 8601 in UTC; None without one and in a policy of a version that did not
+    store it, which is then neither in the file nor in the id).
     """
 
     first_threshold: float | None
@@ -56,6 +59,7 @@ class Evidence:
     answered_from_scratch: _Count
     bad_from_scratch: _Count
     ratio: Annotated[float, Field(ge=0)] | None
+    until: _Line | None = None
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

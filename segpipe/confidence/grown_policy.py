@@ -30,8 +30,12 @@ def to_prove(root: Policy) -> tuple[float, ...]:
     return tuple(one for one in growth.thresholds if root.threshold is None or one < root.threshold)
 
 
-def grown_policy(root: Policy, draws: Draws, number: int, created_at: str) -> Policy:
+def grown_policy(
+    root: Policy, draws: Draws, number: int, created_at: str, until: str | None = None
+) -> Policy:
     """The calibrated policy `root` as the draws let it grow, with its evidence; number: 1 or more.
+
+    `until`: see Evidence.
 
     All is counted anew from the draws as they are now: what a changed answer takes back is taken back.
     Raises PolicyError as grown_threshold does.
@@ -42,7 +46,7 @@ def grown_policy(root: Policy, draws: Draws, number: int, created_at: str) -> Po
     evidence = evidence_at(
         draws, accepts_from, limit, root.tested_confidence, growth.draw_share, root.threshold
     )
-    grown = replace(growth, root=root.policy_id, number=number, evidence=evidence)
+    grown = replace(growth, root=root.policy_id, number=number, evidence=replace(evidence, until=until))
     return sealed(replace(root, threshold=threshold, growth=grown, created_at=created_at))
 
 

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from segpipe.confidence.arithmetic import disagreements
 from segpipe.confidence.class_test import ClassPromiseKind
 from segpipe.confidence.display import displayed
-from segpipe.confidence.growing import Growth
+from segpipe.confidence.growing import OPTIONAL_EVIDENCE, Growth
 from segpipe.confidence.looks import Look
 from segpipe.confidence.whole_groups import PromiseAbout
 from segpipe.digests import covered, shown
@@ -262,12 +262,20 @@ OPTIONAL_FIELDS = frozenset(
 def for_image(policy: Policy, name: str) -> Policy | None:
     """The policy as it stands for the image of this name, its URI or key: with a threshold of its own group.
 
-    The policy itself where it is for all images alike; None where the image's group has no certificate that
-    it could be accepted by, or where folders of its address name other groups than its own name does.
+    As for_group; None where folders of its address name other groups than its own name does, too.
+    PatternError where the search for the group would not end.
+    """
+    return for_group(policy, None if policy.per is None else group_of_address(name, policy.per))
+
+
+def for_group(policy: Policy, group: str | None) -> Policy | None:
+    """The policy as it stands for the images of one group: with a threshold of their own.
+
+    The policy itself where it is for all images alike; None where the group is unknown, or has no certificate
+    that an image could be accepted by.
     """
     if policy.per is None:
         return policy
-    group = group_of_address(name, policy.per)
     own = next((one for one in policy.certificates if one.group == group), None)
     return None if own is None or own.threshold is None else policy.of_group(own)
 
@@ -376,6 +384,8 @@ def _parsed(text: str) -> Policy:
 def _content(policy: Policy) -> dict[str, Any]:
     """What is there in one flat object, the promise's numbers beside the rest."""
     content = covered(dataclasses.asdict(policy), OPTIONAL_FIELDS)
+    if policy.growth and policy.growth.evidence:
+        content["growth"]["evidence"] = covered(content["growth"]["evidence"], OPTIONAL_EVIDENCE)
     return content | content.pop("promised")
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from segpipe.confidence.audit_draw import is_drawn, is_from_scratch
 from segpipe.confidence.drift import Drift, detect_drift, levels_of
 from segpipe.confidence.group_drift import detect_group_drift
-from segpipe.confidence.policy import check_policy_for_model, for_image, is_guarded
+from segpipe.confidence.policy import check_policy_for_model, for_group, is_guarded
+from segpipe.errors import PatternError
 from segpipe.manifests.policies import is_suspended, suspended_groups, suspension_uri
 from segpipe.name_groups import group_of_address
 from segpipe.printable import printable
@@ -57,10 +58,31 @@ class Rules:
 
 def decide(rows: Iterable[Row], rules: Rules) -> list[Row]:
     """The rows as they are committed; failed ones stay failed. PolicyError for another model's policy."""
-    return [_decide(row, rules) for row in rows]
+    rows = list(rows)
+    groups = _groups_of(rows, rules.policy)
+    return [_decide(row, group, rules) for row, group in zip(rows, groups, strict=True)]
 
 
-def _decide(row: Row, rules: Rules) -> Row:
+def _groups_of(rows: Sequence[Row], policy: Policy | None) -> list[str | None]:
+    """The group of each image, for a policy with certificates per group; None where it is not known."""
+    if policy is None or policy.per is None:
+        return [None] * len(rows)
+    found = [None if row.decision == "failed" else _group_or_why(row, policy.per) for row in rows]
+    if endless := [one for one in found if isinstance(one, PatternError)]:
+        logger.warning(
+            "the group of %d images is unknown, so they are reviewed: %s", len(endless), endless[0]
+        )
+    return [None if isinstance(one, PatternError) else one for one in found]
+
+
+def _group_or_why(row: Row, per: str) -> str | PatternError | None:
+    try:
+        return group_of_address(row.image_uri, per)
+    except PatternError as error:
+        return error
+
+
+def _decide(row: Row, group: str | None, rules: Rules) -> Row:
     if rules.policy is None:
         return row
     row = replace(row, policy_id=rules.policy.policy_id)
@@ -71,25 +93,18 @@ def _decide(row: Row, rules: Rules) -> Row:
     if rules.policy.growth is not None:
         from_scratch = drawn and is_from_scratch(*image, rules.from_scratch_share)
         row = replace(row, drawn=drawn, draw_probability=share, from_scratch=from_scratch)
-    decision, reason = _routed(row, rules.policy)
+    decision, reason = _routed(row, for_group(rules.policy, group))
     certified = reason != "uncertified_group"
-    if rules.suspended or (certified and _is_of(rules.suspended_groups, row, rules)):
+    if rules.suspended or (certified and group in rules.suspended_groups):
         decision, reason = "review", "suspended"
-    elif rules.drifted or (certified and _is_of(rules.drifted_groups, row, rules)):
+    elif rules.drifted or (certified and group in rules.drifted_groups):
         decision, reason = "review", "drift"
     if decision == "review":  # a person sees it anyway, so it is no audit
         return replace(row, decision=decision, reason=reason, audit=False, inclusion_probability=1.0)
     return replace(row, decision=decision, reason=reason, audit=drawn, inclusion_probability=share)
 
 
-def _is_of(groups: frozenset[str], row: Row, rules: Rules) -> bool:
-    assert rules.policy is not None  # which is what drift is tested against
-    per = rules.policy.per
-    return per is not None and group_of_address(row.image_uri, per) in groups
-
-
-def _routed(row: Row, policy: Policy) -> tuple[Decision, RoutingReason]:
-    own = for_image(policy, row.image_uri)
+def _routed(row: Row, own: Policy | None) -> tuple[Decision, RoutingReason]:
     if own is None:
         return "review", "uncertified_group"
     assert row.class_confidences is not None  # a labelled image has them

@@ -18,11 +18,12 @@ from segpipe import storage
 from segpipe.confidence.grown_policy import has_grown_from
 from segpipe.confidence.policy import Policy, from_json, to_json
 from segpipe.digests import shown
-from segpipe.errors import AlreadyExistsError, NotFoundError, PolicyError
+from segpipe.errors import AlreadyExistsError, DeniedError, NotFoundError, PolicyError, SegpipeError
 from segpipe.redaction import redact
 
 FOLDER = "policies"
 SUSPENDED = "-suspended.json"
+UNREADABLE = (PolicyError, DeniedError)  # what is wrong with one policy alone
 _GROWN = re.compile(r"(?P<root>[^/]+)-grown-(?P<number>\d{8})\.json")
 _GROW_AGAIN = "remove it and run segpipe recalibrate, which grows it again"
 _PUT_BACK = (
@@ -43,15 +44,6 @@ def kept_uri(output: str, policy_id: str) -> str:
     return storage.join(output, f"{FOLDER}/{policy_id}.json")
 
 
-def parse_kept(output: str, policy_id: str, text: str) -> Policy:
-    """The policy that a kept text is. PolicyError, which names the file, for none and for another one."""
-    uri = redact(kept_uri(output, policy_id))
-    policy = from_json(text, uri, _PUT_BACK)
-    if policy.policy_id != policy_id:
-        raise PolicyError(f"{uri} holds policy {policy.policy_id}: {_PUT_BACK}")
-    return policy
-
-
 def _has_content(uri: str) -> bool:
     try:
         return bool(storage.read_bytes(uri).strip())
@@ -59,10 +51,21 @@ def _has_content(uri: str) -> bool:
         return False
 
 
-def kept_policies(output: str) -> dict[str, str]:
-    """The text of each kept policy by policy id; what is not UTF-8 in it stands as such. StorageError."""
+def kept_policies(output: str) -> dict[str, Policy | SegpipeError]:
+    """Each kept policy by policy id, or why it cannot be read, which names the file. StorageError."""
     kept = [key for key in _keys(output) if not key.endswith(SUSPENDED) and not _GROWN.fullmatch(key)]
-    return {key.removesuffix(".json"): _text(output, key) for key in kept}
+    return {key.removesuffix(".json"): _kept(output, key.removesuffix(".json")) for key in kept}
+
+
+def _kept(output: str, policy_id: str) -> Policy | SegpipeError:
+    uri = kept_uri(output, policy_id)
+    try:
+        policy = from_json(storage.read_bytes(uri).decode(errors="replace"), redact(uri), _PUT_BACK)
+    except UNREADABLE as error:
+        return error
+    if policy.policy_id != policy_id:
+        return PolicyError(f"{redact(uri)} holds policy {policy.policy_id}: {_PUT_BACK}")
+    return policy
 
 
 def grown_uri(output: str, root: str, number: int) -> str:
@@ -140,10 +143,6 @@ def _keys(output: str) -> list[str]:
     except NotFoundError:
         return []
     return [key for key in keys if key.endswith(".json")]
-
-
-def _text(output: str, key: str) -> str:
-    return storage.read_bytes(storage.join(output, f"{FOLDER}/{key}")).decode(errors="replace")
 
 
 def suspension_uri(output: str, policy_id: str, group: str | None = None) -> str:

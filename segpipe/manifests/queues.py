@@ -118,6 +118,32 @@ class Selected:
             }
         )
 
+    def places(self) -> pa.Table:
+        """An item_id a row, and the first queues that have it as drawn and as chosen, `drawn_by` and
+        `chosen_by` (null: none has)."""
+        chosen_by: dict[str, int] = {}
+        for number, selection in self.selections.items():
+            for item in selection.chosen:
+                chosen_by.setdefault(item, number)
+        items = sorted(self.draws.keys() | chosen_by.keys())
+        drawn_by = [draw.number if (draw := self.draws.get(item)) else None for item in items]
+        return pa.table(
+            {
+                "item_id": pa.array(items, pa.string()),
+                "drawn_by": pa.array(drawn_by, pa.int64()),
+                "chosen_by": pa.array([chosen_by.get(item) for item in items], pa.int64()),
+            }
+        )
+
+    def parts(self) -> pa.Table:
+        """A run_id and shard a row, and `since`, the first queue that saw the part."""
+        rows = [
+            {"run_id": run_id, "shard": shard, "since": number}
+            for (run_id, shard), number in self.first_seen.items()
+        ]
+        types = [("run_id", pa.string()), ("shard", pa.int64()), ("since", pa.int64())]
+        return pa.Table.from_pylist(rows, pa.schema(types))
+
     def probability(self, model_id: str, since: int) -> float:
         """The chance, 0 to 1, that the queues so far drew a mask of the model that was there from `since` on.
 

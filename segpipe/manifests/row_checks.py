@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from segpipe.confidence.audit_draw import is_drawn
-from segpipe.confidence.policy import Policy, display_confidence, for_image, holds_back
+from segpipe.confidence.policy import Policy, display_confidence, for_group, holds_back
 from segpipe.errors import FailureReason
-from segpipe.name_groups import group_of_address
+from segpipe.name_groups import group_if_known, group_of_address
 
 CHECKED_COLUMNS = (
     "image_uri",
@@ -93,13 +93,14 @@ def _decided(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterat
         yield f"of model {row['model_id']} under a policy of model {policy.model_id}"
         return
     score = math.nan if row["discriminator_score"] is None else row["discriminator_score"]
-    if (own := for_image(policy, row["image_uri"])) is None:
+    group = None if policy.per is None else group_if_known(group_of_address, row["image_uri"], policy.per)
+    if (own := for_group(policy, group)) is None:
         is_suspended = row["reason"] == "suspended" and policy.family in grounds.suspended
         if row["reason"] != "uncertified_group" and not is_suspended:
             yield f"{row['reason']}, but its group of images has no certificate"
     else:
         yield from _reason(row, score, own)
-        yield from _withheld(row, policy, grounds)
+        yield from _withheld(row, policy, group, grounds)
     yield from _audit(row, policy)
     yield from _draw(row, policy)
     shown = display_confidence(policy, score)
@@ -120,9 +121,8 @@ def _reason(row: Mapping[str, Any], score: float, policy: Policy) -> Iterator[st
             yield "uncertified_group, but there is a certificate for it"
 
 
-def _withheld(row: Mapping[str, Any], policy: Policy, grounds: Grounds) -> Iterator[str]:
+def _withheld(row: Mapping[str, Any], policy: Policy, group: str | None, grounds: Grounds) -> Iterator[str]:
     """Of what was not accepted whatever its score: whether that was so of all images, or of its group."""
-    group = None if policy.per is None else group_of_address(row["image_uri"], policy.per)
     match row["reason"]:
         case "drift" if not (grounds.drifted or group in grounds.drifted_groups):
             yield "drift, but its part tells of no alarm"

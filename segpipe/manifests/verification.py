@@ -1,8 +1,8 @@
 """`segpipe verify`: is OUTPUT as labelling has left it?
 
 Every row against its reason, score, policy and mask; the parts of each run against their chain; compacted
-copies against the parts. What it cannot show: whoever may write everything under OUTPUT can make it agree
-with itself.
+copies against the parts; grown policies against the answers they rest on. What it cannot show: whoever may
+write everything under OUTPUT can make it agree with itself.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from segpipe.concurrency import ordered_map
 from segpipe.confidence.drift import drift_of_metadata
 from segpipe.confidence.group_drift import group_drift_of_metadata
 from segpipe.confidence.policy import Policy
-from segpipe.errors import NotFoundError, PolicyError, StorageError
-from segpipe.manifests import compacted
+from segpipe.errors import NotFoundError, StorageError
+from segpipe.manifests import compacted, evidence_checks
 from segpipe.manifests.chain import ChainedPart, link_of_metadata, part_digest
 from segpipe.manifests.duckdb_engine import scratch
 from segpipe.manifests.findings import Finding, Findings
@@ -40,10 +40,10 @@ from segpipe.manifests.parts import (
     telling_damage,
 )
 from segpipe.manifests.policies import (
+    UNREADABLE,
     grown_numbers,
     is_suspended,
     kept_policies,
-    parse_kept,
     read_grown,
     suspended_groups,
 )
@@ -122,11 +122,14 @@ def verify(output: str, settings: VerifySettings) -> Verification:
     require_output(output)
     found = Findings()
     policies = _read_policies(output, found)
+    grown = _read_grown(output, policies.values(), found)
     with scratch() as connection:
         connection.execute(_TABLES)
+        connection.execute(evidence_checks.TABLE)
         parts = _check_parts(output, policies, connection, found)
         _check_doubles(connection, found)
         masks, masks_read = _check_masks(output, settings.masks, connection, found)
+        evidence_checks.check_evidence(grown, policies.values(), connection, found)
         copies = _check_copies(output, {part.key: part.digest for part in parts}, connection, found)
         rows = _count(connection, "SELECT count(*) FROM rows")
         masks_elsewhere = _say_if_elsewhere(output, connection)
@@ -149,18 +152,23 @@ def verify(output: str, settings: VerifySettings) -> Verification:
 
 def _read_policies(output: str, found: Findings) -> dict[str, Policy]:
     policies = {}
-    for policy_id, text in kept_policies(output).items():
-        try:
-            policies[policy_id] = parse_kept(output, policy_id, text)
-        except PolicyError as error:
-            found.add("policy", f"policies/{policy_id}.json", str(error))
-    for root in [policy for policy in policies.values() if policy.growth and policy.growth.root is None]:
+    for policy_id, kept in kept_policies(output).items():
+        if isinstance(kept, Policy):
+            policies[policy_id] = kept
+        else:
+            found.add("policy", f"policies/{policy_id}.json", str(kept))
+    return policies
+
+
+def _read_grown(output: str, kept: Iterable[Policy], found: Findings) -> list[Policy]:
+    grown = []
+    for root in [policy for policy in kept if policy.growth and policy.growth.root is None]:
         for number in grown_numbers(output, root.policy_id):
             try:
-                read_grown(output, root, number)
-            except PolicyError as error:
+                grown.append(read_grown(output, root, number))
+            except UNREADABLE as error:
                 found.add("policy", f"policies/{root.policy_id}, number {number}", str(error))
-    return policies
+    return grown
 
 
 # --- parts and rows -----------------------------------------------------------------------------------------
@@ -194,6 +202,7 @@ def _check_parts(
             unknown |= set(table["policy_id"].unique().to_pylist()) - policies.keys() - {None}
             connection.register("new", table)
             connection.execute(_ADD_ROWS, {"part": key})
+            connection.execute(evidence_checks.ADD_ROWS)
     for policy_id in sorted(unknown):
         found.add("policy", f"policies/{policy_id}.json", "rows name it, but it is not there or no policy")
     return checked

@@ -27,11 +27,12 @@ from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import BadFractionPromise, ClassesOnly, MaskPromise, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.confidence.sampled_mean import sampled_mean
-from segpipe.errors import NotFoundError, PolicyError
+from segpipe.errors import NotFoundError, PolicyError, SegpipeError, StorageError
 from segpipe.manifests import policies
+from segpipe.manifests.queues import Selected, read_selected
 from segpipe.manifests.views import open_views
 from segpipe.metrics import IouRule
-from segpipe.name_groups import group_of
+from segpipe.name_groups import group_if_known, group_of, group_of_address
 from segpipe.redaction import redact
 from segpipe.review import audit_nights
 from segpipe.review.audit_groups import counts_groups, sources_of, unit_of
@@ -216,8 +217,7 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
     labelled into it, PolicyError when the policy of audited masks is missing or damaged there, StorageError.
     """
     output = storage.normalise(output)
-    texts = policies.kept_policies(output)
-    kept = [policies.parse_kept(output, name, text) for name, text in texts.items()]
+    kept = _kept(output)
     found, newest = _read(output, kept, model_id)
     return [
         _audited(
@@ -231,6 +231,14 @@ def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
         if model_id in (None, policy.model_id)
         for group, own in _promises(policy)
     ]
+
+
+def _kept(output: str) -> list[Policy]:
+    kept = policies.kept_policies(output).values()
+    for damaged in kept:
+        if isinstance(damaged, SegpipeError):
+            raise damaged
+    return [one for one in kept if isinstance(one, Policy)]
 
 
 def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAudit]:
@@ -292,7 +300,7 @@ def _read(
         ]
         connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
         cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
-        of_classes = read_class_answers(connection, [one.policy_id for one in kept if one.class_promises])
+        of_classes = _read_classes(connection, [one.policy_id for one in kept if one.class_promises], output)
         uncovered = _by_series(connection.sql(_UNCOVERED).to_arrow_table().to_pylist())
     found = {
         name: _series(audits.get(name, []), of_one, of_classes.get(name, ClassAnswers()))
@@ -301,6 +309,21 @@ def _read(
     for name, (row,) in uncovered.items():
         found[name] = replace(found[name], uncovered=row["masks"], uncovered_example=row["example"])
     return found, newest[0][0] if newest else None
+
+
+def _read_classes(
+    connection: duckdb.DuckDBPyConnection, policies: Sequence[str], output: str
+) -> dict[Series, ClassAnswers]:
+    return read_class_answers(connection, policies, _selected(output)) if policies else {}
+
+
+def _selected(output: str) -> Selected:
+    """Where a record cannot be read nothing is known of draws, which can only hide what they would show."""
+    try:
+        return read_selected(output)
+    except StorageError as error:
+        logger.warning("masks in review that nobody has answered count as if none were drawn: %s", error)
+        return Selected({})
 
 
 def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], output: str) -> pa.Table:
@@ -317,10 +340,14 @@ def _names(connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], ou
 def _named(policy: Policy, image: Mapping[str, str], sources: Mapping[str, str]) -> dict[str, Any]:
     uri, grouped = image["image_uri"], counts_groups(policy)
     unit = unit_of(policy, uri, sources.get(image["run_id"])) if grouped else None
-    # As it was accepted by, also by a version that took the first match of an address that names several.
-    certificate = None if policy.per is None else group_of(uri, policy.per)
+    certificate = None if policy.per is None else _group_accepted_by(uri, policy.per)
     covered = unit is not None or not grouped
     return {**image, "certificate": certificate, "unit": unit, "covered": covered}
+
+
+def _group_accepted_by(uri: str, per: str) -> str | None:
+    """Also by a version that took the first match of an address that names several groups."""
+    return group_if_known(group_of_address, uri, per) or group_if_known(group_of, uri, per)
 
 
 def _by_series(rows: Iterable[dict[str, Any]]) -> dict[Series, list[dict[str, Any]]]:

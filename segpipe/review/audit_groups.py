@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from segpipe.confidence.policy import Policy
 from segpipe.errors import RunError
 from segpipe.manifests.run_files import planned_header
-from segpipe.name_groups import group_of, group_of_address
+from segpipe.name_groups import group_if_known, group_of, group_of_address
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ def unit_of(policy: Policy, image_uri: str, source: str | None) -> str | None:
         return None  # groups.csv names calibration images only
     name = posixpath.splitext(image_uri)[0]  # as calibration does: a key has no extension
     if source is not None and name.startswith(f"{source}/"):
-        return group_of(name.removeprefix(f"{source}/"), policy.group_by)
-    return group_of_address(name, policy.group_by)
+        return group_if_known(group_of, name.removeprefix(f"{source}/"), policy.group_by)
+    return group_if_known(group_of_address, name, policy.group_by)
 
 
 def _source(output: str, run_id: str) -> str | None:

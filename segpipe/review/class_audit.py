@@ -2,9 +2,18 @@
 
 A promise about a class counts all images that have the class (or have it not), accepted or in review, and
 those of them that are accepted and wrong. What people drew says which images those are. Of accepted masks the
-audits are a blind draw. Of masks in review people see what they come to, so no chance stands for the others:
-where the promise is to be shown kept none of those others counts, where it is to be shown broken all of them
-do. Both ways the answers that are missing can only hide something, never make it up.
+audits are a blind draw. Of masks in review people see what they come to, and no chance stands for the others,
+but where a queue has drawn some of a night's at random: see class_answers. Where the promise is to be shown
+kept none of those that nobody has answered counts. Where it is to be shown broken all of them do but those
+that drawn ones stand for, and a drawn one does until it is answered. Both ways the answers that are missing
+can only hide something, never make it up.
+
+Why bets may go by an estimate: a night pays (wrong / limit - images) / M, where M is what the images would be
+were all masks in review such, so that nobody loses more than the stake. Given how many were drawn of each
+frame, `images` is unbiased (Horvitz and Thompson 1952; within a night Holt and Smith 1979), and the payoff is
+linear in it, so it expects what the true number does: no gain while the promise is kept. It only rises as
+drawn masks are answered, so all looks together err no more often than the last. A ratio of the estimates,
+staked by what they come to, would not do: it loses less than it should where the draw has met the class.
 """
 
 from __future__ import annotations
@@ -30,20 +39,36 @@ State = Literal["kept", "undecided", "broken", "not_covered"]
 class MaskAnswer:
     """What is known of one mask: pixels of each class by the person who looked (None: nobody has said) and in
     the mask itself (None: a version that did not count them); audit_share (above 0 to 1) is the chance to be
-    audited of an accepted mask, None of one in review."""
+    audited of an accepted mask, None of one in review. In a bet one in review counts for as many as it
+    `stands_for`: more than itself where it was `drawn` at random, none where drawn ones stand for it."""
 
     night: date
     audit_share: float | None
     true_pixels: Sequence[int] | None
     shown_pixels: Sequence[int] | None
+    stands_for: float = 1.0
+    drawn: bool = False
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """Of one night's masks in review: `masks` of which nobody has said anything, `alone` of them in no frame
+    that a queue drew from; `framed` ones are in such, seen or not. The unseen `stand_for` so many in a bet:
+    those alone for themselves, the drawn ones for others, of which `stood_for` are unseen, too."""
+
+    masks: int = 0
+    stand_for: float = 0.0
+    alone: int = 0
+    framed: int = 0
+    stood_for: int = 0
 
 
 @dataclass(frozen=True)
 class ClassAnswers:
-    """What was said of masks, and of how many masks in review, by night, nothing was."""
+    """What was said of masks, and of which masks in review, by night, nothing was."""
 
     answers: Sequence[MaskAnswer] = ()
-    unseen: Mapping[date, int] = field(default_factory=dict)
+    unseen: Mapping[date, Unseen] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,8 @@ class ClassNight:
     chances, wrong (n,): the audited images that the promise is about, and whether the mask is wrong. `hidden`
     (m,) are the audit shares of those without an answer that could be wrong, `least_chance` (0 to 1) is the
     smallest audit share of the accepted masks, 1 without one. Of the masks in review `reviewed` are of images
-    that the promise is about, and of `unseen` ones nobody has said.
+    that the promise is about, and of `unseen` ones nobody has said; for `stood_for` of these drawn ones
+    stand, by whose answers `guessed` are such. In a bet `bet_on` are such, and `could_be` is the most.
     """
 
     day: date
@@ -63,6 +89,10 @@ class ClassNight:
     hidden: tuple[float, ...]
     reviewed: int
     unseen: int
+    stood_for: int
+    guessed: float
+    bet_on: float
+    could_be: float
 
 
 @dataclass(frozen=True)
@@ -90,13 +120,14 @@ class ClassAudit:
 
     Of the audited accepted masks `audited` are of images that the promise is about, `wrong` of them wrong;
     `hidden` ones, skipped or of a version that counted no classes, could be. Of the masks in review
-    `reviewed` are of such images, and of `unseen` nobody has said so. `estimate` is the share of all such
-    images that is accepted and wrong, if the unseen were none of them (None without one); it is between
-    `lower` and `upper`. On some of the `nights` it surely was above `broken_above`; `p_value` is that of the
-    promise being kept all the time. `more_needed`: so many more audited images that the promise is about,
-    and like the last, would show it kept; None: no number would (`no_better`), or none can be told. `recent`
-    are the last nights, `kept_over` those that show it kept. state not_covered: the promise counts each group
-    once, the answers each image.
+    `reviewed` are of such images, and of `unseen` nobody has said so; for `stood_for` of these others stand,
+    which a queue has drawn at random. `estimate` is the share of all such images that is accepted and wrong,
+    if none of the other unseen ones were such (None without one); it is between `lower` and `upper`. On
+    some of the `nights` it surely was above `broken_above`; `p_value` is that of the promise being kept all
+    the time. `more_needed`: so many more audited images that the promise is about, and like the last, would
+    show it kept; None: no number would (`no_better`), or none can be told. `recent` are the last nights,
+    `kept_over` those that show it kept. state not_covered: the promise counts each group once, the answers
+    each image.
     """
 
     kind: ClassPromiseKind
@@ -119,6 +150,7 @@ class ClassAudit:
     nights: int
     recent: ClassWindow | None
     kept_over: ClassWindow | None
+    stood_for: int = 0
 
 
 def class_nights(
@@ -130,7 +162,7 @@ def class_nights(
     for answer in found.answers:
         by_day[answer.night].append(answer)
     return [
-        _night(promise, day, by_day[day], least_chances.get(day, 1.0), found.unseen.get(day, 0))
+        _night(promise, day, by_day[day], least_chances.get(day, 1.0), found.unseen.get(day, Unseen()))
         for day in sorted(by_day.keys() | least_chances.keys() | found.unseen.keys())
     ]
 
@@ -154,7 +186,7 @@ def audited_class(
         hidden=sum(len(night.hidden) for night in nights),
         reviewed=sum(night.reviewed for night in nights),
         unseen=sum(night.unseen for night in nights),
-        estimate=seen.share,
+        estimate=_estimate(nights),
         lower=lower_bound(_seen(nights, sum(night.unseen for night in nights)), error),
         upper=upper_bound(seen, error),
         broken_above=broken_above,
@@ -164,15 +196,17 @@ def audited_class(
         nights=sum(weight > 0 for weight in weights),
         recent=None if recent is None else _window(*recent),
         kept_over=kept,
+        stood_for=sum(night.stood_for for night in nights),
     )
 
 
 def class_bets(nights: Sequence[ClassNight]) -> tuple[list[float], list[float]]:
     """Each night's share of wrong ones, and what share of an ordinary night's bet is placed on it: as
-    audit_nights.night_bets, (n,) both, 0 to 1. All unseen masks in review count as images that the promise is
-    about; where there is nothing nothing is bet."""
-    losses, masses = zip(*map(_night_share, nights), strict=True) if nights else ((), ())
-    return list(losses), stakes(masses)
+    audit_nights.night_bets, (n,) both, 0 to 1. `bet_on` of the masks in review count as images that the
+    promise is about, and the stake is on as many as `could_be`; where there is nothing nothing is bet."""
+    losses, masses, most = zip(*map(_night_share, nights), strict=True) if nights else ((), (), ())
+    of_most = (mass / largest if largest else 0.0 for mass, largest in zip(masses, most, strict=True))
+    return list(losses), [stake * part for stake, part in zip(stakes(most), of_most, strict=True)]
 
 
 def class_kept_over(nights: Sequence[ClassNight], limit: float, error: float) -> ClassWindow | None:
@@ -195,13 +229,14 @@ def not_covered(promise: ClassPromise) -> ClassAudit:
 
 
 def _night(
-    promise: ClassPromise, day: date, answers: Sequence[MaskAnswer], least_chance: float, unseen: int
+    promise: ClassPromise, day: date, answers: Sequence[MaskAnswer], least_chance: float, unseen: Unseen
 ) -> ClassNight:
-    concerned, hidden, sent = [], [], []
+    concerned, hidden = [], []
+    sent: list[tuple[bool | None, MaskAnswer]] = []
     for answer in answers:
         true, shown, share = answer.true_pixels, answer.shown_pixels, answer.audit_share
         if share is None:
-            sent.append(None if true is None else _is_wrong(promise, true, true) is not None)
+            sent.append((None if true is None else _is_wrong(promise, true, true) is not None, answer))
         elif true is None or shown is None:
             hidden += [share] if _could_be_wrong(promise, shown) else []
         elif (wrong := _is_wrong(promise, true, shown)) is not None:
@@ -212,9 +247,22 @@ def _night(
         tuple(share for share, _ in concerned),
         tuple(wrong for _, wrong in concerned),
         tuple(hidden),
-        sent.count(True),
-        unseen + sent.count(None),
+        sum(is_such is True for is_such, _ in sent),
+        unseen.masks + sum(is_such is None for is_such, _ in sent),
+        unseen.stood_for,
+        unseen.stood_for * _share_of_drawn(sent),
+        unseen.stand_for + sum(one.stands_for for is_such, one in sent if is_such is not False),
+        unseen.alone
+        + unseen.framed
+        + sum(one.stands_for > 0 and not one.drawn for is_such, one in sent if is_such is not False),
     )
+
+
+def _share_of_drawn(sent: Sequence[tuple[bool | None, MaskAnswer]]) -> float:
+    """How many of the masks drawn at random are of images that the promise is about, by their answers."""
+    known = [(is_such, one.stands_for) for is_such, one in sent if one.drawn and is_such is not None]
+    total = sum(stands_for for _, stands_for in known)
+    return sum(stands_for for is_such, stands_for in known if is_such) / total if total else 0.0
 
 
 def _could_be_wrong(promise: ClassPromise, shown_pixels: Sequence[int] | None) -> bool:
@@ -231,11 +279,17 @@ def _is_wrong(promise: ClassPromise, true_pixels: Sequence[int], shown_pixels: S
     return bool(found.wrong[0]) if found.concerned[0] else None
 
 
-def _night_share(night: ClassNight) -> tuple[float, float]:
-    """How large a share of the images that the promise is about is accepted and wrong, were all unseen ones
-    among them, and how many there are; 0 and 0 where nothing is known."""
-    seen = _seen([night], night.unseen)
-    return seen.share or 0.0, float((seen.counts / seen.chances).sum())
+def _night_share(night: ClassNight) -> tuple[float, float, float]:
+    """How large a share of the images that the promise is about is accepted and wrong, how many there are,
+    and how many there could be; 0 where nothing is known."""
+    stand_for = 1 / np.array(night.chances)
+    accepted, wrong = float(stand_for.sum()), float(stand_for @ np.array(night.wrong, np.float64))
+    mass = accepted + night.bet_on
+    return wrong / mass if mass else 0.0, mass, accepted + night.could_be
+
+
+def _estimate(nights: Sequence[ClassNight]) -> float | None:
+    return _seen(nights, round(sum(night.guessed for night in nights))).share
 
 
 def _seen(nights: Sequence[ClassNight], unseen: int = 0, hidden_are_wrong: bool = False) -> Seen:
@@ -290,7 +344,7 @@ def _window(nights: Sequence[ClassNight], level: float) -> ClassWindow:
         audited=sum(len(night.wrong) for night in nights),
         wrong=sum(sum(night.wrong) for night in nights),
         hidden=sum(len(night.hidden) for night in nights),
-        estimate=_seen(nights).share,
+        estimate=_estimate(nights),
         lower=lower_bound(_seen(nights, sum(night.unseen for night in nights)), level),
         upper_with_hidden=upper_bound(_seen(nights, hidden_are_wrong=True), level),
     )

@@ -38,10 +38,18 @@ def found_of_class(found: ClassAudit) -> str:
             f"share {_wrong(found)} {found.estimate:.3g} ({found.wrong} of {found.audited} audited images "
             f"{_with(found)}, {found.reviewed} such in review), at most {found.upper:.3g}"
         )
-    unseen = (
-        f"; {found.unseen} masks in review are not answered, and any could be such" if found.unseen else ""
+    return f"{counted}, promised at most {found.limit:.3g}{_unseen(found)}"
+
+
+def _unseen(found: ClassAudit) -> str:
+    if not found.unseen:
+        return ""
+    others = found.unseen - found.stood_for
+    drawn = f"those drawn at random stand for {found.stood_for}" if found.stood_for else ""
+    could_be = "any could be such" if not found.stood_for else f"any of the other {others} could be such"
+    return f"; {found.unseen} masks in review are not answered: " + ", and ".join(
+        part for part in (drawn, could_be if others else "") if part
     )
-    return f"{counted}, promised at most {found.limit:.3g}{unseen}"
 
 
 def _over_images(found: ClassAudit, window: ClassWindow) -> str:

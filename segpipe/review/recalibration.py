@@ -21,16 +21,18 @@ from segpipe.confidence.growing import Draws, Evidence, bad_ratio, capital_neede
 from segpipe.confidence.grown_policy import growing_by, grown_policy, to_prove
 from segpipe.confidence.policy import Policy, holds_back
 from segpipe.confidence.promise import promise
-from segpipe.errors import NotFoundError
+from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests import policies
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
 from segpipe.review.audit import draft_iou_by, loss_of
+from segpipe.review.policy_runs import damaged_policies, newest_roots, newest_runs
 
 _DRAWS = """
-    SELECT l.policy_id, l.image_uri, l.discriminator_score, l.class_confidences, l.draw_probability,
-        r.verdict, r.draft_iou, r.draft_iou_graded, coalesce(r.from_scratch, false) AS from_scratch,
+    SELECT l.policy_id, l.image_uri, l.labeled_at, l.discriminator_score, l.class_confidences,
+        l.draw_probability, r.verdict, r.draft_iou, r.draft_iou_graded,
+        coalesce(r.from_scratch, false) AS from_scratch,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
     FROM labels l
@@ -38,13 +40,6 @@ _DRAWS = """
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
     WHERE l.drawn IS TRUE AND l.reason NOT IN ('drift', 'suspended') AND list_contains($family, l.policy_id)
     ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard"""
-
-_NEWEST_RUNS = """
-    SELECT policy_id, max(began) FROM (
-        SELECT policy_id, min(labeled_at) AS began FROM labels WHERE policy_id IS NOT NULL
-        GROUP BY policy_id, run_id)
-    GROUP BY policy_id"""
-_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -93,10 +88,11 @@ class Recalibration:
 
 @dataclass(frozen=True)
 class Recalibrated:
-    """What each family of policies has come to, and a line about each that is suspended."""
+    """What each family of policies has come to, and a line about each that is suspended or could not grow."""
 
     found: list[Recalibration]
     suspended: list[str]
+    failed: list[str]
 
 
 @dataclass(frozen=True)
@@ -104,6 +100,7 @@ class _Draw:
     """One drawn mask; bad is None without an answer, decided: somebody was asked."""
 
     image_uri: str
+    labeled_at: datetime
     score: float
     share: float
     bad: bool | None
@@ -121,7 +118,8 @@ def in_words(found: Recalibration) -> str:
     if not found.written:
         return f"nothing new is proven, and nothing was written: {_threshold(found.threshold)}"
     way = "looser" if _accepts_from(found.threshold) < _accepts_from(found.threshold_before) else "STRICTER"
-    why = "" if way == "looser" else ", because answers were changed or the reviewers' ratio now applies"
+    stricter = ", because answers were changed or are gone (segpipe verify), or the ratio now applies"
+    why = "" if way == "looser" else stricter
     return (
         f"number {found.number} is written, {way}{why}: {_threshold(found.threshold)}, "
         f"before {_threshold(found.threshold_before)}"
@@ -155,20 +153,40 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     """Write the next policy of each model that grows under OUTPUT, where the answers change its threshold.
 
     Only of one model when `model_id` is given; of a model that was calibrated several times only the family
-    of its newest run. A suspended one is left as it is, and stops no other. Raises NotFoundError (nothing is
-    labelled there, or no policy grows), PolicyError (a damaged policy), StorageError.
+    of its newest run. A suspended one is left as it is, and one with a policy that cannot be read; neither
+    stops another model's. Raises NotFoundError (nothing is labelled there, or no policy grows), StorageError.
     """
     output = storage.normalise(output)
     require_output(output)
-    roots = _roots(output, model_id)
-    if not roots:
+    kept, runs = policies.kept_policies(output), newest_runs(output)
+    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one[0])]
+    stopped = {model for model, _ in damaged}
+    roots = [one for one in newest_roots(kept, runs) if one.growth and model_id in (None, one.model_id)]
+    if not roots and not damaged:
         which = "" if model_id is None else f" of model {model_id}"
         raise NotFoundError(
             f"no policy{which} that has labelled into {redact(output)} grows: calibrate with --grow"
         )
-    suspended = [root for root in roots if policies.is_suspended(output, root.policy_id)]
-    growing = [root for root in roots if root not in suspended]
-    return Recalibrated([_recalibrated(output, root) for root in growing], [*map(_grows_no_more, suspended)])
+    grown = [_grown_or_why(output, root) for root in roots if root.model_id not in stopped]
+    return Recalibrated(
+        [one for one in grown if isinstance(one, Recalibration)],
+        [_grows_no_more(one) for one in grown if isinstance(one, Policy)],
+        [*(_cannot_grow(*one) for one in damaged), *(one for one in grown if isinstance(one, str))],
+    )
+
+
+def _grown_or_why(output: str, root: Policy) -> Recalibration | Policy | str:
+    """What has become of it; the policy itself where it is suspended, and why it cannot grow."""
+    if policies.is_suspended(output, root.policy_id):
+        return root
+    try:
+        return _recalibrated(output, root)
+    except policies.UNREADABLE as error:
+        return _cannot_grow(root.model_id, error)
+
+
+def _cannot_grow(model_id: str | None, error: SegpipeError) -> str:
+    return str(error) if model_id is None else f"the policy of model {model_id} cannot grow: {error}"
 
 
 def _grows_no_more(root: Policy) -> str:
@@ -179,31 +197,6 @@ def _grows_no_more(root: Policy) -> str:
     )
 
 
-def _roots(output: str, model_id: str | None) -> list[Policy]:
-    """The calibrated policy of the newest run of each model that has one, if it grows.
-
-    By the runs, since their stamps never go back: created_at does where a clock was set back, and another
-    family would grow than the one that labels.
-    """
-    kept = [policies.parse_kept(output, name, text) for name, text in policies.kept_policies(output).items()]
-    began = _newest_runs(output, kept)
-    roots = [one for one in kept if one.policy_id == one.family]
-    roots.sort(key=lambda one: (began.get(one.family, _NEVER), one.created_at, one.policy_id))
-    latest = {one.model_id: one for one in roots}
-    return [one for one in latest.values() if one.growth is not None and model_id in (None, one.model_id)]
-
-
-def _newest_runs(output: str, kept: Sequence[Policy]) -> dict[str, datetime]:
-    """When the newest run under each family labelled its first mask; a run goes on under its own policy."""
-    with open_views(output) as connection:
-        by_policy = dict(connection.sql(_NEWEST_RUNS).fetchall())
-    began: dict[str, datetime] = {}
-    for one in kept:
-        if one.policy_id in by_policy:
-            began[one.family] = max(by_policy[one.policy_id], began.get(one.family, _NEVER))
-    return began
-
-
 def _recalibrated(output: str, root: Policy) -> Recalibration:
     while True:
         numbers = policies.grown_numbers(output, root.policy_id)
@@ -211,7 +204,7 @@ def _recalibrated(output: str, root: Policy) -> Recalibration:
         found = _read(output, root, numbers)
         counted = _counted(found)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        after = grown_policy(root, counted, (numbers[-1] if numbers else 0) + 1, now)
+        after = grown_policy(root, counted, (numbers[-1] if numbers else 0) + 1, now, _until(found))
         if after.threshold == before.threshold:
             return _told(root, before, before, found, counted)
         if policies.create_grown(output, after):
@@ -231,6 +224,7 @@ def _as_draw(row: dict[str, Any], policy: Policy) -> _Draw:
     loss = loss_of(row["verdict"], draft_iou_by(row, policy.rule), policy.promised)
     return _Draw(
         image_uri=row["image_uri"],
+        labeled_at=row["labeled_at"],
         score=_acceptable_score(row, policy),
         share=row["draw_probability"],
         bad=None if loss is None else loss > 0,
@@ -251,6 +245,11 @@ def _acceptable_score(row: dict[str, Any], policy: Policy) -> float:
 def _reached(found: Sequence[_Draw]) -> list[_Draw]:
     """What somebody was asked about, up to the oldest open one."""
     return [one for one in takewhile(lambda one: not one.is_open, found) if one.decided]
+
+
+def _until(found: Sequence[_Draw]) -> str | None:
+    reached = _reached(found)
+    return reached[-1].labeled_at.astimezone(UTC).isoformat() if reached else None
 
 
 def _counted(found: Sequence[_Draw]) -> Draws:

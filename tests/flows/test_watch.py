@@ -216,7 +216,7 @@ def test_a_night_lets_certificates_grow_before_it_labels_and_a_damaged_one_fails
     assert grown_numbers(out.output, out.policy.policy_id) == [1]
     storage.put(grown_uri(out.output, out.policy.policy_id, 2), b"{}")
     state = label_sources(sources, return_state=True)
-    assert f"{out.output}: its policy cannot grow: " in str(state.message)
+    assert f"{out.output}: the policy of model {out.policy.model_id} cannot grow: " in str(state.message)
     suspend(out.output, out.policy.policy_id, "{}")  # which failed the run when it was found
     assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
     assert f"policy {out.policy.policy_id} of model {out.policy.model_id} is suspended" in caplog.text

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 
-from segpipe import storage
+from segpipe import name_groups, storage
 from segpipe.confidence.certify import BadFraction, make_policy
-from segpipe.confidence.policy import Policy
+from segpipe.confidence.policy import Policy, sealed
 from segpipe.config import LabelSettings, VerifySettings
 from segpipe.labeling import ledger as ledger_module
 from segpipe.labeling.decisions import Rules, decide
@@ -22,6 +23,7 @@ from segpipe.manifests.row_checks import CHECKED_COLUMNS, Grounds, row_problems
 from segpipe.manifests.schema import Row
 from segpipe.manifests.verification import verify
 from segpipe.reports import summary as words
+from segpipe.review.audit import audit_output
 
 PER = r"day \d"
 SETTINGS = LabelSettings(shard_images=40, batch_images=8, fetch_threads=3, claim_seconds=20, audit_share=0.5)
@@ -128,6 +130,33 @@ def test_a_resumed_run_keeps_the_verdict_on_each_group(
     assert "drift" not in reasons(output)["day 0"]
 
 
+def test_a_name_that_the_pattern_does_not_end_on_is_reviewed_with_a_warning_and_the_night_goes_on(
+    source: str,
+    output: str,
+    make_labeler: Callable[..., Any],
+    policy: Policy,
+    pictures: list[str],
+    picture: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.02)
+    endless = "a" * 60
+    storage.put(f"{source}/{endless}/new.png", picture(202))
+    policy = sealed(replace(policy, per=r"(day \d)|(a|a)*!"))
+    label_source(source, output, make_labeler(policy=policy), SETTINGS, "r1")
+    found = reasons(output)
+    assert found[endless] == {"uncertified_group": 1}
+    assert found["day 0"].keys() == {"confident", "low_confidence"}
+    (said,) = (line for line in caplog.messages if "does not end" in line)
+    assert said.startswith("the group of 1 images is unknown, so they are reviewed: the regular expression")
+    assert f"{endless}/new.png'" in said
+    storage.put(f"{source}/day 0/late.png", picture(203))
+    label_source(source, output, make_labeler(policy=policy), SETTINGS, "r2")  # drift looks at r1, too
+    assert {one.group: one.accepted > 0 for one in audit_output(output)} == {"day 0": True, "day 1": False}
+    assert all("the policy shows" in finding.what for finding in verify(output, VerifySettings()).examples)
+
+
 @pytest.mark.parametrize(
     ("folder", "score", "rules", "expected"),
     [
@@ -157,6 +186,13 @@ def test_a_row_is_decided_by_its_groups_certificate_and_found_right(
     possible = {reason for reason in ALL if not problems(decided, reason, grounds)}
     # A suspension, or an alarm, may have come in the middle of a run.
     assert possible == {expected} | EARLIER.get((folder, expected), set())
+
+
+def test_a_bucket_that_is_named_like_another_camera_sends_nothing_to_review(policy: Policy) -> None:
+    row = undecided_row(policy.model_id, "s3://day 1/day 0/a.png", 0.7)
+    (decided,) = decide([row], Rules(policy, 1.0, False, False))
+    assert (decided.decision, decided.reason) == ("accepted", "confident")
+    assert problems(decided, "confident", Grounds({policy.policy_id: policy}, frozenset(), False)) == []
 
 
 ALL = ("confident", "low_confidence", "drift", "uncertified_group", "suspended")

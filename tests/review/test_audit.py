@@ -14,7 +14,7 @@ import pytest
 from audited_output import AuditedOutput
 from random_model import write_random_model
 
-from segpipe import storage
+from segpipe import name_groups, storage
 from segpipe.cli import run
 from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.errors import PolicyError
@@ -437,6 +437,15 @@ def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any)
     ]
 
 
+def test_a_mask_is_audited_under_the_certificate_it_was_accepted_by_whatever_its_bucket_is_called(
+    audited: Audited,
+) -> None:
+    out = audited(cameras=2)
+    rows = [out.label(1, image_uri=f"s3://cam1-archive/in/cam0_{n}.jpg")[0] for n in range(4)]
+    out.answer(rows, "accepted")
+    assert [(found.group, found.audited) for found in audit_output(out.output)] == [("cam0", 4), ("cam1", 0)]
+
+
 def test_a_group_that_first_comes_on_a_later_night_disturbs_no_audit(audited: Audited) -> None:
     """Its masks have no certificate and go to review; what people say of them is about no promise."""
     out = audited(cameras=1)
@@ -529,6 +538,19 @@ def test_what_counts_groups_is_never_audited_by_masks(
     assert said in line
     assert line in audit_report([found])
     assert not policies.is_suspended(out.output, out.policy.policy_id)
+
+
+def test_a_name_that_the_pattern_does_not_end_on_is_of_no_group_and_stops_no_audit(
+    audited: Audited, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(name_groups, "LONGEST_SEARCH", 0.02)
+    out = audited(promises_about="groups", group_by=r"(v\d)|(a|a)*!")
+    out.planned("/lake")
+    out.answer(in_folder(out, "/lake", "v1", 40, inclusion_probability=1.0), "accepted")
+    for folder in ("/lake", "/elsewhere"):
+        in_folder(out, folder, "a" * 60, 1, audit=False)
+    found = only(out.output)
+    assert (found.uncovered, found.audited, found.state) == (2, 40, "kept")
 
 
 def test_masks_of_no_group_count_for_nothing_beside_those_of_one(audited: Audited) -> None:

@@ -159,7 +159,7 @@ def test_what_waits_in_review_could_have_the_class_and_suspends_nothing(audited:
     found = only(out.output)
     assert (found.state, found.unseen, found.wrong) == ("undecided", 480, 24)
     assert found.lower < 0.1 < found.upper
-    assert "480 masks in review are not answered, and any could be such" in class_in_words(found)
+    assert "480 masks in review are not answered: any could be such" in class_in_words(found)
 
 
 @pytest.mark.parametrize("reason", ["drift", "suspended", "uncertified_group"])

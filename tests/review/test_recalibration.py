@@ -16,11 +16,13 @@ from growing_output import GrowingOutput, growing_output, growing_policy
 from segpipe import storage
 from segpipe.cli import run
 from segpipe.confidence.growing import Draws, loosest_proven
-from segpipe.confidence.policy import ClassGuard, sealed, to_json
+from segpipe.confidence.policy import ClassGuard, Policy, sealed, to_json
 from segpipe.confidence.promise import promise
+from segpipe.config import VerifySettings
 from segpipe.errors import NotFoundError, PolicyError, StorageError
-from segpipe.manifests import policies
+from segpipe.manifests import findings, policies
 from segpipe.manifests.policies import grown_numbers, nearest_policy, read_grown
+from segpipe.manifests.verification import verify
 from segpipe.review.audit import audit_output
 from segpipe.review.recalibration import Recalibration, in_words, ratio_in_words, recalibrate
 
@@ -41,6 +43,13 @@ def prove(out: GrowingOutput, n: int = 60, score: float = 0.5) -> None:
     bad = out.drawn(3, 0.1)
     out.said(good, bad=False)
     out.said(bad, bad=True)
+
+
+def labelled_by_another_model(out: GrowingOutput, created_at: str = "2026-11-22T00:00:00+00:00") -> Policy:
+    other = sealed(replace(out.policy, model_id="b" * 12, created_at=created_at))
+    policies.keep_policy(out.output, other.policy_id, to_json(other))
+    out.drawn(1, 0.9, model_id=other.model_id, policy_id=other.policy_id)
+    return other
 
 
 def loosest_of(out: GrowingOutput, score: float) -> float:
@@ -130,6 +139,53 @@ def test_changed_answers_take_back_what_they_had_proven(out: GrowingOutput) -> N
     assert found.threshold == out.policy.threshold
     assert "STRICTER, because answers were changed" in in_words(found)
     assert nearest_policy(out.output, out.policy).threshold == out.policy.threshold
+
+
+def missing_answers(out: GrowingOutput) -> list[str]:
+    """What verification says of answers that are gone, beside all else: these masks are nowhere."""
+    found = verify(out.output, VerifySettings(masks=0)).examples
+    return [f"{one.place}: {one.what}" for one in found if one.kind == "review"]
+
+
+@pytest.fixture
+def all_findings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "EXAMPLES", 10_000)
+
+
+@pytest.mark.usefixtures("all_findings")
+def test_answers_that_are_taken_away_are_missed_also_after_more_have_come(out: GrowingOutput) -> None:
+    rows = out.drawn(60, 0.5)
+    out.said(rows, bad=False)
+    assert only(out).written
+    out.said(out.drawn(100, 0.5), bad=False, **out.later(2))
+    assert missing_answers(out) == []
+    storage.delete(storage.join(out.output, "reviews/00000001.parquet"))
+    (said,) = missing_answers(out)
+    assert said.startswith(f"policies/{out.policy.policy_id}, number 1: the policy stands on 60 answers, 0 ")
+    found = only(out)
+    assert (found.number, found.threshold) == (2, out.policy.threshold)
+    assert "STRICTER, because answers were changed or are gone (segpipe verify)" in in_words(found)
+    assert len(missing_answers(out)) == 1
+    out.said(rows, bad=False, **out.later(3))
+    assert missing_answers(out) == []
+
+
+@pytest.mark.usefixtures("all_findings")
+def test_of_a_policy_that_does_not_say_up_to_when_all_answers_count(out: GrowingOutput) -> None:
+    out.said(out.drawn(60, 0.5), bad=False)
+    only(out)
+    uri = policies.grown_uri(out.output, out.policy.policy_id, 1)
+    grown = read_grown(out.output, out.policy, 1)
+    evidence = replace(grown.growth.evidence, until=None)
+    old = sealed(replace(grown, growth=replace(grown.growth, evidence=evidence)))
+    storage.put(uri, to_json(old).encode())
+    assert '"until"' not in to_json(old)
+    assert missing_answers(out) == []
+    storage.delete(storage.join(out.output, "reviews/00000001.parquet"))
+    out.said(out.drawn(59, 0.5), bad=False)
+    assert "the policy stands on 60 answers, 59 are there" in missing_answers(out)[0]
+    out.said(out.drawn(1, 0.5), bad=False)
+    assert missing_answers(out) == []
 
 
 def test_what_calibration_had_not_proven_is_taken_back_whole(tmp_path: Path) -> None:
@@ -229,16 +285,42 @@ def test_a_suspended_family_grows_no_more(out: GrowingOutput) -> None:
 def test_a_suspended_family_stops_no_other_models(out: GrowingOutput, capsys, day: int) -> None:
     """Whichever of the two is older."""
     prove(out)
-    model_id, created_at = "b" * 12, f"2026-11-{day}T00:00:00+00:00"
-    other = sealed(replace(out.policy, model_id=model_id, created_at=created_at))
-    policies.keep_policy(out.output, other.policy_id, to_json(other))
-    out.drawn(1, 0.9, model_id=model_id, policy_id=other.policy_id)
+    other = labelled_by_another_model(out, f"2026-11-{day}T00:00:00+00:00")
     policies.suspend(out.output, other.policy_id, "{}")
     assert run(["recalibrate", out.output]) == 1
     printed = capsys.readouterr()
     assert "number 1 is written, looser" in printed.out
-    assert printed.err.startswith(f"segpipe: policy {other.policy_id} of model {model_id} is suspended: ")
+    assert printed.err.startswith(
+        f"segpipe: policy {other.policy_id} of model {other.model_id} is suspended: "
+    )
     assert grown_numbers(out.output, out.policy.policy_id) == [1]
+
+
+@pytest.mark.parametrize(("file", "text"), [("{root}", b"{"), ("{root}-grown-00000001", b"{}")])
+def test_a_damaged_policy_stops_its_own_models_growth_only(
+    out: GrowingOutput, capsys, file: str, text: bytes
+) -> None:
+    prove(out)
+    other = labelled_by_another_model(out)
+    damaged = storage.join(out.output, f"policies/{file.format(root=other.policy_id)}.json")
+    storage.put(damaged, text)
+    assert run(["recalibrate", out.output]) == 1
+    printed = capsys.readouterr()
+    assert "number 1 is written, looser" in printed.out
+    assert printed.err.startswith(f"segpipe: the policy of model {other.model_id} cannot grow: {damaged} ")
+    assert grown_numbers(out.output, out.policy.policy_id) == [1]
+    assert run(["recalibrate", out.output, "--model", out.policy.model_id]) == 0
+    assert run(["recalibrate", out.output, "--model", other.model_id]) == 1
+
+
+def test_a_damaged_policy_under_which_nothing_was_labelled_is_told_and_stops_none(out: GrowingOutput) -> None:
+    prove(out)
+    storage.put(policies.kept_uri(out.output, "0" * 12), b"{")
+    told = recalibrate(out.output)
+    assert [one.number for one in told.found] == [1]
+    assert [line.split(" is not JSON")[0] for line in told.failed] == [
+        policies.kept_uri(out.output, "0" * 12)
+    ]
 
 
 def test_where_nothing_grows_one_line_says_so(tmp_path: Path, out: GrowingOutput) -> None:
