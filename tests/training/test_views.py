@@ -96,7 +96,7 @@ def test_views_of_images_of_different_sizes_come_in_one_batch() -> None:
     sizes = [(300, 400), (10, 500), (1, 1)]
     masks = [np.ones(size, np.uint8) for size in sizes]
     images = [np.full((3, *size), 90, np.uint8) for size in sizes]
-    seen, labels = draw_views(in_memory(images, masks, 2, False), torch.arange(3), CROP, 2, 0.3, draws())
+    seen, labels = draw_views(in_memory(images, masks, 2, False), torch.arange(3), CROP, 2, 0.3, draws(1))
     shown = (labels == 1).flatten(1).float().mean(dim=1)
     assert shown[0] > 0.9
     assert 0.1 < shown[1] < 0.7
