@@ -322,7 +322,7 @@ def test_runs_of_five_different_audit_shares_in_one_output_count_by_their_masks(
 def test_a_run_of_a_large_share_does_not_hide_one_of_a_small_share(audited: Audited) -> None:
     """Every night 3 of 100 audits of 200 good masks, and 4 of 20 audits of 1,000 bad ones: 17%, not 6%."""
     out = audited()
-    for _ in range(30):
+    for _ in range(12):
         many = out.label_nights(1, 100, inclusion_probability=0.5)
         out.label(100, inclusion_probability=0.5, audit=False)
         few = out.label(20, inclusion_probability=0.02)
