@@ -42,9 +42,10 @@ def given_weights(diversity: float) -> Floats:
     Images held back are of the groups that taught the networks, or near them, and cannot tell what it costs
     to look like none of these: twice as far from them is half the odds, before all is stretched. Nor what
     doubt costs there: that of all pixels where many classes share an image, that of each class where one
-    fills it.
+    fills it. Where one does, what the judge sees in pixels travels, too; where many do it hardly does.
     """
     weights = {
+        "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
         "own_accuracy": diversity,
         "own_precision": PRECISION_WEIGHT * (1 - diversity),

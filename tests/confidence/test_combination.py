@@ -81,8 +81,8 @@ def test_two_pixels_are_of_different_classes_as_often_as_their_classes_are_diver
 def test_doubt_of_each_class_takes_the_place_of_doubt_of_each_pixel_where_one_class_fills_the_images() -> (
     None
 ):
-    assert given_weights(0.0).tolist() == [0, 0, 0, 0, 0, 1, 0, 3]
-    assert given_weights(0.75).tolist() == [0, 0, 0, 0, 0, 1, 0.75, 0.75]
+    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3]
+    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.75, 0.75]
 
 
 def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high_as_the_masks_are_good() -> (
