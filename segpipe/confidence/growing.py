@@ -134,11 +134,11 @@ def bad_ratio(
 
 
 def limit_with_draft(limit: float, ratio: Ratio) -> float:
-    """The limit (0 to 1) on the bad share that people find with the draft before them."""
-    if not ratio.is_surely_above_one:
-        return limit
-    assert ratio.estimate is not None  # an interval needs one
-    return limit / ratio.estimate
+    """The limit (0 to 1) on the bad share that people find with the draft before them.
+
+    By the upper end of the ratio's interval: by its estimate false thresholds were proven too often.
+    """
+    return limit / ratio.upper if ratio.is_surely_above_one else limit
 
 
 def capital_needed(confidence: float) -> float:
@@ -176,8 +176,9 @@ def evidence_at(
 
     A mask drawn with a larger share than `draw_share`, the smallest that is ever used, counts for so much
     less, since it stands for fewer; at an infinite threshold none counts. Where the ratio of `bad_ratio` is
-    surely above one the limit for answers with the draft is so many times smaller: one found bad there stands
-    for so many, one that was skipped for itself. Raises PolicyError for a mask drawn with a smaller share.
+    surely above one the limit for answers with the draft is smaller by the most that it may be: one found bad
+    there stands for so many, one that was skipped for itself. Raises PolicyError for a mask drawn with a
+    smaller share.
     """
     up_here = draws.scores >= threshold
     if (draws.shares < draw_share).any():

@@ -58,7 +58,7 @@ class Recalibration:
     for the skipped ones. `ratio` (`ratio_lower` to `ratio_upper`)
     is how many times as often the reviewers find a mask bad that they draw from scratch as one whose draft
     they mend, among those that the policy accepts; where it is surely above 1 it `ratio_applies`: their
-    answers with a draft are held against a limit so many times smaller. Infinite and unknown are null.
+    answers with a draft are held against a limit smaller by its upper end. Infinite and unknown are null.
     """
 
     root: str
@@ -133,7 +133,7 @@ def ratio_in_words(found: Recalibration) -> str:
     estimate = "infinity" if found.ratio is None else f"{found.ratio:.2f}"
     upper = "infinity" if found.ratio_upper is None else f"{found.ratio_upper:.2f}"
     applied = (
-        "surely above 1, so answers with a draft are held against a limit so many times smaller"
+        "surely above 1, so answers with a draft are held against a limit as many times smaller as it may be"
         if found.ratio_applies
         else "not surely above 1, so not applied"
     )

@@ -164,9 +164,9 @@ def test_the_interval_is_the_exact_binomial_one_of_those_from_scratch_among_the_
         assert found.estimate == pytest.approx((bad_scratch / scratch) / (bad_draft / draft))
 
 
-def test_the_limit_shrinks_by_the_ratio_only_when_that_is_surely_above_one() -> None:
+def test_the_limit_shrinks_by_the_most_that_the_ratio_may_be_and_only_when_it_is_surely_above_one() -> None:
     assert limit_with_draft(0.1, Ratio(2.5, 0.9, 6.0)) == 0.1
-    assert limit_with_draft(0.1, Ratio(2.5, 1.1, 6.0)) == pytest.approx(0.04)
+    assert limit_with_draft(0.1, Ratio(2.5, 1.1, 5.0)) == pytest.approx(0.02)
     assert limit_with_draft(0.1, Ratio(0.4, 0.2, 0.9)) == 0.1  # never in the reviewers' favour
     assert limit_with_draft(0.1, Ratio(math.inf, 1.1, math.inf)) == 0
 
@@ -192,14 +192,17 @@ def test_a_skipped_mask_is_bad_for_the_certificate_and_says_nothing_about_the_re
 
 
 def test_a_skipped_mask_is_one_bad_mask_also_where_the_ratio_is_four() -> None:
-    """10 of 100 bad from scratch, 10 of 400 with the draft: each of these stands for four at a limit of 0.1.
+    """10 of 100 bad from scratch, 10 of 400 with the draft: each of these stands for four, and for no more
+    than `most` at 90%, at a limit of 0.1.
 
-    So a good one with the draft pays 0.025 / 0.975 = 1/39, a bad one costs all that is staked, and a skipped
-    one, of which at most itself is bad, (0.1 - 1) / (4 - 0.1) = -3/13 of it. From scratch it costs all.
+    So a good one with the draft pays 0.1 / (most - 0.1), a bad one costs all that is staked, and a skipped
+    one, of which at most itself is bad, (0.1 - 1) / (most - 0.1) of it. From scratch it costs all.
     """
+    share = binomtest(10, 20).proportion_ci(CONFIDENCE, "exact").high
+    most = 4 * share / (1 - share)
     bets = np.array([0.9, 0.6, 0.4, 0.25, 0.12, 0.06])
-    answers = (1 + bets / 39) ** 390 * (1 + bets / 9) ** 90
-    for from_scratch, paid in ((False, -3 / 13), (True, -1)):
+    answers = (1 + bets * 0.1 / (most - 0.1)) ** 390 * (1 + bets / 9) ** 90
+    for from_scratch, paid in ((False, -0.9 / (most - 0.1)), (True, -1)):
         scratch = [from_scratch] + [False] * 390 + [True] * 100 + [False] * 10
         bad = [True] + [False] * 480 + [True] * 20
         draws = replace(drawn(np.ones(501), bad, scratch=scratch), skipped=np.arange(501) == 0)
