@@ -35,10 +35,8 @@ def grown_policy(
 ) -> Policy:
     """The calibrated policy `root` as the draws let it grow, with its evidence; number: 1 or more.
 
-    `until`: see Evidence.
-
-    All is counted anew from the draws as they are now: what a changed answer takes back is taken back.
-    Raises PolicyError as grown_threshold does.
+    `until` is that of Evidence. All is counted anew from the draws as they are now: what a changed answer
+    takes back is taken back. Raises PolicyError as grown_threshold does.
     """
     growth, limit = growing_by(root)
     threshold = grown_threshold(root, draws)

@@ -235,24 +235,25 @@ def test_no_lease_outlives_the_claim(stage) -> None:
         run.step()
 
 
-def test_a_shard_that_is_lost_three_times_ends_the_run_and_says_why(stage) -> None:
+def lost_twice(stage):
+    """A run whose first shard two workers have lost, and a third has it."""
     run = stage(shards=4, workers=1)
     run.step()
     for worker in (1, 2):
         run.ready(worker)
         run.step(Gone(worker, "out of memory", has_ended=True))
     run.ready(3)
+    return run
+
+
+def test_a_shard_that_is_lost_three_times_ends_the_run_and_says_why(stage) -> None:
+    run = lost_twice(stage)
     with pytest.raises(RunError, match=r"shard 0 was lost 3 times.*out of memory.*resume"):
         run.step(Gone(3, "out of memory", has_ended=True))
 
 
 def test_a_third_loss_leaves_a_worker_that_may_still_write(stage) -> None:
-    run = stage(shards=4, workers=1)
-    run.step()
-    for worker in (1, 2):
-        run.ready(worker)
-        run.step(Gone(worker, "out of memory", has_ended=True))
-    run.ready(3)
+    run = lost_twice(stage)
     with pytest.raises(RunError, match="shard 0 was lost 3 times"):
         run.step(Gone(3, "unavailable", has_ended=False))
     assert run.dispatcher.may_have_writers  # so that the claim is not let go

@@ -269,7 +269,7 @@ class Dispatcher:
         if back:
             shards = chain(self._waiting, *(one.shards for one in back))
             self._waiting = deque(sorted(shards, key=lambda shard: shard.number))
-            self._lost = [one for one in self._lost if one not in back]
+            self._lost = [one for one in self._lost if one.until > now]
 
     def _start_workers(self) -> None:
         wanted = min(self._rules.workers - len(self._refused), self._shards_left())
