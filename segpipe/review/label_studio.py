@@ -11,7 +11,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+    wait_exponential,
+)
 
 from segpipe.errors import ReviewError
 from segpipe.printable import printable
@@ -20,6 +27,7 @@ from segpipe.redaction import redact
 TASKS_PER_PAGE = 512  # a power of two: a page that cannot be read is asked for in halves
 _TIMEOUT = httpx.Timeout(60, connect=10)
 _LONG_TIMEOUT = httpx.Timeout(300, connect=10)  # an import of 50 MB of drafts is answered once it is stored
+_REPEATABLE = ("GET", "DELETE")
 _REFUSED = (httpx.codes.BAD_REQUEST, httpx.codes.REQUEST_ENTITY_TOO_LARGE)
 _TOKEN_SECONDS = 240  # a personal token buys others that live 300 s
 
@@ -194,17 +202,15 @@ class LabelStudio:
             ) from error
 
     def _sent(self, method: str, path: str, request: dict[str, Any]) -> httpx.Response:
-        if method != "GET":  # not repeated: what timed out may have been done
+        if method not in _REPEATABLE:  # what timed out may have been done
             return self._client.request(method, path, **request)
-        for attempt in Retrying(
+        retrying = Retrying(
             stop=stop_after_attempt(4),
             wait=wait_exponential(max=10),
-            retry=retry_if_exception_type(httpx.TransportError),
-            reraise=True,
-        ):
-            with attempt:
-                return self._client.request(method, path, **request)
-        raise AssertionError("tenacity returns or raises")
+            retry=retry_if_exception_type(httpx.TransportError) | retry_if_result(_failed_within),
+            retry_error_callback=_last_word,
+        )
+        return retrying(self._client.request, method, path, **request)
 
 
 @contextmanager
@@ -241,6 +247,16 @@ def _is_address(server: str) -> bool:
     except (ValueError, httpx.InvalidURL):
         return False
     return named and parts.scheme in ("http", "https") and not {"?", "#"} & set(server)
+
+
+def _failed_within(answer: httpx.Response) -> bool:
+    """So it answers where another push removed meanwhile what was asked of, and while it is too busy."""
+    return answer.is_server_error
+
+
+def _last_word(attempts: RetryCallState) -> httpx.Response:
+    assert attempts.outcome is not None
+    return attempts.outcome.result()
 
 
 def _content(answer: httpx.Response, server: str) -> Any:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import tenacity
 from fake_studio import http_server
 
 from segpipe.cli import run
+from segpipe.errors import ReviewError
 from segpipe.review.label_studio import Project, open_label_studio
 
 PERSONAL = "a.b.c"  # the form of a personal access token, with which another request comes first
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tried again is tried at once."""
+    monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=lambda _: None))
 
 
 def refused(
@@ -49,7 +58,7 @@ def test_an_address_that_redirects_names_the_right_one(
 
 
 def test_a_server_that_is_not_there_is_said_with_a_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_waiting: None
 ) -> None:
     said = refused("http://127.0.0.1:9", monkeypatch, capsys)
     assert "Connection refused; start it or correct its address" in said
@@ -93,3 +102,37 @@ def test_only_what_takes_long_is_waited_for_so_long(monkeypatch: pytest.MonkeyPa
         server.projects("streets")
         server.annotated(Project(1, "streets", ""), [1])
     assert waited == {"/api/projects/": 60, "/api/projects/1/export": 300}
+
+
+GONE = {"status_code": 500, "detail": "Task matching query does not exist."}  # as 1.23.2 answers
+
+
+@pytest.mark.parametrize("last", [(204, b""), (404, {"detail": "No Task matches the given query."})])
+def test_a_task_that_another_push_removes_at_the_same_moment_is_as_good_as_removed(
+    last: tuple[int, Any], no_waiting: None
+) -> None:
+    answers = iter([(500, {}, GONE), (last[0], {}, last[1])])
+    with http_server(lambda *_: next(answers)) as url, open_label_studio(url, "token") as server:
+        server.remove_task(7)
+    assert next(answers, None) is None, "asked again"
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])
+def test_what_a_server_fails_at_is_asked_again_unless_it_may_have_been_done(
+    method: str, no_waiting: None
+) -> None:
+    asked = []
+
+    def answer(method: str, *_: object) -> tuple[int, dict[str, str], Any]:
+        asked.append(method)
+        return 503, {}, {"detail": "too busy"}
+
+    with http_server(answer) as url, open_label_studio(url, "token") as server:
+        act = {
+            "GET": lambda: server.projects("streets"),
+            "DELETE": lambda: server.remove_task(7),
+            "POST": lambda: server.create_project("streets", ""),
+        }
+        with pytest.raises(ReviewError, match="answered 503"):
+            act[method]()
+    assert asked == [method] * (1 if method == "POST" else 4)
