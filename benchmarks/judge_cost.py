@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/judge_cost.py [--batches 15]
 
 The default networks with random weights, which take as long as trained ones, on random images; a line per
-size of image and number of classes. Generator and judge take turns, batch by batch, in float32: the median
-of the ratios counts. Prints the table and writes it below results/.
+size of image and number of classes. Generator, with the mask that it makes whether it is judged or not, and
+judge take turns, batch by batch, in float32: the median of the ratios counts. Prints the table and writes it
+below results/.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from machine import write_results
 
 from segpipe.models.bundle import Bundle, ModelSpec, build_networks
-from segpipe.models.judge import show
+from segpipe.models.judge import shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import shown_image
 from segpipe.models.verdict import give_verdict
@@ -52,8 +53,9 @@ def _once(bundle: Bundle, images: torch.Tensor) -> float:
     judge = bundle.discriminator.judge
     started = time.perf_counter()
     logits = class_logits(bundle.generator(images)).float()
+    labels = logits.argmax(dim=1)
     generated = time.perf_counter()
-    shown = show(logits)
+    shown = shown_as(labels, logits)
     small = shown_image(images, (logits.shape[2], logits.shape[3]))
     give_verdict(judge, judge(small, shown), shown, bundle.spec.rule)
     return (time.perf_counter() - generated) / (generated - started)
