@@ -17,11 +17,13 @@ CROP_PIXELS = 160 * 224
 LIGHT_RANGE = 0.4
 CAST_RANGE = 0.2
 MOST_SATURATION = 1.8
-# Of the images, that get another gamma, and that get another saturation.
+# Of the images, that get another gamma, that get another saturation, and that borrow another's colours.
 CHANGED_SHARE = 0.5
 # Of the images without colour, and how far their channels lie apart on average, in grey levels, at the most.
 NEGATIVE_SHARE = 0.05
 GREY_SPREAD = 1.0
+# Of logarithms: below it an image is one colour; and how much its own may grow, that noise stays noise.
+SMALLEST_DEVIATION, MOST_STRETCH = 1e-3, 3.0
 BLUR_SHARE = 0.15
 NOISE_SHARE = 0.15
 NOISE_DEVIATION = 20.0
@@ -184,6 +186,29 @@ def show_negatives(images: Tensor, grey: Tensor, generator: Generator) -> Tensor
     return torch.where(negative.view(-1, 1, 1, 1), (255 - images).clamp(min=0), images)
 
 
+def borrow_colours(images: Tensor, coloured: Tensor, generator: Generator) -> Tensor:
+    """Images (B,3,H,W) float 0 to 255, some of the coloured (B,) ones with the mean and deviation of each
+    channel moved towards those of another of them; same range.
+
+    Another camera or day has other colours, and the images of one data set tell which there may be. Of
+    logarithms, in which light is a sum. Reinhard et al. 2001, "Color transfer between images".
+    """
+    count = int(coloured.sum())
+    if count < 2:
+        return images
+    lit = images[coloured].add(1).log()
+    mean = lit.mean(dim=(2, 3), keepdim=True)
+    deviation = lit.std(dim=(2, 3), keepdim=True).clamp(min=SMALLEST_DEVIATION)
+    lender = torch.randperm(count, generator=generator)
+    share = torch.rand(count, generator=generator).view(-1, 1, 1, 1)
+    share = share * (torch.rand(count, generator=generator).view(-1, 1, 1, 1) < CHANGED_SHARE)
+    stretch = (torch.lerp(deviation, deviation[lender], share) / deviation).clamp(max=MOST_STRETCH)
+    moved = ((lit - mean) * stretch + torch.lerp(mean, mean[lender], share)).exp().sub(1).clamp(0, 255)
+    borrowed = images.clone()
+    borrowed[coloured] = moved
+    return borrowed
+
+
 def augment(
     images: Tensor,
     masks: Tensor,
@@ -193,12 +218,15 @@ def augment(
     ignore_index: int,
     generator: Generator,
 ) -> tuple[Tensor, Tensor]:
-    """The view of each labelled image that affine (B,2,3) shows, in random light; some grey ones negative.
+    """The view of each labelled image that affine (B,2,3) shows, in random light; some grey ones negative,
+    some of the others in the colours of another.
 
     images (B,3,H,W) uint8, masks (B,H,W) uint8 -> images (B,3,h,w) float 0 to 255 and masks
     (B, h/stride, w/stride) int64, on the grid that the generator's masks are judged on.
     """
-    seen = show_negatives(warp_images(images, affine, crop), is_grey(images), generator)
+    grey = is_grey(images)
+    seen = show_negatives(warp_images(images, affine, crop), grey, generator)
+    seen = borrow_colours(seen, ~grey, generator)
     seen = damage(jitter_light(seen, generator), generator)
     mask_size = (crop[0] // stride, crop[1] // stride)
     return seen, warp_masks(masks, affine, mask_size, ignore_index)

@@ -7,6 +7,7 @@ import torch
 
 from segpipe.training.augmentation import (
     augment,
+    borrow_colours,
     crop_size,
     is_grey,
     jitter_light,
@@ -108,6 +109,52 @@ def test_without_grey_images_nothing_is_drawn_for_negatives() -> None:
     drawn, untouched = draws(), draws()
     show_negatives(torch.zeros(4, 3, 2, 2), torch.zeros(4, dtype=torch.bool), drawn)
     assert torch.rand(1, generator=drawn).equal(torch.rand(1, generator=untouched))
+
+
+def log_means(images: torch.Tensor) -> torch.Tensor:
+    """(B,3) of each channel."""
+    return (images + 1).log().mean(dim=(2, 3))
+
+
+def test_some_images_come_in_the_colours_of_another_or_half_way_there() -> None:
+    tint = torch.tensor([[80.0, 8, 8], [8, 80, 8], [8, 8, 80]]).repeat(100, 1).view(300, 3, 1, 1)
+    images = tint * (0.5 + torch.rand(1, 1, 8, 8, generator=draws(3)))
+    borrowed = borrow_colours(images, torch.ones(300, dtype=torch.bool), draws())
+    before, after = log_means(images), log_means(borrowed)
+    moved = (after - before).abs().amax(dim=1) > 0.02
+    assert 0.25 < moved.float().mean() < 0.42, (
+        "half of them, two thirds of whose lenders are of another colour"
+    )
+    change = after - before
+    tinted = torch.eye(3, dtype=torch.bool).repeat(100, 1)
+    assert (change[tinted][moved] < -0.01).all(), "it loses of its own colour"
+    assert (change.masked_fill(tinted, -1).amax(dim=1)[moved] > 0.01).all(), "and gains of another"
+    assert after.max() < before.max() + 0.1, "none is brighter than the brightest was"
+    assert (borrowed >= 0).all()
+    assert (borrowed <= 255).all()
+
+
+def test_only_images_with_colour_borrow_it_and_only_from_such() -> None:
+    tinted = torch.tensor([90.0, 10, 10]).view(1, 3, 1, 1) * torch.rand(1, 3, 8, 8, generator=draws(1))
+    grey = (255 * torch.rand(3, 1, 8, 8, generator=draws(2))).expand(-1, 3, -1, -1)
+    alone = torch.cat([tinted, grey])
+    for coloured in ([True, False, False, False], [False] * 4):
+        generator = draws()
+        assert borrow_colours(alone, torch.tensor(coloured), generator) is alone
+        assert torch.equal(generator.get_state(), draws().get_state()), "what was drawn before is drawn now"
+    two = torch.cat([tinted, tinted.flip(1), grey])
+    coloured = torch.tensor([True, True, False, False, False])
+    seen = torch.stack([borrow_colours(two, coloured, draws(seed)) for seed in range(20)])
+    assert torch.equal(seen[:, 2:], grey.expand(20, -1, -1, -1, -1))
+    assert not torch.equal(seen[:, :2], two[:2].expand(20, -1, -1, -1, -1))
+
+
+def test_the_noise_of_a_nearly_uniform_image_stays_small() -> None:
+    sky = torch.tensor([40.0, 80, 160]).view(1, 3, 1, 1) + torch.rand(1, 3, 16, 16, generator=draws(1))
+    street = 255 * torch.rand(1, 3, 16, 16, generator=draws(2))
+    for seed in range(20):
+        seen = borrow_colours(torch.cat([sky, street]), torch.ones(2, dtype=torch.bool), draws(seed))
+        assert (seen[0].amax(dim=(1, 2)) / seen[0].amin(dim=(1, 2))).max() < 1.1
 
 
 def test_light_changes_but_a_uniform_image_stays_uniform() -> None:
