@@ -22,6 +22,7 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import binom
 
 from demo import scenes
 from segpipe import storage
@@ -229,9 +230,17 @@ def _share(outcome: Outcome) -> str:
 def _verdict(accepted: Outcome) -> str:
     if not accepted.images:
         return "nothing was accepted, so nothing bad was"
-    kept = accepted.bad <= MAX_BAD_FRACTION * accepted.images
-    held = "kept" if kept else f"not kept this time, which may happen in {1 - CONFIDENCE:.0%} of calibrations"
-    return f"{accepted.bad} of {accepted.images} accepted masks are bad: {held}"
+    return f"{accepted.bad} of {accepted.images} accepted masks are bad: {_held(accepted)}"
+
+
+def _held(accepted: Outcome) -> str:
+    """Of masks that are as good as promised, so few may show more bad ones by chance."""
+    by_chance = int(binom.ppf(CONFIDENCE, accepted.images, MAX_BAD_FRACTION))
+    if accepted.bad <= MAX_BAD_FRACTION * accepted.images:
+        return "kept"
+    if accepted.bad <= by_chance:
+        return f"as promised, for up to {by_chance} of so few are chance"
+    return f"not kept this time, which may happen in {1 - CONFIDENCE:.0%} of calibrations"
 
 
 def _failures(places: Places) -> str:
