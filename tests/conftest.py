@@ -54,7 +54,7 @@ ROW_DEFAULTS: dict[str, Any] = {
 
 
 def pytest_configure() -> None:
-    """Have every client read one certificate and not all: no test speaks to the world, and Prefect asks early."""
+    """Have each client read one certificate and not all: no test speaks to the world; Prefect asks early."""
     os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support/authority.pem")
 
 

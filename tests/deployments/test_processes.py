@@ -14,7 +14,7 @@ import pytest
 
 from deployments.processes import Program, log_file, pid_of, start, stop
 
-# A parent with a child in a session of its own, as a Prefect worker's flow runs are; it hears of the child's end.
+# A parent with a child in a session of its own, as a Prefect worker's flow runs are, that hears of its end.
 WITH_CHILD = (
     "import subprocess, sys, time; "
     "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "
