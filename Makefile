@@ -6,8 +6,9 @@ STAMP := $(VENV)/installed.stamp
 WORKDIR ?= ./demo-out
 PYTEST_WORKERS ?= 2
 
-# One thread a process: two test workers must not fight over two cores.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
+# One thread a process: two test workers must not fight over two cores. What is compiled is kept, whatever the shell
+# says: each target's workers would compile all tests anew.
+TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-server test-corpus test-faults test-benchmark test-e2e test-ray test-studio test-wheel up down status lint format typecheck constraints clean

@@ -53,6 +53,11 @@ ROW_DEFAULTS: dict[str, Any] = {
 }
 
 
+def pytest_configure() -> None:
+    """Have each client read one certificate and not all: no test speaks to the world; Prefect asks early."""
+    os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "support/authority.pem")
+
+
 @pytest.fixture
 def float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Full precision also on a processor with bfloat16, for figures that are compared to the last digits."""

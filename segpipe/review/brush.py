@@ -70,10 +70,11 @@ def decode_brush(packed: Sequence[int], height: int, width: int) -> np.ndarray:
 def _unpacked(data: np.ndarray, expected: int) -> np.ndarray:
     if len(data) * 8 < _HEADER_BITS:
         raise ValueError("it has no header")
-    count, word = _bits(data, 0, 32), _bits(data, 32, 5) + 1
+    header = int.from_bytes(data[:7].tobytes(), "big") >> 3
+    count, word = header >> 21, (header >> 16 & 31) + 1
     if count != expected or word != _WORD_BITS:
         raise ValueError(f"it has {count} values of {word} bits, the image {expected} of {_WORD_BITS}")
-    sizes = np.array([_bits(data, start, 4) + 1 for start in range(37, _HEADER_BITS, 4)])
+    sizes = np.array([(header >> place & 15) + 1 for place in (12, 8, 4, 0)])
     values = np.zeros(count, np.uint8)
     if not _fill(values, data, sizes):
         raise ValueError("it ends in the middle of a run")

@@ -52,8 +52,9 @@ def history_png(records: Sequence[EpochRecord], rounds: Sequence[RoundRecord]) -
     """Loss, discriminator health and validation quality over the epochs, and the judge's losses."""
     played = pd.DataFrame([asdict(record) for record in records]).set_index("epoch")
     judged = pd.DataFrame([asdict(record) for record in rounds]).set_index("round")
-    figure = Figure(figsize=(16, 3.6), layout="constrained")
+    figure = Figure(figsize=(16, 3.6))
     losses, health, quality, judging = figure.subplots(1, 4)
+    figure.subplots_adjust(left=0.03, right=0.99, bottom=0.14, top=0.91, wspace=0.15)
     _draw(losses, played[["pixel_loss", "adversarial_loss", "discriminator_loss"]], "losses")
     _draw(health, played[["real_accuracy", "fake_accuracy"]], "discriminator health: share called right")
     _draw(quality, played[["validation_mean_iou", "validation_pixel_accuracy"]], "validation")

@@ -132,7 +132,7 @@ score = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_no_policy_that_calibration_makes_is_refused(data: st.DataObject) -> None:
     scores = np.array(data.draw(st.lists(score, min_size=1, max_size=150)))

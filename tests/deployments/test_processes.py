@@ -14,12 +14,12 @@ import pytest
 
 from deployments.processes import Program, log_file, pid_of, start, stop
 
-# A parent with a child in a session of its own, as a Prefect worker's flow runs are.
+# A parent with a child in a session of its own, as a Prefect worker's flow runs are, that hears of its end.
 WITH_CHILD = (
     "import subprocess, sys, time; "
     "sleep = [sys.executable, '-c', 'import time; time.sleep(600)']; "
     "child = subprocess.Popen(sleep, start_new_session=True); "
-    "print(child.pid, flush=True); time.sleep(600)"
+    "print(child.pid, flush=True); child.wait(); time.sleep(600)"
 )
 DEAF = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "

@@ -31,6 +31,8 @@ class Seen:
     score: float
     iou: float
     class_confidences: np.ndarray
+    truth: np.ndarray
+    mask: np.ndarray
 
 
 @pytest.fixture
@@ -45,20 +47,26 @@ def judge(data: str, model: str) -> list[Seen]:
         image, truth = read_sample(dataset, sample)
         (labeled,) = labeler.label([image])
         iou = image_iou(truth, labeled.mask, len(labeler.classes), dataset.ignore_index, labeler.iou_rule)
-        found.append(Seen(labeled.discriminator_score, iou, labeled.class_confidences))
+        found.append(Seen(labeled.discriminator_score, iou, labeled.class_confidences, truth, labeled.mask))
     return found
 
 
-@pytest.fixture
-def easy_streets(streets: str, model: str, tmp_path: Path) -> str:
+@pytest.fixture(scope="module")
+def easy_streets(streets: str, trained_model: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The calibration images, with the model's own masks as truth but for every 20th."""
-    hard, labeler = open_dataset(streets), segpipe.load_model(model, "cpu")
-    easy = write_dataset(str(tmp_path / "easy"), "easy streets", hard.classes, hard.ignore_index)
+    hard, labeler = open_dataset(streets), segpipe.load_model(trained_model, "cpu")
+    root = str(tmp_path_factory.mktemp("easy"))
+    easy = write_dataset(root, "easy streets", hard.classes, hard.ignore_index)
     for number, sample in enumerate(list_samples(hard, "calibration")):
         image, truth = read_sample(hard, sample)
         (labeled,) = labeler.label([image])
         write_sample(easy, "calibration", sample.key, image, truth if number % 20 == 0 else labeled.mask)
     return easy.root
+
+
+@pytest.fixture(scope="module")
+def easily_seen(easy_streets: str, trained_model: str) -> list[Seen]:
+    return judge(easy_streets, trained_model)
 
 
 def calibrated(streets: str, model: str, **values: Any) -> Policy:
@@ -67,11 +75,12 @@ def calibrated(streets: str, model: str, **values: Any) -> Policy:
     return calibrate(CalibrateSettings(**{**places, **target, "confidence": 0.8, **values}))
 
 
-def test_a_mean_loss_policy_states_the_mean_loss_of_what_it_accepts(easy_streets: str, model: str) -> None:
+def test_a_mean_loss_policy_states_the_mean_loss_of_what_it_accepts(
+    easy_streets: str, easily_seen: list[Seen], model: str
+) -> None:
     policy = calibrated(easy_streets, model, max_mean_loss=0.4)
     assert policy.threshold is not None
-    seen = judge(easy_streets, model)
-    losses = [1 - image.iou for image in seen if image.score >= policy.threshold - 1e-4]
+    losses = [1 - image.iou for image in easily_seen if image.score >= policy.threshold - 1e-4]
     assert policy.accepted == len(losses)
     assert isinstance(policy.promised, MeanLossPromise)
     assert policy.promised.mean_loss == pytest.approx(np.mean(losses), abs=1e-3)
@@ -181,25 +190,23 @@ def test_a_calibration_killed_at_its_write_leaves_one_whole_policy_and_the_next_
     assert calibrated(streets, model) == segpipe.load_model(model, "cpu").policy
 
 
-def counted(data: str, model: str, name: str, at_least: int) -> list[tuple[float, bool, bool]]:
+def counted(seen: list[Seen], data: str, name: str, at_least: int) -> list[tuple[float, bool, bool]]:
     """Score, whether the truth has the class, whether the mask shows it, of each image."""
-    dataset, labeler = open_dataset(data), segpipe.load_model(model, "cpu")
-    index, found = list(labeler.classes).index(name), []
-    for sample in list_samples(dataset, "calibration"):
-        image, truth = read_sample(dataset, sample)
-        (labeled,) = labeler.label([image])
-        labelled = truth != dataset.ignore_index
-        has, shows = ((mask[labelled] == index).sum() >= at_least for mask in (truth, labeled.mask))
-        found.append((labeled.discriminator_score, bool(has), bool(shows)))
+    dataset, found = open_dataset(data), []
+    index = list(dataset.classes).index(name)
+    for image in seen:
+        labelled = image.truth != dataset.ignore_index
+        has, shows = ((mask[labelled] == index).sum() >= at_least for mask in (image.truth, image.mask))
+        found.append((image.score, bool(has), bool(shows)))
     return found
 
 
 @pytest.mark.parametrize("kind", ["miss", "false_alarm"])
 @pytest.mark.parametrize("at_least", [1, 120])
 def test_a_class_is_promised_by_the_labelled_pixels_of_each_image(
-    easy_streets: str, model: str, kind: str, at_least: int
+    easy_streets: str, easily_seen: list[Seen], model: str, kind: str, at_least: int
 ) -> None:
-    seen = counted(easy_streets, model, "tree", at_least)
+    seen = counted(easily_seen, easy_streets, "tree", at_least)
     concerned = [one for one in seen if one[1] == (kind == "miss")]
     policy = calibrated(
         easy_streets, model, **{kind: ("tree:0.3",)}, min_object_px=at_least, **MASKS_NOT, confidence=0.6
@@ -222,14 +229,11 @@ def test_a_class_the_model_has_not_cannot_be_promised(streets: str, model: str) 
 
 
 def test_a_class_too_rare_for_the_promise_about_masks_is_named_with_its_number(
-    easy_streets: str, model: str
+    easy_streets: str, easily_seen: list[Seen], model: str
 ) -> None:
-    n, classes = (
-        len(list_samples(open_dataset(easy_streets), "calibration")),
-        open_dataset(easy_streets).classes,
-    )
-    has = {name: sum(one[1] for one in counted(easy_streets, model, name, 1)) for name in classes}
-    rare = {name: count for name, count in has.items() if 0 < count < 0.9 * n}
+    classes = open_dataset(easy_streets).classes
+    has = {name: sum(one[1] for one in counted(easily_seen, easy_streets, name, 1)) for name in classes}
+    rare = {name: count for name, count in has.items() if 0 < count < 0.9 * len(easily_seen)}
     assert rare
     policy = calibrated(easy_streets, model, max_bad_fraction=0.9)
     (said,) = [line for line in policy.warnings if "says nothing of a class" in line]

@@ -49,7 +49,7 @@ COMPONENTS = st.sampled_from(
 KEYS = st.lists(COMPONENTS, min_size=1, max_size=5).map("/".join)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(
     keys=st.lists(KEYS | st.text(st.characters(codec="utf-8"), max_size=8), unique=True, max_size=12),
     taken=st.lists(KEYS, unique=True, max_size=6),

@@ -20,6 +20,7 @@ from segpipe.config import CompactSettings, LabelSettings, VerifySettings
 from segpipe.errors import RunError, StorageError
 from segpipe.labeling.run import finish_run, label_source, start_run
 from segpipe.labeling.run_record import load_plan
+from segpipe.manifests import parts
 from segpipe.manifests.compaction import compact
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.query import query
@@ -66,17 +67,28 @@ def audited(tmp_path: Path) -> AuditedOutput:
     return made
 
 
-@pytest.fixture
-def labelled(tmp_path: Path) -> tuple[Path, Path, str]:
-    """Source, OUTPUT and model of a run of eight images in two parts."""
-    source, output = tmp_path / "in", tmp_path / "labels"
-    source.mkdir()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a copy of it as it was: in `in` eight images, labelled in two parts into `labels`."""
+    place = tmp_path_factory.mktemp("damage") / "it"
+    source = place / "in"
+    source.mkdir(parents=True)
     random = np.random.default_rng(0)
     for number in range(8):
         Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).save(source / f"{number}.png")
-    model = write_random_model(str(tmp_path / "model"))
-    label_source(str(source), str(output), load_model(model, "cpu"), SETTINGS, "r1")
-    return source, output, model
+    model = load_model(write_random_model(str(place / "model")), "cpu")
+    label_source(str(source), str(place / "labels"), model, SETTINGS, "r1")
+    shutil.copytree(place, place.with_name("as it was"))
+    return place
+
+
+@pytest.fixture
+def labelled(place: Path) -> tuple[Path, Path, str]:
+    """Source, OUTPUT and model of a run of eight images in two parts; at one place, which the rows name."""
+    shutil.rmtree(place)
+    shutil.copytree(place.with_name("as it was"), place)
+    parts._say_left_out.cache_clear()  # what an earlier test heard of files at this place
+    return place / "in", place / "labels", str(place / "model")
 
 
 def said_by(command: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -10,6 +10,7 @@ import boto3
 import pytest
 
 from segpipe.errors import StorageError
+from segpipe.sources import event_queue
 from segpipe.sources.event_queue import Queue, created_objects
 
 
@@ -26,6 +27,7 @@ def s3_event(*keys: str, name: str = "ObjectCreated:Put") -> str:
 def queue(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, str]:
     """An SQS client and the URL of an empty queue whose messages come back at once."""
     monkeypatch.setenv("AWS_ENDPOINT_URL_SQS", s3_server)
+    monkeypatch.setattr(event_queue, "_WAIT_SECONDS", 0)  # nothing comes while it waits
     client = boto3.client("sqs", endpoint_url=s3_server)
     attributes = {"VisibilityTimeout": "0"}
     return client, client.create_queue(QueueName=f"queue-{uuid4().hex[:8]}", Attributes=attributes)[

@@ -28,7 +28,7 @@ FILE = {
     "defaults": {"model": "memory://models/m", "settings": {"shard_images": 4}},
     "source": [SOURCE, SOURCE | {"pattern": "memory://foreign-images/raw-1"}],
 }
-TOO_DEEP = ["state = " + "[" * 100_000, "a = " + "{a=" * 50_000, "a." * 20_000 + "a = 1"]
+TOO_DEEP = ["state = " + "[" * 100_000, "a = " + "{a=" * 50_000, "a." * 2_000 + "a = 1"]
 
 
 def toml(value: Any) -> str:

@@ -278,9 +278,10 @@ def test_each_head_of_the_list_gives_the_logits_that_it_gives_in_transformers(
     torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=2e-4)
 
 
-def test_without_the_extra_one_line_says_what_to_install(adopted: AdoptResult) -> None:
+def test_without_the_extras_all_is_imported_and_one_line_says_what_to_install(adopted: AdoptResult) -> None:
     script = (
-        "import sys; sys.modules['transformers'] = None\n"
+        "import sys; sys.modules |= dict.fromkeys(['transformers', 'onnx', 'onnxruntime'])\n"
+        "from segpipe.models.generators import onnx_file, transformers_tuning\n"
         "from segpipe.models.bundle import load_bundle\n"
         f"load_bundle({adopted.model!r}, 'cpu')\n"
     )

@@ -60,7 +60,9 @@ def set_range(root: Path, image_range: list[float] | None) -> None:
 @pytest.fixture(scope="module")
 def model(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     url = str(tmp_path_factory.mktemp("model") / "m")
-    train(TrainSettings(data=str(data), model=url, epochs=12, batch_size=8, device="cpu"))
+    train(
+        TrainSettings(data=str(data), model=url, epochs=8, batch_size=8, objective="supervised", device="cpu")
+    )
     return url
 
 

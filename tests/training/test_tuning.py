@@ -400,14 +400,13 @@ def test_architecture_and_generator_exclude_each_other(
 
 
 def test_without_the_extra_one_line_says_what_to_install(
-    other_classes: str, taught: Path, tmp_path: Path
+    other_classes: str,
+    taught: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = (
-        "import sys; sys.modules['transformers'] = None\n"
-        "from segpipe.cli import run\n"
-        f"sys.exit(run(['train', '--data', {other_classes!r}, '--generator', {str(taught)!r}, "
-        f"'--model', {str(tmp_path / 'model')!r}]))"
-    )
-    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert said.returncode == 1
-    assert said.stderr.splitlines()[-1].endswith("pip install 'segpipe[transformers]'")
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
+    options = ["--data", other_classes, "--generator", str(taught), "--model", str(tmp_path / "model")]
+    assert cli.run(["train", *options]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("pip install 'segpipe[transformers]'")
