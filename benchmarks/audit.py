@@ -10,7 +10,8 @@ test is looked at after each night. The rivals may spend the whole of delta on f
 it. "each audit by itself" is segpipe's rule until November 2026.
 
 Promises about classes: each night 1,000 images, of which a twentieth has the class and three in ten are sent
-to review. Of those with the class as many as is promised are accepted without it, or more, or fewer.
+to review. Of those with the class as many as is promised are accepted without it, or more, or fewer. "by the
+draws alone" is the rule that counts the masks in review by the queue's draw however many are answered.
 
 What is told is held against all masks, of which the audits are a draw: after a rise, with runs of different
 audit shares, and where reviewers skip what is bad. Prints tables and writes results/audit.json. Takes about
@@ -244,13 +245,15 @@ IMAGES, WITH_CLASS, IN_REVIEW, CLASS_LIMIT = 1000, 0.05, 0.3, 0.1
 class ClassYears:
     """How many of the images with the class are missed, on average; the audit shares of two kinds of masks,
     of which the second are missed three times as often; how much of the review is answered, and how many of
-    the rest are drawn at random and answered, too; whether nights differ."""
+    the rest are drawn at random and answered, too; whether nights differ; whether later queues bring all the
+    others."""
 
     missed: float
     shares: tuple[float, float] = (0.1, 0.1)
     answered: float = 1.0
     drawn: int = 0
     differ: bool = False
+    later: bool = False
 
     def night(self, random: np.random.Generator, number: int) -> ClassNight:
         """One night's masks."""
@@ -268,10 +271,10 @@ class ClassYears:
         )
         rest = round(IMAGES * IN_REVIEW) - reviewed - others
         such = random.hypergeometric(of_class - reviewed, rest - of_class + reviewed, self.drawn)
-        unseen = rest - self.drawn
         bet_on = reviewed + (such * rest / self.drawn if self.drawn else rest)
+        known, unseen = (of_class, 0) if self.later else (reviewed + such, rest - self.drawn)
         return ClassNight(
-            FIRST + timedelta(number), min(self.shares), tuple(chances), tuple(wrong), (), reviewed + such,
+            FIRST + timedelta(number), min(self.shares), tuple(chances), tuple(wrong), (), known,
             unseen, unseen if self.drawn else 0, 0.0, bet_on, reviewed + rest,
         )  # fmt: skip
 
@@ -297,29 +300,46 @@ CLASS_YEARS = {
     "twice, a tenth answered, 6 drawn": ClassYears(0.2, answered=0.1, drawn=6),
     "three times, a tenth answered, 6 drawn": ClassYears(0.3, answered=0.1, drawn=6),
     "three times, a tenth answered": ClassYears(0.3, answered=0.1),
-}
+} | {
+    f"{name}, {answered}": ClassYears(missed, shares, 80 / 300, 20, differ, later=answered == "three queues")
+    for answered in ("three queues", "the first of three queues")
+    for name, missed, shares, differ in (
+        ("as promised", 0.1, (0.1, 0.1), False),
+        ("the same, nights differ by as much", 0.1, (0.1, 0.1), True),
+        ("the same, audit shares 0.2 and 0.02", 0.1, (0.2, 0.02), False),
+        ("twice", 0.2, (0.1, 0.1), False),
+        ("three times", 0.3, (0.1, 0.1), False),
+    )
+}  # of 100 masks each; the first draws a fifth of its own
 
 
 def of_classes(random: np.random.Generator, name: str, kind: ClassYears, years: int) -> dict[str, Any]:
     """Years in which it is ever called broken, and when; how often kept, asked on one night a month."""
-    broken, until, kept, asked, first_kept = 0, [], 0, range(30, NIGHTS + 1, 30), []
+    until, by_draws, kept, asked, first_kept = [], [], 0, range(30, NIGHTS + 1, 30), []
     for _ in range(years):
         nights = kind.year(random)
         losses, weights = class_bets(nights)
-        alarms = p_values_above(losses, CLASS_LIMIT, weights) <= DELTA / 2
-        broken += bool(alarms.any())
-        until.append(float(np.argmax(alarms)) + 1 if alarms.any() else NIGHTS + 1)
+        until.append(first_alarm(losses, weights))
+        by_draws.append(first_alarm(losses[0], weights[0]))
         said = [class_kept_over(nights[:n], CLASS_LIMIT, DELTA / 2) is not None for n in asked]
         kept += sum(said)
         first_kept.append(next((n for n, is_said in zip(asked, said, strict=True) if is_said), NIGHTS + 1))
     return {
         "class missed": name,
-        "years with broken": broken / years,
+        "years with broken": float((np.array(until) <= NIGHTS).mean()),
         "by chance up to": float(binom.isf(0.001, years, DELTA / 2)) / years,
         "median nights to it": float(np.median(until)),
+        "by the draws alone": float((np.array(by_draws) <= NIGHTS).mean()),
+        "nights by the draws alone": float(np.median(by_draws)),
         "kept is said": kept / (len(asked) * years),
         "median nights to that": float(np.median(first_kept)),
     }
+
+
+def first_alarm(losses: np.ndarray, weights: np.ndarray) -> float:
+    """The number of the first night on which it is called broken; beyond the year without one."""
+    alarms = p_values_above(losses, CLASS_LIMIT, weights) <= DELTA / 2
+    return float(np.argmax(alarms)) + 1 if alarms.any() else NIGHTS + 1
 
 
 SHARES: dict[str, list[tuple[float, int, float]]] = {  # audit share, masks a night, how many of them are bad
