@@ -173,6 +173,13 @@ def _suspensions(output: str) -> set[str]:
     return {item.uri for item in found if item.key.endswith(SUSPENDED)}
 
 
+def has_suspension(output: str, policy_id: str) -> bool:
+    """Whether the policy or a certificate of any of its groups is suspended in OUTPUT: without the policy
+    nobody knows the groups. StorageError."""
+    name = storage.join(output, f"{FOLDER}/{policy_id}-")
+    return any(uri.startswith(name) for uri in _suspensions(output))
+
+
 def suspend(output: str, policy_id: str, evidence: str, group: str | None = None) -> bool:
     """Suspend the policy in OUTPUT, or one group's certificate, with this evidence (JSON); False when it was
     suspended already."""

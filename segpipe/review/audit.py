@@ -12,7 +12,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -40,6 +40,7 @@ from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, strata_o
 from segpipe.review.audit_words import in_words
 from segpipe.review.class_answers import read_class_answers
 from segpipe.review.class_audit import ClassAnswers, ClassAudit, audited_class, class_nights, not_covered
+from segpipe.review.policy_runs import Unread, damaged_policies, newest_runs
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ Series = tuple[str, str]  # the family that audits count under, and the group wi
 
 _AUDITS = """
     SELECT coalesce(f.family, l.policy_id) AS family, coalesce(n.certificate, '') AS certificate,
-        coalesce(n.unit, '') AS unit, coalesce(n.covered, true) AS covered, l.policy_id, l.labeled_at,
-        l.image_uri,
+        coalesce(n.unit, '') AS unit, coalesce(n.covered, true) AS covered, l.policy_id, l.model_id,
+        l.labeled_at, l.image_uri,
         coalesce(l.inclusion_probability, 1) AS share, r.verdict, r.draft_iou, r.draft_iou_graded,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
@@ -209,36 +210,85 @@ class _Series:
     uncovered_example: str | None = None
 
 
-def audit_output(output: str, model_id: str | None = None) -> list[PolicyAudit]:
-    """What the audits say about each policy that has labelled into OUTPUT, oldest first; writes nothing.
+@dataclass(frozen=True)
+class Unjudged:
+    """Policies of one model of which nothing can be said, since one of them cannot be read.
+
+    That is the first, whose error is `why`: it names the file and the remedy. The others may have grown with
+    it from the same one, so that some of their masks are unknown. `model_id` is None where nothing was
+    labelled under it, which concerns no other. `suspended` ones accept nothing all the same; in_use: the
+    newest mask was labelled under one of those.
+    """
+
+    policy_ids: tuple[str, ...]
+    model_id: str | None
+    why: str
+    suspended: tuple[str, ...]
+    in_use: bool
+
+
+@dataclass(frozen=True)
+class Audits:
+    """What the audits say about each policy, oldest first, and about which nothing can be said."""
+
+    found: list[PolicyAudit]
+    unjudged: list[Unjudged]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was accepted and audited under each promise; the family last used; policies that are missing."""
+
+    series: Mapping[Series, _Series]
+    newest: str | None
+    missing: Sequence[Unread]
+
+
+def audit_output(output: str, model_id: str | None = None) -> Audits:
+    """What the audits say about each policy that has labelled into OUTPUT; writes nothing.
 
     Policies of one family are one; a policy with certificates per group has one audit for each. Only of one
-    model when `model_id` is given. Raises NotFoundError when OUTPUT does not exist or that model has not
-    labelled into it, PolicyError when the policy of audited masks is missing or damaged there, StorageError.
+    model when `model_id` is given. A policy that is missing or damaged there stops no other model's audit, of
+    its own those that grow: see Unjudged. Raises NotFoundError when OUTPUT does not exist or that model has
+    not labelled into it, StorageError.
     """
     output = storage.normalise(output)
-    kept = _kept(output)
-    found, newest = _read(output, kept, model_id)
-    return [
-        _audited(
+    kept = policies.kept_policies(output)
+    read = {name: one for name, one in kept.items() if isinstance(one, Policy)}
+    found = _read(output, read, model_id)
+    unread = [one for one in _unread(output, kept, found) if model_id in (None, one.model_id)]
+    asked = [one for one in _newest_of_each_family(read.values()) if model_id in (None, one.model_id)]
+    stopped = [one for one in asked if one.growth and one.model_id in {of.model_id for of in unread}]
+    return Audits(
+        [one for policy in asked if policy not in stopped for one in _audits_of(output, policy, found)],
+        [_unjudged(output, one, stopped, found.newest) for one in unread],
+    )
+
+
+def _unread(output: str, kept: Mapping[str, Policy | SegpipeError], found: _Found) -> list[Unread]:
+    missing = [one for one in found.missing if one.policy_id not in kept]
+    if not any(isinstance(one, SegpipeError) for one in kept.values()):
+        return missing
+    return [*damaged_policies(kept, newest_runs(output)), *missing]
+
+
+def _unjudged(output: str, unread: Unread, stopped: Iterable[Policy], newest: str | None) -> Unjudged:
+    with_it = (one.family for one in stopped if one.model_id == unread.model_id)
+    ids = (unread.policy_id, *with_it)
+    suspended = tuple(one for one in ids if policies.has_suspension(output, one))
+    return Unjudged(ids, unread.model_id, str(unread.why), suspended, newest in suspended)
+
+
+def _audits_of(output: str, policy: Policy, found: _Found) -> Iterator[PolicyAudit]:
+    """Of each of its promises."""
+    for group, own in _promises(policy):
+        yield _audited(
             own,
             group,
-            found.get((policy.family, group), _Series([], [], 0, 0, {}, ClassAnswers())),
+            found.series.get((policy.family, group), _Series([], [], 0, 0, {}, ClassAnswers())),
             suspended=_is_suspended(output, policy.family, group),
-            in_use=policy.family == newest,
+            in_use=policy.family == found.newest,
         )
-        for policy in _newest_of_each_family(kept)
-        if model_id in (None, policy.model_id)
-        for group, own in _promises(policy)
-    ]
-
-
-def _kept(output: str) -> list[Policy]:
-    kept = policies.kept_policies(output).values()
-    for damaged in kept:
-        if isinstance(damaged, SegpipeError):
-            raise damaged
-    return [one for one in kept if isinstance(one, Policy)]
 
 
 def suspend_broken(output: str, audits: Iterable[PolicyAudit]) -> list[PolicyAudit]:
@@ -276,39 +326,52 @@ def _promises(policy: Policy) -> list[tuple[str, Policy]]:
     return [(one.group, policy.of_group(one)) for one in certified] or [("", policy)]
 
 
-def _read(
-    output: str, kept: Sequence[Policy], model_id: str | None
-) -> tuple[dict[Series, _Series], str | None]:
-    """What was accepted and audited under each promise, and the family last used.
-
-    NotFoundError: the model has labelled nothing there.
-    """
-    families = [{"policy_id": policy.policy_id, "family": policy.family} for policy in kept]
-    by_id = {policy.policy_id: policy for policy in kept}
+def _read(output: str, kept: Mapping[str, Policy], model_id: str | None) -> _Found:
+    """NotFoundError: the model has labelled nothing there."""
     with open_views(output) as connection:
-        connection.register("families", pa.Table.from_pylist(families, _FAMILIES))
+        connection.register("families", _families(kept.values()))
         newest = connection.execute(_NEWEST, {"model_id": model_id}).fetchall()
         if model_id is not None and not newest:  # "nothing was promised" would be a false all-clear
             raise NotFoundError(
                 f"model {model_id} has labelled nothing into {redact(output)}: give the one that has"
             )
-        connection.register("names", _names(connection, by_id, output))
-        audits = _read_audits(connection, by_id, output)
-        cutoffs = [
-            {"family": family, "certificate": certificate, "cutoff": _cutoff(found)}
-            for (family, certificate), found in audits.items()
-        ]
-        connection.register("cutoffs", pa.Table.from_pylist(cutoffs, _CUTOFFS))
-        cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
-        of_classes = _read_classes(connection, [one.policy_id for one in kept if one.class_promises], output)
-        uncovered = _by_series(connection.sql(_UNCOVERED).to_arrow_table().to_pylist())
+        connection.register("names", _names(connection, kept, output))
+        rows = connection.sql(_AUDITS).to_arrow_table().to_pylist()
+        series = _read_series(connection, _by_promise(rows, kept), kept, output)
+    return _Found(series, newest[0][0] if newest else None, _missing(rows, kept, output))
+
+
+def _read_series(
+    connection: duckdb.DuckDBPyConnection,
+    audits: Mapping[Series, Sequence[Audit]],
+    kept: Mapping[str, Policy],
+    output: str,
+) -> dict[Series, _Series]:
+    connection.register("cutoffs", _cutoffs(audits))
+    cells = _by_series(connection.sql(_CELLS).to_arrow_table().to_pylist())
+    about_classes = [name for name, policy in kept.items() if policy.class_promises]
+    of_classes = _read_classes(connection, about_classes, output)
+    uncovered = _by_series(connection.sql(_UNCOVERED).to_arrow_table().to_pylist())
     found = {
         name: _series(audits.get(name, []), of_one, of_classes.get(name, ClassAnswers()))
         for name, of_one in cells.items()
     }
     for name, (row,) in uncovered.items():
         found[name] = replace(found[name], uncovered=row["masks"], uncovered_example=row["example"])
-    return found, newest[0][0] if newest else None
+    return found
+
+
+def _families(kept: Iterable[Policy]) -> pa.Table:
+    rows = [{"policy_id": policy.policy_id, "family": policy.family} for policy in kept]
+    return pa.Table.from_pylist(rows, _FAMILIES)
+
+
+def _cutoffs(audits: Mapping[Series, Sequence[Audit]]) -> pa.Table:
+    rows = [
+        {"family": family, "certificate": certificate, "cutoff": _cutoff(found)}
+        for (family, certificate), found in audits.items()
+    ]
+    return pa.Table.from_pylist(rows, _CUTOFFS)
 
 
 def _read_classes(
@@ -357,23 +420,29 @@ def _by_series(rows: Iterable[dict[str, Any]]) -> dict[Series, list[dict[str, An
     return by_series
 
 
-def _read_audits(
-    connection: duckdb.DuckDBPyConnection, kept: Mapping[str, Policy], output: str
-) -> dict[Series, list[Audit]]:
-    rows = connection.sql(_AUDITS).to_arrow_table().to_pylist()
-    _require_kept((row["policy_id"] for row in rows), kept, output)
+def _by_promise(rows: Iterable[dict[str, Any]], kept: Mapping[str, Policy]) -> dict[Series, list[Audit]]:
+    """The audits of those policies that can be read."""
+    known = (row for row in rows if row["policy_id"] in kept)
     return {
         name: [_as_audit(row, kept[row["policy_id"]]) for row in of_one]
-        for name, of_one in _by_series(rows).items()
+        for name, of_one in _by_series(known).items()
     }
 
 
-def _require_kept(audited: Iterable[str], kept: Iterable[str], output: str) -> None:
-    if missing := sorted(set(audited) - set(kept)):
-        raise PolicyError(
-            f"{policies.kept_uri(output, missing[0])} is missing, so what was promised "
-            "about the audited masks is unknown: put the policy.json of that calibration there"
+def _missing(audited: Iterable[Mapping[str, Any]], kept: Mapping[str, Policy], output: str) -> list[Unread]:
+    """Policies of audited masks that are not among those read."""
+    models = {row["policy_id"]: row["model_id"] for row in audited if row["policy_id"] not in kept}
+    return [
+        Unread(
+            policy_id,
+            models[policy_id],
+            PolicyError(
+                f"{redact(policies.kept_uri(output, policy_id))} is missing, so what was promised about the "
+                "audited masks is unknown: put the policy.json of that calibration there"
+            ),
         )
+        for policy_id in sorted(models)
+    ]
 
 
 def _cutoff(audits: Sequence[Audit]) -> datetime | None:

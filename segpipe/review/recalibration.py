@@ -159,8 +159,8 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     output = storage.normalise(output)
     require_output(output)
     kept, runs = policies.kept_policies(output), newest_runs(output)
-    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one[0])]
-    stopped = {model for model, _ in damaged}
+    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one.model_id)]
+    stopped = {one.model_id for one in damaged}
     roots = [one for one in newest_roots(kept, runs) if one.growth and model_id in (None, one.model_id)]
     if not roots and not damaged:
         which = "" if model_id is None else f" of model {model_id}"
@@ -171,7 +171,10 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     return Recalibrated(
         [one for one in grown if isinstance(one, Recalibration)],
         [_grows_no_more(one) for one in grown if isinstance(one, Policy)],
-        [*(_cannot_grow(*one) for one in damaged), *(one for one in grown if isinstance(one, str))],
+        [
+            *(_cannot_grow(one.model_id, one.why) for one in damaged),
+            *(one for one in grown if isinstance(one, str)),
+        ],
     )
 
 

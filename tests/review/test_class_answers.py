@@ -94,7 +94,7 @@ def told(night: ClassNight) -> tuple[int, int, int, float, float]:
 
 
 def only(out: AuditedOutput) -> ClassAudit:
-    (found,) = audit_output(out.output)
+    (found,) = audit_output(out.output).found
     (of_class,) = found.classes
     return of_class
 
