@@ -23,6 +23,7 @@ from segpipe.confidence.policy import Policy, holds_back
 from segpipe.confidence.promise import promise
 from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests import policies
+from segpipe.manifests.drawn import counted_draws
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
@@ -35,11 +36,13 @@ _DRAWS = """
         coalesce(r.from_scratch, false) AS from_scratch,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
-    FROM labels l
+    FROM $counted l
     LEFT JOIN reviews r ON (r.image_uri, r.image_etag, r.model_id, r.draft_mask_sha256)
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
-    WHERE l.drawn IS TRUE AND l.reason NOT IN ('drift', 'suspended') AND list_contains($family, l.policy_id)
-    ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard"""
+    WHERE list_contains($family, l.policy_id)
+    ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard""".replace(
+    "$counted", counted_draws("labels")
+)
 
 
 @dataclass(frozen=True)
