@@ -27,7 +27,7 @@ from segpipe.manifests.drawn import counted_draws
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
-from segpipe.review.audit import draft_iou_by, loss_of
+from segpipe.review.audited_masks import draft_iou_by, loss_of
 from segpipe.review.policy_runs import damaged_policies, newest_roots, newest_runs
 
 _DRAWS = """

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_policy import make_policy
 
 from segpipe import name_groups, storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy, sealed
 from segpipe.config import LabelSettings, VerifySettings
 from segpipe.labeling import ledger as ledger_module
