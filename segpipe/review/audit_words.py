@@ -154,7 +154,10 @@ def _two_bounds(audit: PolicyAudit) -> str:
 
 
 def _more(audit: PolicyAudit) -> str:
-    return f"; {audit.more_needed} more like these would show it kept" if audit.more_needed else ""
+    if not audit.more_needed:
+        return ""
+    which = "good ones" if audit.estimate is None else "more like these"
+    return f"; {audit.more_needed} {which} would show it kept"
 
 
 def _found(audit: PolicyAudit) -> str:

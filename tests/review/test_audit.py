@@ -130,6 +130,12 @@ def test_what_is_no_audit_of_an_accepted_mask_does_not_count(audited: Audited) -
     assert in_words(found).startswith("not watched")
 
 
+def test_before_the_first_answer_it_is_said_how_many_good_ones_would_do(audited: Audited) -> None:
+    out = audited()
+    out.label(1)
+    assert in_words(only(out.output)).endswith("no audit is answered; 36 good ones would show it kept")
+
+
 def test_enough_good_audits_show_the_promise_kept(audited: Audited) -> None:
     out = audited()
     out.answer(out.label(10), "accepted")
