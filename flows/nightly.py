@@ -50,7 +50,8 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
         return Failed(message=redact(str(error)))
     outputs = sorted({source.output for source in found})
     broken = [problem for output in outputs for problem in _audit(output)]
-    problems += [problem for output in outputs for problem in _grow(output)]
+    grown = [problem for output in outputs for problem in _grow(output)]
+    problems += [problem for problem in grown if problem not in broken]  # of one cause it is said once
     results = [(source, _label(source)) for source in found]
     _publish(results, [*problems, *broken], warn_of_none(sources, file))
     failed = [f"{problem.where}: {problem.message}" for problem in problems]

@@ -28,7 +28,7 @@ _GROWN = re.compile(r"(?P<root>[^/]+)-grown-(?P<number>\d{8})\.json")
 _GROW_AGAIN = "remove it and run segpipe recalibrate, which grows it again"
 _PUT_BACK = (
     "put the policy.json of that calibration there, or remove it and label again with the model as it was "
-    "calibrated then"
+    "calibrated then; one that has grown lies in its ...-grown-... file beside it, too"
 )
 
 

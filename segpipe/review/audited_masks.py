@@ -248,7 +248,8 @@ def _missing(audited: Iterable[Mapping[str, Any]], kept: Mapping[str, Policy], o
             models[policy_id],
             PolicyError(
                 f"{redact(policies.kept_uri(output, policy_id))} is missing, so what was promised about the "
-                "audited masks is unknown: put the policy.json of that calibration there"
+                "audited masks is unknown: put the policy.json of that calibration there, or its "
+                "...-grown-... file of that folder"
             ),
         )
         for policy_id in sorted(models)
