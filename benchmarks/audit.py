@@ -9,18 +9,14 @@ faulty years half of alpha is bad for 200 nights (or for none), and from then on
 test is looked at after each night. The rivals may spend the whole of delta on false alarms, segpipe half of
 it. "each audit by itself" is segpipe's rule until November 2026.
 
-Promises about classes: each night 1,000 images, of which a twentieth has the class and three in ten are sent
-to review. Of those with the class as many as is promised are accepted without it, or more, or fewer.
-
 What is told is held against all masks, of which the audits are a draw: after a rise, with runs of different
 audit shares, and where reviewers skip what is bad. Prints tables and writes results/audit.json. Takes about
-four minutes on one core.
+four minutes on one core. Promises about classes: benchmarks/class_audit.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import partial
 from typing import Any
@@ -32,7 +28,6 @@ from scipy.stats import binom
 
 from segpipe.confidence.confidence_sequence import BETS, p_values_above
 from segpipe.review.audit_nights import Accepted, Drawn, Night, Window, kept_over, night_bets, nights_of
-from segpipe.review.class_audit import ClassNight, class_bets, class_kept_over
 from segpipe.tables import columns
 
 DELTA, NIGHTS, GOOD_NIGHTS = 0.1, 365, 200
@@ -138,19 +133,16 @@ def main(years: int, faulty_years: int, told_years: int, seed: int) -> None:
     told = [after_a_rise(random, n, factor, told_years) for n in (5, 20) for factor in (1.2, 1.5, 2, 3)]
     mixed = [of_different_shares(random, name, cells, told_years) for name, cells in SHARES.items()]
     skipped = [with_skips(random, share, told_years) for share in (0.0, 0.3, 0.6)]
-    classes = [of_classes(random, name, kind, years) for name, kind in CLASS_YEARS.items()]
     print_false_alarms(false_alarms)
     print_delays(delays)
     print_rows("after 100 nights of alpha / 4", told)
     print_rows("runs of different audit shares, 60 nights", mixed)
-    print_rows("promises about classes: 10% may be missed", classes)
     print_rows("bad masks skipped, 1.2 times what is promised, 60 nights", skipped)
     figures = {"seed": seed, "delta": DELTA, "years": years, "faulty_years": faulty_years}
     found = {
         "after_a_rise": told,
         "different_shares": mixed,
         "skips": skipped,
-        "classes": classes,
         "told_years": told_years,
     }
     write_results("audit", {**figures, "false_alarms": false_alarms, "delays": delays, **found})
@@ -233,93 +225,6 @@ def is_wrong(window: Window | None, masks: Sequence[np.ndarray], alpha: float) -
         return False
     last = (date.fromisoformat(window.until) - FIRST).days + 1
     return bool(np.concatenate(masks[last - window.nights : last]).mean() > alpha)
-
-
-# --- promises about classes ---------------------------------------------------------------------------------
-
-IMAGES, WITH_CLASS, IN_REVIEW, CLASS_LIMIT = 1000, 0.05, 0.3, 0.1
-
-
-@dataclass(frozen=True)
-class ClassYears:
-    """How many of the images with the class are missed, on average; the audit shares of two kinds of masks,
-    of which the second are missed three times as often; how much of the review is answered, and how many of
-    the rest are drawn at random and answered, too; whether nights differ."""
-
-    missed: float
-    shares: tuple[float, float] = (0.1, 0.1)
-    answered: float = 1.0
-    drawn: int = 0
-    differ: bool = False
-
-    def night(self, random: np.random.Generator, number: int) -> ClassNight:
-        """One night's masks."""
-        missed = min(random.exponential(self.missed), 0.6) if self.differ else self.missed
-        chances, wrong = [], []
-        for share, of_kind in zip(self.shares, (0.5 * missed, 1.5 * missed), strict=True):
-            n = random.binomial(IMAGES, WITH_CLASS / 2)
-            for is_wrong, expected in ((True, of_kind), (False, 1 - IN_REVIEW - of_kind)):
-                seen = random.binomial(random.binomial(n, max(expected, 0)), share)
-                chances += [share] * seen
-                wrong += [is_wrong] * seen
-        of_class = round(IMAGES * IN_REVIEW * WITH_CLASS)
-        reviewed, others = (
-            random.binomial(n, self.answered) for n in (of_class, round(IMAGES * IN_REVIEW) - of_class)
-        )
-        rest = round(IMAGES * IN_REVIEW) - reviewed - others
-        such = random.hypergeometric(of_class - reviewed, rest - of_class + reviewed, self.drawn)
-        unseen = rest - self.drawn
-        bet_on = reviewed + (such * rest / self.drawn if self.drawn else rest)
-        return ClassNight(
-            FIRST + timedelta(number), min(self.shares), tuple(chances), tuple(wrong), (), reviewed + such,
-            unseen, unseen if self.drawn else 0, 0.0, bet_on, reviewed + rest,
-        )  # fmt: skip
-
-    def year(self, random: np.random.Generator) -> list[ClassNight]:
-        return [self.night(random, number) for number in range(NIGHTS)]
-
-
-CLASS_YEARS = {
-    "as promised": ClassYears(0.1),
-    "as promised, nights differ by as much": ClassYears(0.1, differ=True),
-    "as promised, audit shares 0.2 and 0.02": ClassYears(0.1, (0.2, 0.02)),
-    "as promised, half of the review answered": ClassYears(0.1, answered=0.5),
-    "1.2 times": ClassYears(0.12),
-    "1.2 times, audit shares 0.2 and 0.02": ClassYears(0.12, (0.2, 0.02)),
-    "twice": ClassYears(0.2),
-    "twice, a tenth of the review answered": ClassYears(0.2, answered=0.1),
-    "three times": ClassYears(0.3),
-    "half": ClassYears(0.05),
-    "a quarter": ClassYears(0.025),
-    "as promised, of the review 6 drawn and answered": ClassYears(0.1, answered=0, drawn=6),
-    "the same, nights differ by as much": ClassYears(0.1, answered=0, drawn=6, differ=True),
-    "the same, audit shares 0.2 and 0.02": ClassYears(0.1, (0.2, 0.02), answered=0, drawn=6),
-    "twice, a tenth answered, 6 drawn": ClassYears(0.2, answered=0.1, drawn=6),
-    "three times, a tenth answered, 6 drawn": ClassYears(0.3, answered=0.1, drawn=6),
-    "three times, a tenth answered": ClassYears(0.3, answered=0.1),
-}
-
-
-def of_classes(random: np.random.Generator, name: str, kind: ClassYears, years: int) -> dict[str, Any]:
-    """Years in which it is ever called broken, and when; how often kept, asked on one night a month."""
-    broken, until, kept, asked, first_kept = 0, [], 0, range(30, NIGHTS + 1, 30), []
-    for _ in range(years):
-        nights = kind.year(random)
-        losses, weights = class_bets(nights)
-        alarms = p_values_above(losses, CLASS_LIMIT, weights) <= DELTA / 2
-        broken += bool(alarms.any())
-        until.append(float(np.argmax(alarms)) + 1 if alarms.any() else NIGHTS + 1)
-        said = [class_kept_over(nights[:n], CLASS_LIMIT, DELTA / 2) is not None for n in asked]
-        kept += sum(said)
-        first_kept.append(next((n for n, is_said in zip(asked, said, strict=True) if is_said), NIGHTS + 1))
-    return {
-        "class missed": name,
-        "years with broken": broken / years,
-        "by chance up to": float(binom.isf(0.001, years, DELTA / 2)) / years,
-        "median nights to it": float(np.median(until)),
-        "kept is said": kept / (len(asked) * years),
-        "median nights to that": float(np.median(first_kept)),
-    }
 
 
 SHARES: dict[str, list[tuple[float, int, float]]] = {  # audit share, masks a night, how many of them are bad

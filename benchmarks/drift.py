@@ -37,7 +37,7 @@ import numpy as np
 from machine import RESULTS, write_results
 from scipy.stats import binom
 
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import Asked, BadFraction, Measured, Origin, make_policy
 from segpipe.confidence.drift import RunLevel, detect_drift, level_of
 from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
@@ -312,7 +312,8 @@ def median_of_first(alarmed: np.ndarray) -> float | None:
 
 def policy_of(calibration: np.ndarray) -> Policy:
     """A policy calibrated on these scores; only its quantiles of them matter here."""
-    made = make_policy(calibration, np.ones(len(calibration)), "-", BadFraction(0.5, 0.1), 0.9, "-", "-")
+    measured = Measured(calibration, np.ones(len(calibration)))
+    made = make_policy(measured, Asked(BadFraction(0.5, 0.1), 0.9), Origin("-", "-", "-"))
     return replace(made, threshold=float(calibration.min()))
 
 

@@ -58,7 +58,7 @@ from scipy.stats import norm
 
 from demo import scenes as scene_painter
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import Asked, BadFraction, Measured, Origin, make_policy
 from segpipe.confidence.growing import (
     BETS,
     COVERAGES,
@@ -170,10 +170,9 @@ def simulated(cell: tuple[float, int, int], random: np.random.Generator) -> dict
     correlation, n0, labels = cell
     population = Population(correlation)
     scores, bad = population.draw(n0, random)
-    root = make_policy(
-        scores, np.where(bad, BAD_IOU, GOOD_IOU), "m" * 12, BadFraction(0.5, ALPHA), CONFIDENCE, "f" * 64,
-        CREATED, draw_share=1.0,
-    )  # fmt: skip
+    asked = Asked(BadFraction(0.5, ALPHA), CONFIDENCE, draw_share=1.0)
+    measured = Measured(scores, np.where(bad, BAD_IOU, GOOD_IOU))
+    root = make_policy(measured, asked, Origin("m" * 12, "f" * 64, CREATED))
     drawn_scores, drawn_bad = population.draw(labels * NIGHTS, random)
     once = certified(scores, bad, CONFIDENCE)
 

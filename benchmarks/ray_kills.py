@@ -266,14 +266,12 @@ def _drifted_policy() -> str:
     import numpy as np
     from brightness import MODEL_ID
 
-    from segpipe.confidence.certify import BadFraction, make_policy
+    from segpipe.confidence.certify import Asked, BadFraction, Measured, Origin, make_policy
     from segpipe.confidence.policy import to_json
 
     scores, made_at = np.linspace(2.0, 3.0, 200), "2026-11-23T00:00:00+00:00"
-    target = BadFraction(0.5, 0.1)
-    policy = make_policy(
-        scores, np.ones(200), MODEL_ID, target, 0.9, "f" * 64, made_at, candidate_thresholds=[2.0]
-    )
+    asked = Asked(BadFraction(0.5, 0.1), 0.9, candidate_thresholds=[2.0])
+    policy = make_policy(Measured(scores, np.ones(200)), asked, Origin(MODEL_ID, "f" * 64, made_at))
     return to_json(policy)
 
 

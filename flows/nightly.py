@@ -18,7 +18,7 @@ from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.printable import markdown_cells
 from segpipe.redaction import redact
 from segpipe.review.audit import audit_output, suspend_broken
-from segpipe.review.audit_words import in_words
+from segpipe.review.audit_words import in_words, unjudged_in_words
 from segpipe.review.recalibration import in_words as growth_in_words
 from segpipe.review.recalibration import recalibrate
 from segpipe.sources.sources_file import Problem, Source, find_sources, read_sources
@@ -48,9 +48,10 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
             found, problems = find_sources(file)
     except SegpipeError as error:
         return Failed(message=redact(str(error)))
-    broken = [problem for source in found for problem in _audit(source)]
     outputs = sorted({source.output for source in found})
-    problems += [problem for output in outputs for problem in _grow(output)]
+    broken = [problem for output in outputs for problem in _audit(output)]
+    grown = [problem for output in outputs for problem in _grow(output)]
+    problems += [problem for problem in grown if problem not in broken]  # of one cause it is said once
     results = [(source, _label(source)) for source in found]
     _publish(results, [*problems, *broken], warn_of_none(sources, file))
     failed = [f"{problem.where}: {problem.message}" for problem in problems]
@@ -60,16 +61,19 @@ def label_sources(sources: str) -> list[dict[str, Any]] | State:
     return [result for _, result in results if isinstance(result, dict)]
 
 
-def _audit(source: Source) -> list[Problem]:
-    """Promises that the audits have newly shown broken; they are suspended before anything is labelled."""
+def _audit(output: str) -> list[Problem]:
+    """Promises that the audits have newly shown broken, which are suspended before anything is labelled, and
+    policies that cannot be judged."""
     try:
         with library_log(), without_secrets():
-            broken = suspend_broken(source.output, audit_output(source.output))
+            audits = audit_output(output)
+            broken = suspend_broken(output, audits.found)
     except NotFoundError:  # nothing has been labelled there yet
         return []
     except SegpipeError as error:
-        return [Problem(source.output, f"its audits cannot be read: {error}")]
-    return [Problem(source.output, in_words(audit)) for audit in broken]
+        return [Problem(output, f"its audits cannot be read: {error}")]
+    said = [*map(in_words, broken), *map(unjudged_in_words, audits.unjudged)]
+    return [Problem(output, text) for text in said]
 
 
 def _grow(output: str) -> list[Problem]:

@@ -630,19 +630,30 @@ def audit(output: str, model: str | None, as_json: bool) -> int:
 
     Compares what people said about the accepted masks drawn for the audit with what their policy promised. A
     policy whose promise is shown broken is suspended: its masks all go to review until segpipe calibrate
-    makes another. Exit status 3 while the policy in use is broken, 0 otherwise.
+    makes another. Exit status 3 while the policy in use is broken, else 1 where one cannot be read, after the
+    others were audited, else 0.
     """
     from segpipe.reports.lines import audit_report
     from segpipe.review.audit import audit_output, suspend_broken
+    from segpipe.review.audit_words import unjudged_in_words
 
     audits = audit_output(output, None if model is None else _model_id(model))
-    suspended = suspend_broken(output, audits)
-    show(json_text([asdict(found) for found in audits]) if as_json else audit_report(audits))
-    broken = [found for found in audits if found.in_use and (found.suspended or found.state == "broken")]
+    suspended = suspend_broken(output, audits.found)
+    if as_json:
+        show(json_text([asdict(found) for found in audits.found]))
+    elif audits.found or not audits.unjudged:
+        show(audit_report(audits.found))
+    broken = [
+        found for found in audits.found if found.in_use and (found.suspended or found.state == "broken")
+    ]
+    for unjudged in audits.unjudged:
+        complain(unjudged_in_words(unjudged), 1)
     for found in {(one.policy_id, one.group): one for one in (*suspended, *broken)}.values():
         of_group = f" about group {printable(found.group)}" if found.group else ""
         complain(f"the promise of policy {found.policy_id}{of_group} is broken: it is suspended", FOUND)
-    return FOUND if suspended or broken else 0
+    if suspended or broken or any(one.in_use for one in audits.unjudged):
+        return FOUND
+    return 1 if audits.unjudged else 0
 
 
 @cli.command()

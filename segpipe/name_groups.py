@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -40,14 +40,17 @@ def group_of_address(address: str, pattern: str) -> str | None:
     camera, and nothing tells which is meant. A bucket's name is part of no key, so that it counts only where
     nothing below it names a group. PatternError as group_of.
     """
-    below = _BUCKET.sub("", address)
-    groups = _groups_of_ends(below, pattern) or _groups_of_ends(address, pattern)
+    bucket = _BUCKET.match(address)
+    key_begins = bucket.end() if bucket else 0
+    starts = [0, *(slash.end() for slash in re.finditer("/", address))]
+    in_key = _groups(address, (start for start in starts if start >= key_begins), pattern)
+    groups = in_key or _groups(address, (start for start in starts if start < key_begins), pattern)
     return groups.pop() if len(groups) == 1 else None
 
 
-def _groups_of_ends(name: str, pattern: str) -> set[str]:
-    ends = (name[start:] for start in (0, *(found.end() for found in re.finditer("/", name))))
-    return {group for end in ends if (group := group_of(end, pattern)) is not None}
+def _groups(name: str, starts: Iterable[int], pattern: str) -> set[str]:
+    """What the ends of a name belong to that begin there."""
+    return {group for start in starts if (group := group_of(name[start:], pattern)) is not None}
 
 
 def group_if_known(search: Callable[[str, str], str | None], name: str, pattern: str) -> str | None:

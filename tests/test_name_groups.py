@@ -55,6 +55,22 @@ def test_where_one_name_must_not_stop_the_work_an_endless_search_finds_no_group(
         assert group_if_known(search, "b/aa", "(a|a)*$") == "a"
 
 
+@pytest.mark.parametrize("address", ["yard/2026/1.jpg", "s3://lake/yard/1.jpg"])
+def test_where_no_end_of_an_address_names_a_group_each_is_searched_once(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[str] = []
+
+    def told(name: str, pattern: str) -> str | None:
+        searched.append(name)
+        return group_of(name, pattern)
+
+    monkeypatch.setattr(name_groups, "group_of", told)
+    assert group_of_address(address, r"cam\d") is None
+    ends = {address[start:] for start in range(len(address)) if start == 0 or address[start - 1] == "/"}
+    assert sorted(searched) == sorted(ends)
+
+
 def test_a_pattern_that_is_no_regular_expression_is_refused() -> None:
     with pytest.raises(re.error):
         group_of("cam7", "(")

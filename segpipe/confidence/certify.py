@@ -42,7 +42,8 @@ from segpipe.errors import PolicyError
 from segpipe.metrics import IouRule
 
 __all__ = [
-    "BadFraction", "ClassPixels", "ClassTarget", "MeanLoss", "check_groups_can_grow", "make_policy",
+    "Asked", "BadFraction", "ClassPixels", "ClassTarget", "MeanLoss", "Measured", "Origin",
+    "check_groups_can_grow", "make_policy",
 ]  # fmt: skip
 
 
@@ -50,106 +51,121 @@ __all__ = [
 class _Display:
     """The map from scores to the confidence that is shown, and how far that lies from the true IoU.
 
-    floor: how far a perfect one would lie, by chance, on so many images.
+    calibration_error_floor: how far a perfect one would lie, by chance, on so many images.
     """
 
-    scores: tuple[float, ...]
-    values: tuple[float, ...]
-    error: float | None
-    floor: float | None
+    display_scores: tuple[float, ...]
+    display_values: tuple[float, ...]
+    calibration_error: float | None
+    calibration_error_floor: float | None
 
 
-def make_policy(
-    scores: ArrayLike,
-    image_ious: ArrayLike,
-    model_id: str,
-    target: BadFraction | MeanLoss | None,
-    confidence: float,
-    calibration_fingerprint: str,
-    created_at: str,
-    *,
-    candidate_thresholds: ArrayLike | None = None,
-    group: Sequence[str] | None = None,
-    guards: Sequence[ClassGuard] = (),
-    class_confidences: ArrayLike | None = None,
-    class_targets: Sequence[ClassTarget] = (),
-    class_pixels: ClassPixels | None = None,
-    group_by: str | None = None,
-    promise_about: PromiseAbout = "groups",
-    per: str | None = None,
-    per_group: Sequence[str | None] = (),
-    model_digest: str | None = None,
-    warnings: Sequence[str] = (),
-    iou_rule: IouRule | None = None,
-    draw_share: float | None = None,
-    device: DeviceKind | None = None,
-    precision: Precision | None = None,
-) -> Policy:
-    """Certify a threshold on labelled images and fit the score's display map.
+@dataclass(frozen=True)
+class Measured:
+    """What is known of n labelled images.
 
-    `scores` (n,) are raw discriminator scores, `image_ious` (n,) each mask's mean IoU, 0 to 1; a mask is bad
-    when its IoU is below the target's minimum. `group` (n,) names what each image belongs to (see
-    guarantee.certify). `guards` need `class_confidences` (n, K), 0 to 1, NaN for a class not in the mask: an
-    image that a guard holds back counts as not accepted, so the promise is about what is accepted really.
-    `group_by` is the pattern that made the groups, if one did; kept. `promise_about` says whether what is
-    promised is about a random image of a random group or about a random mask (see whole_groups). With `per`,
-    a pattern kept as well, and `per_group` (n,), what it finds in each image's name, each group has a
-    certificate and nothing holds for all images alike; None belongs to no group and proves nothing.
-    `class_targets` need `class_pixels`; with them `target` may be None. One threshold keeps all that is
-    wanted, each at `confidence`, and all of it together, too (see class_test).
+    `scores` (n,) are raw discriminator scores, `image_ious` (n,) each mask's mean IoU, 0 to 1. `group` (n,)
+    names what each image belongs to (see guarantee.certify). `class_confidences` (n, K), 0 to 1, NaN for a
+    class not in the mask, are for guards, `class_pixels` for promises about classes. `per_group` (n,) is the
+    group with a certificate of its own; None belongs to none and proves nothing.
+    """
+
+    scores: ArrayLike
+    image_ious: ArrayLike
+    group: Sequence[str] | None = None
+    class_confidences: ArrayLike | None = None
+    class_pixels: ClassPixels | None = None
+    per_group: Sequence[str | None] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be promised, and how.
+
+    A mask is bad when its IoU is below the target's minimum; with `class_targets` target may be None. One
+    threshold keeps all that is wanted, each at `confidence`, and all of it together, too (see class_test). An
+    image that one of the `guards` holds back counts as not accepted, so the promise is about what is accepted
+    really. `promise_about` says whether it is about a random image of a random group or about a random mask
+    (see whole_groups); `group_by` is the pattern that made the groups, if one did. With `per`, the pattern
+    of `per_group`, each of those has a certificate and nothing holds for all images alike. Patterns are kept.
     `candidate_thresholds` may come from any images but these images' labels: best from the scores of other
-    images; by default they are quantiles of `scores` at pre-set coverages. Both keep the promise within
+    images; by default they are quantiles of the scores at pre-set coverages. Both keep the promise within
     1 - confidence in simulation, the first with the weaker assumption: see guarantee.candidate_thresholds.
-    `warnings` are kept in the policy, one line each, and so are `iou_rule`, by which the IoUs were measured,
-    and the `device` and `precision` that computed the scores.
     With `draw_share`, above 0 to 1, the policy may grow (see growing): half of 1 - confidence is kept for
     that, and labelling draws at least that share of all masks.
+    """
+
+    target: BadFraction | MeanLoss | None
+    confidence: float
+    class_targets: Sequence[ClassTarget] = ()
+    guards: Sequence[ClassGuard] = ()
+    promise_about: PromiseAbout = "groups"
+    group_by: str | None = None
+    per: str | None = None
+    draw_share: float | None = None
+    candidate_thresholds: ArrayLike | None = None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a policy keeps of its making: the model, the calibration images, when (ISO 8601 in UTC), what was
+    warned of, one line each, the rule by which IoUs were measured and what computed the scores."""
+
+    model_id: str
+    calibration_fingerprint: str
+    created_at: str
+    model_digest: str | None = None
+    warnings: Sequence[str] = ()
+    iou_rule: IouRule | None = None
+    device: DeviceKind | None = None
+    precision: Precision | None = None
+
+
+def make_policy(measured: Measured, asked: Asked, origin: Origin) -> Policy:
+    """Certify a threshold on labelled images and fit the score's display map.
 
     Raises PolicyError when the inputs are empty, differ in length or are out of range (a NaN IoU is an image
     without a labelled pixel: leave it out), no score is finite, or nothing is wanted; also
     where a policy that is to grow promises something else than a share of bad masks, or has groups.
     """
-    score_values, ious = _checked_calibration(scores, image_ious)
-    _check_wanted(target, class_targets, class_pixels, len(score_values))
-    images = CalibrationImages(
-        score_values,
-        _acceptable(score_values, guards, class_confidences),
-        ious,
-        _checked_group(group, len(score_values)),
-        class_pixels,
-    )
-    growth = None if draw_share is None else _growth(target, class_targets, per, images, draw_share)
-    certified_with = float(confidence) if growth is None else (1 + confidence) / 2
-    wanted = Wanted(target, tuple(class_targets), certified_with, promise_about, candidate_thresholds)
+    images = _images(measured, asked)
+    growth = _growth(asked, images)
+    wanted = _wanted(asked, growth)
     certificate = certificate_of("", images, wanted)
-    certificates = certificates_of(images, per_group, wanted)
-    if per is not None:
-        certificate = _unproven(certificate)
-    display = _displayed(score_values, ious, group)
     policy = Policy(
         policy_id="",
-        model_id=model_id,
-        confidence=float(confidence),
-        guards=tuple(guards),
-        display_scores=display.scores,
-        display_values=display.values,
-        calibration_error=display.error,
-        calibration_error_floor=display.floor,
-        calibration_fingerprint=calibration_fingerprint,
-        created_at=created_at,
-        model_digest=model_digest,
-        warnings=tuple(warnings),
-        iou_rule=iou_rule,
-        group_by=group_by,
-        promises_about=None if group is None else promise_about,
-        per=per,
-        certificates=certificates,
+        confidence=float(asked.confidence),
+        guards=tuple(asked.guards),
+        group_by=asked.group_by,
+        promises_about=None if measured.group is None else asked.promise_about,
+        per=asked.per,
+        certificates=certificates_of(images, measured.per_group, wanted),
         growth=growth,
-        device=device,
-        precision=precision,
-        **certificate.of_policy,
+        **(certificate if asked.per is None else _unproven(certificate)).of_policy,
+        **vars(_displayed(images.scores, images.ious, measured.group)),
+        **vars(replace(origin, warnings=tuple(origin.warnings))),
     )
     return sealed(policy)
+
+
+def _images(measured: Measured, asked: Asked) -> CalibrationImages:
+    """The images as they are certified on. PolicyError for what nothing can be certified on."""
+    scores, ious = _checked_calibration(measured.scores, measured.image_ious)
+    _check_wanted(asked.target, asked.class_targets, measured.class_pixels, len(scores))
+    return CalibrationImages(
+        scores,
+        _acceptable(scores, asked.guards, measured.class_confidences),
+        ious,
+        _checked_group(measured.group, len(scores)),
+        measured.class_pixels,
+    )
+
+
+def _wanted(asked: Asked, growth: Growth | None) -> Wanted:
+    """Calibration has half of the error where the other half is kept for growth."""
+    confidence = float(asked.confidence) if growth is None else (1 + asked.confidence) / 2
+    classes, thresholds = tuple(asked.class_targets), asked.candidate_thresholds
+    return Wanted(asked.target, classes, confidence, asked.promise_about, thresholds)
 
 
 def check_groups_can_grow(group: Sequence[str] | NDArray[np.str_] | None) -> None:
@@ -161,23 +177,20 @@ def check_groups_can_grow(group: Sequence[str] | NDArray[np.str_] | None) -> Non
         )
 
 
-def _growth(
-    target: BadFraction | MeanLoss | None,
-    class_targets: Sequence[ClassTarget],
-    per: str | None,
-    images: CalibrationImages,
-    draw_share: float,
-) -> Growth:
-    if not isinstance(target, BadFraction) or class_targets or per is not None:
+def _growth(asked: Asked, images: CalibrationImages) -> Growth | None:
+    """How it may grow; None where it is not to."""
+    share = asked.draw_share
+    if share is None:
+        return None
+    if not isinstance(asked.target, BadFraction) or asked.class_targets or asked.per is not None:
         raise PolicyError(
             "only a promise about the share of bad masks can grow: not one about a mean loss, about classes "
             "or for each group"
         )
     check_groups_can_grow(images.group)
-    if not 0 < draw_share <= 1:
-        raise PolicyError(f"draw share {draw_share} is outside (0, 1]: 0.02 is a usual choice")
-    thresholds = guarantee.candidate_thresholds(images.acceptable, growing.COVERAGES)
-    return Growth(thresholds, float(draw_share))
+    if not 0 < share <= 1:
+        raise PolicyError(f"draw share {share} is outside (0, 1]: 0.02 is a usual choice")
+    return Growth(guarantee.candidate_thresholds(images.acceptable, growing.COVERAGES), float(share))
 
 
 def _check_wanted(

@@ -34,7 +34,8 @@ def p_values_above(losses: ArrayLike, bound: float, weights: ArrayLike = 1.0) ->
     an ordinary night's bet is placed on it; `bound` is in (0, 1). If on no night weight times (loss - bound)
     had, given the nights before, an expectation above 0, then any of them, however many there will be, is
     ever p or less with a probability of at most p (Ville's inequality). The mean may have risen on any of
-    the nights: there is no need to guess when.
+    the nights: there is no need to guess when. Both may be (k, n): the nights counted in k ways, each of
+    which is bet on with a k-th of the capital.
     """
     capital = _log_capital(np.asarray(losses, dtype=np.float64), _each(weights, losses), bound)
     return np.exp(-np.maximum.accumulate(np.maximum(capital, 0)))
@@ -69,6 +70,13 @@ def _reserves(n: int) -> Values:
 
 def _log_capital(losses: Values, weights: Values, bound: float) -> Values:
     """Logarithm of the gamblers' capital (n,) after each night; they start with 1 and bet on a mean above."""
+    each_way = zip(np.atleast_2d(losses), np.atleast_2d(weights), strict=True)
+    ways = [_log_capital_of_one(*way, bound) for way in each_way]
+    return np.logaddexp.reduce(ways, axis=0) - math.log(len(ways))
+
+
+def _log_capital_of_one(losses: Values, weights: Values, bound: float) -> Values:
+    """Of the nights counted in one way (n,)."""
     n = len(losses)
     kept = _reserves(n)
     grown = np.cumsum(np.log1p(np.outer(weights * (losses / bound - 1), BETS)), axis=0)

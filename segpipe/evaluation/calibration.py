@@ -12,15 +12,18 @@ import numpy as np
 
 from segpipe import storage
 from segpipe.confidence.certify import (
+    Asked,
     BadFraction,
     ClassPixels,
     ClassTarget,
     MeanLoss,
+    Measured,
+    Origin,
     check_groups_can_grow,
     make_policy,
 )
 from segpipe.confidence.class_test import ClassPromiseKind
-from segpipe.confidence.policy import Guard, Policy, on_classes, to_json
+from segpipe.confidence.policy import ClassGuard, Guard, Policy, on_classes, to_json
 from segpipe.config import CalibrateSettings, class_share, guarded_class
 from segpipe.datasets import Dataset, Sample, fingerprint, list_samples
 from segpipe.errors import DatasetError, PolicyError
@@ -56,6 +59,31 @@ class _Measured:
     class_pixels: ClassPixels
     shown_pixels: np.ndarray
 
+    @property
+    def is_labelled(self) -> np.ndarray:
+        """Whether an image has a labelled pixel (n,)."""
+        return ~np.isnan(self.ious)
+
+
+@dataclass(frozen=True)
+class _AboutClasses:
+    """What is asked for of the model's classes."""
+
+    guards: tuple[ClassGuard, ...]
+    targets: list[ClassTarget]
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A labelled split: the group of each image by its key, None where there are none, and the group that
+    has a certificate of its own."""
+
+    dataset: Dataset
+    keys: list[str]
+    groups: dict[str, str] | None
+    per_group: dict[str, str]
+    fingerprint: str
+
 
 def calibrate(settings: CalibrateSettings) -> Policy:
     """Certify a threshold on a labelled split and write policy.json into the model's folder.
@@ -68,64 +96,100 @@ def calibrate(settings: CalibrateSettings) -> Policy:
     not; no error left to spend), ModelError, StorageError.
     """
     labeler = load_without_policy(settings.model, settings.device)
-    guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], labeler.classes)
-    class_targets = _class_targets(settings, labeler.classes)
+    about = _about_classes(settings, labeler.classes)
+    split = _open_split(labeler, settings)
+    known = _check_unseen(labeler.bundle.card.training_data, split.fingerprint, settings)
+    facts = look_through(split.dataset, settings.split)
+    warnings = say([*known, *_checked(facts, split.groups, settings)])
+    measured = _measure(labeler, split.dataset, facts.usable)
+    warnings += _said_of(measured, labeler.classes, facts, split, settings)
+    images = _images(measured, facts.usable, split)
+
+    @cache
+    def certified(confidence: float) -> Policy:
+        asked = _asked(settings, about, confidence)
+        return make_policy(images, asked, _origin(labeler, split.fingerprint, warnings))
+
+    certified(settings.confidence)  # refused here, what no policy can be made of costs no look
+    look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, _asked_of(split))
+    policy = under_look(look, certified)
+    storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
+    return policy
+
+
+def _about_classes(settings: CalibrateSettings, classes: Sequence[str]) -> _AboutClasses:
+    """PolicyError for a class that the model has not."""
+    guards = on_classes([Guard(*guarded_class(guard)) for guard in settings.guard], classes)
+    return _AboutClasses(guards, _class_targets(settings, classes))
+
+
+def _open_split(labeler: Labeler, settings: CalibrateSettings) -> _Split:
+    """DatasetError where its images have not the groups that the promise needs."""
     dataset = open_matching_dataset(labeler, settings.data)
     keys = [sample.key for sample in list_samples(dataset, settings.split)]
     groups = _groups(dataset, keys, settings)
     if settings.grow and groups is not None:
         check_groups_can_grow(list(groups.values()))
     per_group = _certified_apart(keys, settings.per)
-    calibration_fingerprint = fingerprint(dataset, settings.split)
-    known = _check_unseen(labeler.bundle.card.training_data, calibration_fingerprint, settings)
-    facts = look_through(dataset, settings.split)
-    warnings = say([*known, *_checked(facts, groups, settings)])
-    measured = _measure(labeler, dataset, facts.usable)
-    n_classes = len(labeler.classes)
-    shown, there = measured.shown_pixels[:n_classes].tolist(), facts.pixels[:n_classes].tolist()
-    warnings += say(never_shown(labeler.classes, there, shown, settings.split))
-    # An image without one labelled pixel says nothing about its mask.
-    labelled = ~np.isnan(measured.ious)
-    pixels = ClassPixels(measured.class_pixels.true[labelled], measured.class_pixels.shown[labelled])
-    warnings += say(_outside(keys, per_group, settings.per))
-    warnings += say(_too_rare(labeler.classes, pixels.true, settings))
+    return _Split(dataset, keys, groups, per_group, fingerprint(dataset, settings.split))
 
-    @cache
-    def certified(confidence: float) -> Policy:
-        return make_policy(
-            measured.scores[labelled],
-            measured.ious[labelled],
-            labeler.model_id,
-            _target(settings),
-            confidence,
-            calibration_fingerprint,
-            datetime.now(UTC).isoformat(timespec="seconds"),
-            group=None if groups is None else [groups[one.key] for one in compress(facts.usable, labelled)],
-            group_by=settings.group_by,
-            promise_about=settings.promise_about,
-            per=settings.per,
-            per_group=[per_group.get(one.key) for one in compress(facts.usable, labelled)],
-            guards=guards,
-            class_confidences=measured.class_confidences[labelled],
-            class_targets=class_targets,
-            class_pixels=pixels,
-            model_digest=labeler.digest,
-            iou_rule=labeler.bundle.spec.iou_rule,
-            warnings=warnings,
-            draw_share=settings.growing_share,
-            device=kind_of(labeler.device),
-            precision=precision_of(labeler.device),
-        )
 
-    asked = {
-        "fingerprint": calibration_fingerprint,
-        "groups": None if groups is None else list(groups.values()),
-    }
-    certified(settings.confidence)  # refused here, what no policy can be made of costs no look
-    look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, asked)
-    policy = under_look(look, certified)
-    storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
-    return policy
+def _said_of(
+    measured: _Measured, classes: Sequence[str], facts: SplitFacts, split: _Split, settings: CalibrateSettings
+) -> tuple[str, ...]:
+    """What there is to say, and said, once the masks are known."""
+    shown, there = (pixels[: len(classes)].tolist() for pixels in (measured.shown_pixels, facts.pixels))
+    true = measured.class_pixels.true[measured.is_labelled]
+    never = say(never_shown(classes, there, shown, settings.split))
+    outside = say(_outside(split.keys, split.per_group, settings.per))
+    return never + outside + say(_too_rare(classes, true, settings))
+
+
+def _images(measured: _Measured, samples: Sequence[Sample], split: _Split) -> Measured:
+    """Those with a labelled pixel: the others say nothing about their masks."""
+    labelled = measured.is_labelled
+    keys = [sample.key for sample in compress(samples, labelled)]
+    pixels = measured.class_pixels
+    return Measured(
+        scores=measured.scores[labelled],
+        image_ious=measured.ious[labelled],
+        group=None if split.groups is None else [split.groups[key] for key in keys],
+        class_confidences=measured.class_confidences[labelled],
+        class_pixels=ClassPixels(pixels.true[labelled], pixels.shown[labelled]),
+        per_group=[split.per_group.get(key) for key in keys],
+    )
+
+
+def _asked(settings: CalibrateSettings, about: _AboutClasses, confidence: float) -> Asked:
+    return Asked(
+        target=_target(settings),
+        confidence=confidence,
+        class_targets=about.targets,
+        guards=about.guards,
+        promise_about=settings.promise_about,
+        group_by=settings.group_by,
+        per=settings.per,
+        draw_share=settings.growing_share,
+    )
+
+
+def _origin(labeler: Labeler, calibration_fingerprint: str, warnings: Sequence[str]) -> Origin:
+    return Origin(
+        model_id=labeler.model_id,
+        calibration_fingerprint=calibration_fingerprint,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model_digest=labeler.digest,
+        warnings=warnings,
+        iou_rule=labeler.bundle.spec.iou_rule,
+        device=kind_of(labeler.device),
+        precision=precision_of(labeler.device),
+    )
+
+
+def _asked_of(split: _Split) -> dict[str, object]:
+    """What makes it this split and no other."""
+    groups = None if split.groups is None else list(split.groups.values())
+    return {"fingerprint": split.fingerprint, "groups": groups}
 
 
 def _groups(dataset: Dataset, keys: Sequence[str], settings: CalibrateSettings) -> dict[str, str] | None:

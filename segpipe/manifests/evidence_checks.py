@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import duckdb
 
 from segpipe.confidence.policy import Policy
+from segpipe.manifests.drawn import counted_draws
 from segpipe.manifests.findings import Findings
 
 TABLE = """
@@ -14,8 +15,9 @@ TABLE = """
         model_id VARCHAR, draft_mask_sha256 VARCHAR)"""
 ADD_ROWS = """
     INSERT INTO drawn
-    SELECT policy_id, labeled_at, image_uri, image_etag, model_id, mask_sha256 FROM new
-    WHERE drawn IS TRUE AND reason NOT IN ('drift', 'suspended')"""
+    SELECT policy_id, labeled_at, image_uri, image_etag, model_id, mask_sha256 FROM $counted""".replace(
+    "$counted", counted_draws("new")
+)
 _ANSWERED = """
     SELECT count(*)
     FROM drawn SEMI JOIN review_parts USING (image_uri, image_etag, model_id, draft_mask_sha256)

@@ -28,7 +28,7 @@ _GROWN = re.compile(r"(?P<root>[^/]+)-grown-(?P<number>\d{8})\.json")
 _GROW_AGAIN = "remove it and run segpipe recalibrate, which grows it again"
 _PUT_BACK = (
     "put the policy.json of that calibration there, or remove it and label again with the model as it was "
-    "calibrated then"
+    "calibrated then; one that has grown lies in its ...-grown-... file beside it, too"
 )
 
 
@@ -171,6 +171,13 @@ def _suspensions(output: str) -> set[str]:
     except NotFoundError:
         return set()
     return {item.uri for item in found if item.key.endswith(SUSPENDED)}
+
+
+def has_suspension(output: str, policy_id: str) -> bool:
+    """Whether the policy or a certificate of any of its groups is suspended in OUTPUT: without the policy
+    nobody knows the groups. StorageError."""
+    name = storage.join(output, f"{FOLDER}/{policy_id}-")
+    return any(uri.startswith(name) for uri in _suspensions(output))
 
 
 def suspend(output: str, policy_id: str, evidence: str, group: str | None = None) -> bool:

@@ -10,7 +10,7 @@ from segpipe.printable import printable
 from segpipe.review.class_audit_words import found_of_class
 
 if TYPE_CHECKING:
-    from segpipe.review.audit import PolicyAudit
+    from segpipe.review.audit import PolicyAudit, Unjudged
     from segpipe.review.audit_nights import Window
 
 
@@ -39,6 +39,18 @@ def _verdict(audit: PolicyAudit) -> str:
         return f"not yet enough audits: {_found(audit)}{_two_bounds(audit)}{_more(audit)}"
     standing = _standing(audit, audit.recent)
     return f"{standing}; all nights: {_found(audit)}{_two_bounds(audit)}{_more(audit)}"
+
+
+def unjudged_in_words(found: Unjudged) -> str:
+    """Which policies cannot be judged, why, and which of them accept nothing already."""
+    if found.model_id is None:
+        return found.why
+    named = f"policy {found.policy_ids[0]} of model {found.model_id}"
+    others = (
+        f", nor what grows of its model: {', '.join(found.policy_ids[1:])}" if found.policy_ids[1:] else ""
+    )
+    suspended = f"; suspended already: {', '.join(found.suspended)}" if found.suspended else ""
+    return f"{named} cannot be audited{others}{suspended}: {found.why}"
 
 
 def waiting_in_words(audit: PolicyAudit) -> str | None:
@@ -142,7 +154,10 @@ def _two_bounds(audit: PolicyAudit) -> str:
 
 
 def _more(audit: PolicyAudit) -> str:
-    return f"; {audit.more_needed} more like these would show it kept" if audit.more_needed else ""
+    if not audit.more_needed:
+        return ""
+    which = "good ones" if audit.estimate is None else "more like these"
+    return f"; {audit.more_needed} {which} would show it kept"
 
 
 def _found(audit: PolicyAudit) -> str:

@@ -14,17 +14,23 @@ frame, `images` is unbiased (Horvitz and Thompson 1952; within a night Holt and 
 linear in it, so it expects what the true number does: no gain while the promise is kept. It only rises as
 drawn masks are answered, so all looks together err no more often than the last. A ratio of the estimates,
 staked by what they come to, would not do: it loses less than it should where the draw has met the class.
+
+The price is a small stake, on all that could be such, also where later queues have answered the whole night
+since. To count the answers instead as soon as they are all there would not do: by an estimate today and by
+the answers tomorrow is twice a chance to look broken. So the capital is shared by two ways of counting, from
+the first night on: by the draws, and each mask by itself, as if nothing had been drawn.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.confidence.class_share import Seen, answers_needed, lower_bound, proves, upper_bound
 from segpipe.confidence.class_test import ClassPromiseKind, mistakes
@@ -32,6 +38,7 @@ from segpipe.confidence.confidence_sequence import lower_end, p_values_above
 from segpipe.confidence.policy import ClassPromise
 from segpipe.review.audit_nights import last_nights, stakes, window_sizes
 
+Values = NDArray[np.float64]
 State = Literal["kept", "undecided", "broken", "not_covered"]
 
 
@@ -193,20 +200,32 @@ def audited_class(
         p_value=float(p_values_above(losses, limit, weights).min(initial=1.0)),
         more_needed=None if kept else _answers_missing(nights, needed),
         no_better=needed is None,
-        nights=sum(weight > 0 for weight in weights),
+        nights=int((weights > 0).any(axis=0).sum()),
         recent=None if recent is None else _window(*recent),
         kept_over=kept,
         stood_for=sum(night.stood_for for night in nights),
     )
 
 
-def class_bets(nights: Sequence[ClassNight]) -> tuple[list[float], list[float]]:
+def class_bets(nights: Sequence[ClassNight]) -> tuple[Values, Values]:
     """Each night's share of wrong ones, and what share of an ordinary night's bet is placed on it: as
-    audit_nights.night_bets, (n,) both, 0 to 1. `bet_on` of the masks in review count as images that the
-    promise is about, and the stake is on as many as `could_be`; where there is nothing nothing is bet."""
-    losses, masses, most = zip(*map(_night_share, nights), strict=True) if nights else ((), (), ())
-    of_most = (mass / largest if largest else 0.0 for mass, largest in zip(masses, most, strict=True))
-    return list(losses), [stake * part for stake, part in zip(stakes(most), of_most, strict=True)]
+    audit_nights.night_bets, 0 to 1, but (2, n) both. First by the draws: `bet_on` of the masks in review
+    count as images that the promise is about, and the stake is on as many as `could_be`. Then each by
+    itself: those that are such and the unseen ones. Where there is nothing nothing is bet.
+    """
+    by_draws = _bets((night, night.bet_on, night.could_be) for night in nights)
+    alone = _bets((night, night.reviewed + night.unseen, night.reviewed + night.unseen) for night in nights)
+    losses, weights = np.stack([by_draws, alone], axis=1)
+    return losses, weights
+
+
+def _bets(counted: Iterable[tuple[ClassNight, float, float]]) -> Values:
+    """The losses and the weights (2, n) of nights, each with how many masks in review count as such and how
+    many could."""
+    shares = np.array([_night_share(*one) for one in counted]).reshape(-1, 3)
+    losses, masses, most = shares.T
+    of_most = np.divide(masses, most, out=np.zeros_like(masses), where=most > 0)
+    return np.array([losses, of_most * stakes(most.tolist())])
 
 
 def class_kept_over(nights: Sequence[ClassNight], limit: float, error: float) -> ClassWindow | None:
@@ -279,13 +298,13 @@ def _is_wrong(promise: ClassPromise, true_pixels: Sequence[int], shown_pixels: S
     return bool(found.wrong[0]) if found.concerned[0] else None
 
 
-def _night_share(night: ClassNight) -> tuple[float, float, float]:
+def _night_share(night: ClassNight, in_review: float, could_be: float) -> tuple[float, float, float]:
     """How large a share of the images that the promise is about is accepted and wrong, how many there are,
     and how many there could be; 0 where nothing is known."""
     stand_for = 1 / np.array(night.chances)
     accepted, wrong = float(stand_for.sum()), float(stand_for @ np.array(night.wrong, np.float64))
-    mass = accepted + night.bet_on
-    return wrong / mass if mass else 0.0, mass, accepted + night.could_be
+    mass = accepted + in_review
+    return wrong / mass if mass else 0.0, mass, accepted + could_be
 
 
 def _estimate(nights: Sequence[ClassNight]) -> float | None:

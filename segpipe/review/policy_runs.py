@@ -26,6 +26,16 @@ class NewestRun:
     began: datetime
 
 
+@dataclass(frozen=True)
+class Unread:
+    """A policy that is damaged or not there, the model whose masks were labelled under it (None where none
+    were), and the error, which names the file and the remedy."""
+
+    policy_id: str
+    model_id: str | None
+    why: SegpipeError
+
+
 def newest_roots(kept: Mapping[str, Policy | SegpipeError], runs: Mapping[str, NewestRun]) -> list[Policy]:
     """The calibrated policy of the newest run of each model that has one.
 
@@ -57,10 +67,10 @@ def _began(read: Sequence[Policy], runs: Mapping[str, NewestRun]) -> dict[str, d
 
 def damaged_policies(
     kept: Mapping[str, Policy | SegpipeError], runs: Mapping[str, NewestRun]
-) -> list[tuple[str | None, SegpipeError]]:
-    """What cannot be read, and the model whose masks were labelled under it; None where none were."""
+) -> list[Unread]:
+    """What cannot be read."""
     return [
-        (runs[name].model_id if name in runs else None, one)
+        Unread(name, runs[name].model_id if name in runs else None, one)
         for name, one in kept.items()
         if isinstance(one, SegpipeError)
     ]

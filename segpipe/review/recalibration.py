@@ -23,10 +23,11 @@ from segpipe.confidence.policy import Policy, holds_back
 from segpipe.confidence.promise import promise
 from segpipe.errors import NotFoundError, SegpipeError
 from segpipe.manifests import policies
+from segpipe.manifests.drawn import counted_draws
 from segpipe.manifests.parts import require_output
 from segpipe.manifests.views import open_views
 from segpipe.redaction import redact
-from segpipe.review.audit import draft_iou_by, loss_of
+from segpipe.review.audited_masks import draft_iou_by, loss_of
 from segpipe.review.policy_runs import damaged_policies, newest_roots, newest_runs
 
 _DRAWS = """
@@ -35,11 +36,13 @@ _DRAWS = """
         coalesce(r.from_scratch, false) AS from_scratch,
         EXISTS (FROM latest t WHERE (t.image_uri, t.image_etag, t.model_id)
             = (l.image_uri, l.image_etag, l.model_id)) AS in_queue
-    FROM labels l
+    FROM $counted l
     LEFT JOIN reviews r ON (r.image_uri, r.image_etag, r.model_id, r.draft_mask_sha256)
         = (l.image_uri, l.image_etag, l.model_id, l.mask_sha256)
-    WHERE l.drawn IS TRUE AND l.reason NOT IN ('drift', 'suspended') AND list_contains($family, l.policy_id)
-    ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard"""
+    WHERE list_contains($family, l.policy_id)
+    ORDER BY l.labeled_at, l.image_uri, l.image_etag, l.run_id, l.shard""".replace(
+    "$counted", counted_draws("labels")
+)
 
 
 @dataclass(frozen=True)
@@ -159,8 +162,8 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     output = storage.normalise(output)
     require_output(output)
     kept, runs = policies.kept_policies(output), newest_runs(output)
-    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one[0])]
-    stopped = {model for model, _ in damaged}
+    damaged = [one for one in damaged_policies(kept, runs) if model_id in (None, one.model_id)]
+    stopped = {one.model_id for one in damaged}
     roots = [one for one in newest_roots(kept, runs) if one.growth and model_id in (None, one.model_id)]
     if not roots and not damaged:
         which = "" if model_id is None else f" of model {model_id}"
@@ -171,7 +174,10 @@ def recalibrate(output: str, model_id: str | None = None) -> Recalibrated:
     return Recalibrated(
         [one for one in grown if isinstance(one, Recalibration)],
         [_grows_no_more(one) for one in grown if isinstance(one, Policy)],
-        [*(_cannot_grow(*one) for one in damaged), *(one for one in grown if isinstance(one, str))],
+        [
+            *(_cannot_grow(one.model_id, one.why) for one in damaged),
+            *(one for one in grown if isinstance(one, str)),
+        ],
     )
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from plain_policy import make_policy
 from scipy.stats import binom
 
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.confidence.guarantee import one_per_group
 from segpipe.confidence.policy import ClassGuard, Policy, from_json, sealed, to_json
 from segpipe.errors import PolicyError

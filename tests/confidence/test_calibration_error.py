@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_policy import make_policy
 
 from segpipe.confidence.calibration_error import (
     cross_validated_error,
     error_of_a_perfect_map,
     expected_calibration_error,
 )
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import display_confidence
 
 share = st.integers(0, 8).map(lambda n: n / 8)

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_policy import make_policy
 from scipy.stats import binom
 
-from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss
 from segpipe.confidence.class_test import most_wrong
 from segpipe.confidence.policy import ClassesOnly, ClassGuard, Policy, from_json, sealed, to_json
 from segpipe.confidence.promise import promise

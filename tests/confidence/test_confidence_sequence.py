@@ -47,6 +47,14 @@ def test_one_bad_night_by_hand() -> None:
     assert p_values_above([1.0], 0.1)[0] == pytest.approx(1 / (1 - staked + staked * (1 + 9 * mean_stake)))
 
 
+def test_of_nights_counted_in_two_ways_each_has_half_of_the_capital() -> None:
+    """By the second way nothing is bet, so that its half stays what it was."""
+    (alone,) = p_values_above([1.0], 0.1)
+    assert p_values_above([[1.0], [1.0]], 0.1)[0] == pytest.approx(alone)
+    (half,) = p_values_above([[1.0], [1.0]], 0.1, [[1.0], [0.0]])
+    assert half == pytest.approx(1 / ((1 / alone + 1) / 2))
+
+
 @given(some_losses, bounds)
 def test_one_night_alone_never_refutes_more_than_its_chance(losses: list[float], bound: float) -> None:
     """A night on which everything is bad may come once in ten nights where a tenth is promised."""

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_policy import make_policy
 from scipy.special import ndtr, ndtri
 from scipy.stats import ks_2samp, norm
 
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.drift import (
     Drift,
     RunLevel,

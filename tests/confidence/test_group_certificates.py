@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_policy import make_policy
 
-from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, ClassPixels, ClassTarget, MeanLoss
 from segpipe.confidence.drift import detect_drift
 from segpipe.confidence.group_drift import (
     detect_group_drift,

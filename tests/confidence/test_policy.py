@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_policy import make_policy
 
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.confidence.policy import (
     BadFractionPromise,
     ClassGuard,

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_policy import make_policy
 from scipy.stats import binom, norm
 
 from segpipe.confidence.certificates import CalibrationImages, Wanted, certificate_of
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.confidence.guarantee import one_per_group, one_per_group_by_size
 from segpipe.confidence.policy import Policy, from_json, sealed, to_json
 from segpipe.confidence.promise import not_audited, promise

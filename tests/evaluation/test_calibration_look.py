@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_policy import make_policy
 from random_model import write_random_model
 
 from segpipe import storage
 from segpipe.cli import run
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.looks import Look
 from segpipe.confidence.policy import Policy, from_json, sealed, to_json
 from segpipe.config import CalibrateSettings

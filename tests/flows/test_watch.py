@@ -23,7 +23,7 @@ from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFi
 from flows.nightly import label_sources
 from flows.watch import watch
 from segpipe import storage
-from segpipe.manifests.policies import grown_numbers, grown_uri, is_suspended, suspend
+from segpipe.manifests.policies import grown_numbers, grown_uri, is_suspended, kept_uri, suspend
 from segpipe.sources.announcements import message_id
 from segpipe.sources.sources_file import find_sources, read_sources
 
@@ -195,15 +195,21 @@ def test_a_night_labels_every_source_and_says_which_failed(
 def test_a_night_suspends_a_promise_that_audits_show_broken_and_alarms_once(
     tmp_path: Path, sources: str
 ) -> None:
+    """Beside a policy that cannot be read, which it names."""
     output = audited_output(str(tmp_path / "labels" / "a"))
     output.answer(output.label_nights(4, 10), "rejected")
+    damaged = kept_uri(output.output, "0" * 12)
+    storage.put(damaged, b"{")
     state = label_sources(sources, return_state=True)
     assert state.is_failed()
-    assert str(state.message).startswith(f"{tmp_path}/labels/a: BROKEN: bad share 1 (40 bad of 40)")
+    assert str(state.message).count(f"{damaged} is not JSON") == 1
+    assert f"{tmp_path}/labels/a: BROKEN: bad share 1 (40 bad of 40)" in str(state.message)
+    storage.delete(damaged)
     assert is_suspended(output.output, output.policy.policy_id)
     for name, n_rows in (("a", 41), ("b", 1)):
         assert len(pd.read_parquet(tmp_path / "labels" / name / "manifests")) == n_rows
-    assert "BROKEN" in artifact(state, "label-sources")[2]["state"]
+    said = [row["state"] for row in artifact(state, "label-sources")[2:]]
+    assert ["BROKEN" in text for text in said] == [True, False]
     assert [summary["planned"] for summary in label_sources(sources)] == [0, 0]
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from brightness import MODEL_ID, Labeled, by_brightness
+from plain_policy import make_policy as make_calibrated
 
 from segpipe import storage
 from segpipe.confidence.certify import BadFraction
-from segpipe.confidence.certify import make_policy as make_calibrated
 from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 

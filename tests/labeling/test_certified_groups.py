@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_policy import make_policy
 
 from segpipe import name_groups, storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy, sealed
 from segpipe.config import LabelSettings, VerifySettings
 from segpipe.labeling import ledger as ledger_module
@@ -153,7 +154,10 @@ def test_a_name_that_the_pattern_does_not_end_on_is_reviewed_with_a_warning_and_
     assert f"{endless}/new.png'" in said
     storage.put(f"{source}/day 0/late.png", picture(203))
     label_source(source, output, make_labeler(policy=policy), SETTINGS, "r2")  # drift looks at r1, too
-    assert {one.group: one.accepted > 0 for one in audit_output(output)} == {"day 0": True, "day 1": False}
+    assert {one.group: one.accepted > 0 for one in audit_output(output).found} == {
+        "day 0": True,
+        "day 1": False,
+    }
     assert all("the policy shows" in finding.what for finding in verify(output, VerifySettings()).examples)
 
 

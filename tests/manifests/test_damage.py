@@ -289,11 +289,14 @@ def test_a_policy_that_is_no_text_is_named(
     kept = Path(audited.output) / "policies" / f"{audited.policy.policy_id}.json"
     kept.write_bytes(b"\xff\xfe\x00")
     line = said_by(["audit", audited.output], capsys)
-    assert line.startswith(f"segpipe: {kept} is not JSON (")
+    of_policy = (
+        f"segpipe: policy {audited.policy.policy_id} of model {audited.policy.model_id} cannot be audited: "
+    )
+    assert line.startswith(f"{of_policy}{kept} is not JSON (")
     assert "put the policy.json of that calibration there, or remove it and label again" in line
     result = verify(audited.output, VerifySettings())
     assert result.findings["policy"] >= 1
-    assert result.examples[0].what == line.removeprefix("segpipe: ")
+    assert result.examples[0].what == line.removeprefix(of_policy)
 
 
 @pytest.mark.parametrize(("found", "kept"), [(b"", True), (b"\n", True), (b"{}", False)])

@@ -12,9 +12,10 @@ import pytest
 from foreign_text import SHORT, changed, texts
 from hypothesis import example, given
 from hypothesis import strategies as st
+from plain_policy import make_policy
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.confidence.policy import ClassGuard, Policy, display_confidence, from_json, is_guarded, to_json
 from segpipe.confidence.promise import promise
 from segpipe.config import VerifySettings

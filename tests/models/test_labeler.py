@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image
+from plain_policy import make_policy
 
 import segpipe
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import to_json
 from segpipe.errors import ImageError, ModelError, PolicyError
 from segpipe.models.labeler import JudgedMask, Labeled, Labeler

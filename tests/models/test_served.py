@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_policy import make_policy
 from random_model import write_random_model
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy, to_json
 from segpipe.errors import ModelError, PolicyError
 from segpipe.models.labeler import load_model

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from brightness import MODEL_ID, Brightness, served
 from PIL import Image
+from plain_policy import make_policy
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy
 from segpipe.config import LabelSettings
 from segpipe.labeling.run import label_source

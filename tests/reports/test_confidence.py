@@ -12,9 +12,10 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from plain_policy import make_policy
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy
 from segpipe.evaluation.measure import Measurements, summarise
 from segpipe.reports.confidence import check_writable, write_report

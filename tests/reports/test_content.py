@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain_policy import make_policy
 
 from segpipe.confidence.calibration_error import expected_calibration_error
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import BadFractionPromise, ClassGuard, MeanLossPromise, Policy
 from segpipe.confidence.promise import promise
 from segpipe.evaluation.measure import Measurements, summarise

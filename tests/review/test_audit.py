@@ -17,7 +17,6 @@ from random_model import write_random_model
 from segpipe import name_groups, storage
 from segpipe.cli import run
 from segpipe.confidence.certify import BadFraction, MeanLoss
-from segpipe.errors import PolicyError
 from segpipe.labeling.decisions import Rules, decide, find_suspended_groups
 from segpipe.manifests import policies
 from segpipe.manifests.schema import Row
@@ -26,13 +25,19 @@ from segpipe.models.bundle import read_card
 from segpipe.reports.lines import audit_report
 from segpipe.review.agreement import draft_iou
 from segpipe.review.audit import PolicyAudit, audit_output, suspend_broken
-from segpipe.review.audit_words import in_words, skips_in_words, uncovered_in_words, waiting_in_words
+from segpipe.review.audit_words import (
+    in_words,
+    skips_in_words,
+    uncovered_in_words,
+    unjudged_in_words,
+    waiting_in_words,
+)
 
 Audited = Callable[..., Any]
 
 
 def only(output: str) -> PolicyAudit:
-    (found,) = audit_output(output)
+    (found,) = audit_output(output).found
     return found
 
 
@@ -125,6 +130,12 @@ def test_what_is_no_audit_of_an_accepted_mask_does_not_count(audited: Audited) -
     assert in_words(found).startswith("not watched")
 
 
+def test_before_the_first_answer_it_is_said_how_many_good_ones_would_do(audited: Audited) -> None:
+    out = audited()
+    out.label(1)
+    assert in_words(only(out.output)).endswith("no audit is answered; 36 good ones would show it kept")
+
+
 def test_enough_good_audits_show_the_promise_kept(audited: Audited) -> None:
     out = audited()
     out.answer(out.label(10), "accepted")
@@ -198,7 +209,7 @@ def test_a_broken_promise_suspends_the_policy_once_with_its_evidence(audited: Au
     assert "BROKEN: bad share 0.625 (50 bad of 80)" in json.loads(evidence)["reason"]
     assert run(["audit", out.output]) == 3
     assert "BROKEN" in capsys.readouterr().out
-    assert suspend_broken(out.output, audit_output(out.output)) == []
+    assert suspend_broken(out.output, audit_output(out.output).found) == []
     assert storage.read_bytes(uri) == evidence
 
 
@@ -229,7 +240,7 @@ def test_an_audit_that_was_killed_is_finished_by_the_same_command(
     with monkeypatch.context() as patched:
         patched.setattr(storage, "create", killed)
         with pytest.raises(KilledError):
-            suspend_broken(out.output, audit_output(out.output))
+            suspend_broken(out.output, audit_output(out.output).found)
     assert run(["audit", out.output]) == 3
     assert "BROKEN" in capsys.readouterr().out
     evidence = storage.read_bytes(policies.suspension_uri(out.output, out.policy.policy_id))
@@ -254,13 +265,51 @@ def test_an_iou_that_is_none_is_no_answer(iou: float, audited: Audited) -> None:
     assert (only(out.output).audited, only(out.output).skipped) == (0, 1)
 
 
-def test_a_policy_kept_under_another_ones_name_is_named(audited: Audited) -> None:
+def test_a_policy_kept_under_another_ones_name_is_named_and_stops_none(audited: Audited) -> None:
+    """Nothing was labelled under it."""
     out = audited()
     out.label(1)
-    uri = storage.join(out.output, f"{policies.FOLDER}/{out.policy.policy_id}.json")
-    storage.put(storage.join(out.output, f"{policies.FOLDER}/other.json"), storage.read_bytes(uri))
-    with pytest.raises(PolicyError, match=rf"policies/other\.json holds policy {out.policy.policy_id}"):
-        audit_output(out.output)
+    kept = storage.read_bytes(policies.kept_uri(out.output, out.policy.policy_id))
+    storage.put(policies.kept_uri(out.output, "other"), kept)
+    audits = audit_output(out.output)
+    assert [one.policy_id for one in audits.found] == [out.policy.policy_id]
+    (other,) = audits.unjudged
+    assert unjudged_in_words(other).startswith(
+        f"{policies.kept_uri(out.output, 'other')} holds policy {out.policy.policy_id}: put the policy.json"
+    )
+
+
+@pytest.mark.parametrize("damage", [b"{", None])
+def test_a_policy_that_cannot_be_read_costs_its_own_audit_only(
+    audited: Audited, capsys: Any, damage: bytes | None
+) -> None:
+    """Damaged or gone: the other one is suspended all the same, and nobody takes this one for kept."""
+    out = audited()
+    out.answer(out.label_nights(3, 10), "rejected")
+    out.label(1, policy_id="lost", model_id="n")
+    lost = policies.kept_uri(out.output, "lost")
+    if damage:
+        storage.put(lost, damage)
+    assert run(["audit", out.output]) == 3
+    printed = capsys.readouterr()
+    line, broken = printed.err.splitlines()
+    assert line.startswith(f"segpipe: policy lost of model n cannot be audited: {lost} is ")
+    assert "put the policy.json of that calibration there" in line
+    assert broken.endswith(f"the promise of policy {out.policy.policy_id} is broken: it is suspended")
+    assert "lost" not in printed.out
+    assert run(["audit", out.output, "--model", "n"]) == 1, "no false all-clear where nothing else is audited"
+    assert capsys.readouterr().out == ""
+    assert run(["audit", out.output]) == 1, "suspended already, and not in use"
+
+
+def test_a_suspension_is_told_of_a_policy_that_cannot_be_read(audited: Audited, capsys: Any) -> None:
+    """It is in use, and its audit is as broken as it was."""
+    out = audited()
+    out.label(1)
+    storage.put(policies.kept_uri(out.output, out.policy.policy_id), b"{")
+    policies.suspend(out.output, out.policy.policy_id, "{}", "cam1")
+    assert run(["audit", out.output]) == 3
+    assert f"; suspended already: {out.policy.policy_id}: " in capsys.readouterr().err
 
 
 def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: Any) -> None:
@@ -271,7 +320,7 @@ def test_after_recalibration_the_old_break_is_history(audited: Audited, capsys: 
     new.n_parts, new.n_rows, new.night = 10, 100, 9
     new.label(1)
     assert run(["audit", new.output]) == 0
-    assert [found.in_use for found in audit_output(new.output)] == [False, True]
+    assert [found.in_use for found in audit_output(new.output).found] == [False, True]
 
 
 def test_only_a_model_that_has_labelled_is_audited_by_its_id_or_by_its_bundle(
@@ -281,7 +330,7 @@ def test_only_a_model_that_has_labelled_is_audited_by_its_id_or_by_its_bundle(
     out = audited()
     out.answer(out.label_nights(3, 10), "rejected")
     model = write_random_model(str(tmp_path / "model"))
-    assert [one.state for one in audit_output(out.output, out.policy.model_id)] == ["broken"]
+    assert [one.state for one in audit_output(out.output, out.policy.model_id).found] == ["broken"]
     for unknown in ("f" * 12, model, str(tmp_path / "absent")):
         capsys.readouterr()
         assert run(["audit", out.output, "--model", unknown]) == 1
@@ -292,13 +341,6 @@ def test_only_a_model_that_has_labelled_is_audited_by_its_id_or_by_its_bundle(
     for known in (model, read_card(model).model_id):
         assert run(["audit", out.output, "--model", known]) == 0
         assert "nothing was promised" in capsys.readouterr().out
-
-
-def test_audits_of_an_unknown_policy_are_not_judged_by_another(audited: Audited) -> None:
-    out = audited()
-    out.label(1, policy_id="lost")
-    with pytest.raises(PolicyError, match=r"policies/lost\.json is missing"):
-        audit_output(out.output)
 
 
 def test_runs_of_five_different_audit_shares_in_one_output_count_by_their_masks(audited: Audited) -> None:
@@ -420,7 +462,7 @@ def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any)
             rows = [out.label(1, image_uri=f"/bucket/{camera}/{night}-{n}.jpg")[0] for n in range(4)]
             if (camera, night) != ("cam1", 11):
                 out.answer(rows, verdict)
-    first, second = audit_output(out.output)
+    first, second = audit_output(out.output).found
     assert (first.group, first.state, first.audited, first.open) == ("cam0", "kept", 48, 0)
     assert (second.group, second.state, second.audited, second.open) == ("cam1", "broken", 44, 4)
     assert in_words(second).startswith("group cam1: BROKEN: bad share 1 (44 bad of 44)")
@@ -428,7 +470,7 @@ def test_each_certificate_has_an_audit_of_its_own(audited: Audited, capsys: Any)
     assert "about group cam1 is broken" in capsys.readouterr().err
     assert policies.suspended_groups(out.output, out.policy) == {"cam1"}
     assert not policies.is_suspended(out.output, out.policy.policy_id)
-    assert [found.suspended for found in audit_output(out.output)] == [False, True]
+    assert [found.suspended for found in audit_output(out.output).found] == [False, True]
     routed = decide(out.rows(1, image_uri="/bucket/cam0/a.jpg", class_confidences=[1.0]), rules_of(out))
     held = decide(out.rows(1, image_uri="/bucket/cam1/a.jpg", class_confidences=[1.0]), rules_of(out))
     assert [(row.decision, row.reason) for row in (*routed, *held)] == [
@@ -443,7 +485,10 @@ def test_a_mask_is_audited_under_the_certificate_it_was_accepted_by_whatever_its
     out = audited(cameras=2)
     rows = [out.label(1, image_uri=f"s3://cam1-archive/in/cam0_{n}.jpg")[0] for n in range(4)]
     out.answer(rows, "accepted")
-    assert [(found.group, found.audited) for found in audit_output(out.output)] == [("cam0", 4), ("cam1", 0)]
+    assert [(found.group, found.audited) for found in audit_output(out.output).found] == [
+        ("cam0", 4),
+        ("cam1", 0),
+    ]
 
 
 def test_a_group_that_first_comes_on_a_later_night_disturbs_no_audit(audited: Audited) -> None:
@@ -486,7 +531,7 @@ def test_a_promise_about_groups_is_audited_as_one(audited: Audited) -> None:
                 ]
                 out.commit(rows)
                 out.answer(rows if drawn else [], verdict)
-        found = next(one for one in audit_output(out.output) if one.policy_id == out.policy.policy_id)
+        found = next(one for one in audit_output(out.output).found if one.policy_id == out.policy.policy_id)
         assert found.each_counts == about
         assert found.estimate == pytest.approx(expected)
 

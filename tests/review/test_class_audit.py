@@ -30,7 +30,7 @@ def promise(kind: ClassPromiseKind = "miss", share: float = 0.1, min_object_px: 
 
 
 def only(output: str) -> ClassAudit:
-    (found,) = audit_output(output)
+    (found,) = audit_output(output).found
     (of_class,) = found.classes
     return of_class
 
@@ -139,7 +139,7 @@ def test_missed_classes_suspend_the_policy_although_hardly_a_mask_is_bad(
         out.night += 1
         out.answer(label(out, 98, shown=0, share=1.0), "accepted")
         correct(out, label(out, 2, shown=0, share=1.0), true=10)
-    (found,) = audit_output(out.output)
+    (found,) = audit_output(out.output).found
     assert (found.state, found.bad, found.classes[0].state) == ("broken", 0, "broken")
     assert in_words(found).startswith("BROKEN: share accepted without it 1 (24 of 24 audited images with 'b'")
     assert run(["audit", out.output]) == 3
@@ -203,7 +203,7 @@ def test_all_skipped_shows_nothing(audited: Audited, shown: int, hidden: int) ->
 def test_a_promise_that_counts_groups_once_is_said_not_to_be_covered(audited: Audited) -> None:
     out = audited(class_promises=(promise(),), promises_about="groups", group_by=r"\d+", n_images=300)
     correct(out, label(out, 60, shown=0, share=1.0), true=10)
-    (found,) = audit_output(out.output)
+    (found,) = audit_output(out.output).found
     assert (found.classes[0].state, found.classes[0].audited, found.state) == ("not_covered", 0, "kept")
     assert "--promise-about masks" in class_in_words(found.classes[0])
 
@@ -211,7 +211,7 @@ def test_a_promise_that_counts_groups_once_is_said_not_to_be_covered(audited: Au
 def test_classes_alone_are_promised_and_audited(audited: Audited) -> None:
     out = audited(class_promises=(promise(),), promised=ClassesOnly(), p_value=p_value(0, 100, 0.1))
     correct(out, label(out, 60, shown=10, share=1.0), true=10)
-    (found,) = audit_output(out.output)
+    (found,) = audit_output(out.output).found
     assert (found.state, found.target) == ("kept", "classes")
     assert "what is promised of classes follows" in in_words(found)
 

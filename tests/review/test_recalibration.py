@@ -313,6 +313,19 @@ def test_a_damaged_policy_stops_its_own_models_growth_only(
     assert run(["recalibrate", out.output, "--model", other.model_id]) == 1
 
 
+@pytest.mark.parametrize("grows", [True, False])
+def test_what_may_have_grown_with_a_damaged_policy_is_not_audited(tmp_path: Path, grows: bool) -> None:
+    """Masks labelled under the damaged one may be of its family; a policy that does not grow has none."""
+    policy = growing_policy() if grows else growing_policy(draw_share=None)
+    out = growing_output(storage.normalise(tmp_path / "out"), policy)
+    out.label(1)
+    out.label(1, policy_id="lost")
+    audits = audit_output(out.output)
+    (unjudged,) = audits.unjudged
+    assert [one.policy_id for one in audits.found] == ([] if grows else [policy.policy_id])
+    assert unjudged.policy_ids == (("lost", policy.policy_id) if grows else ("lost",))
+
+
 def test_a_damaged_policy_under_which_nothing_was_labelled_is_told_and_stops_none(out: GrowingOutput) -> None:
     prove(out)
     storage.put(policies.kept_uri(out.output, "0" * 12), b"{")
@@ -361,7 +374,7 @@ def test_the_audit_states_what_has_grown_also_where_a_clock_was_set_back(tmp_pat
     only(out)
     out.policy = nearest_policy(out.output, out.policy)
     policies.keep_policy(out.output, out.policy.policy_id, to_json(out.policy))
-    (audited,) = audit_output(out.output)
+    (audited,) = audit_output(out.output).found
     assert audited.promise == promise(out.policy)
     assert "nothing is accepted" not in audited.promise
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from plain_policy import make_policy
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, MeanLoss, make_policy
+from segpipe.confidence.certify import BadFraction, MeanLoss
 from segpipe.confidence.policy import Policy, sealed, to_json
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import Review, append_reviews, item_id

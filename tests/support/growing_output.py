@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 from audited_output import NOON, AuditedOutput
+from plain_policy import make_policy
 
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import Policy, to_json
 from segpipe.manifests.policies import keep_policy
 from segpipe.manifests.reviews import append_reviews

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from plain_policy import make_policy
 
 from segpipe import storage
-from segpipe.confidence.certify import BadFraction, make_policy
+from segpipe.confidence.certify import BadFraction
 from segpipe.confidence.policy import to_json
 from segpipe.digests import shown
 from segpipe.models.bundle import (
