@@ -239,7 +239,7 @@ KINDS = [
         drifted=True,
         shard_images=12,  # so few scores do for a verdict
     ),
-    Kind("worker frozen, thawed later", [freeze_worker] * 2),
+    Kind("worker frozen, thawed later", [freeze_worker] * 2, images=960),
     Kind("worker that always fails", [broken_worker] * 3),
     Kind(
         "driver killed before its run has a plan",
@@ -251,7 +251,7 @@ KINDS = [
     Kind("driver told to stop", [driver(signal.SIGTERM)] * 3),
     Kind("driver frozen while another resumes, thawed at the end", [freeze_driver]),
     Kind("raylet killed, node replaced", [kill_raylet] * 2),
-    Kind("raylet frozen until its node counts as dead, thawed", [freeze_raylet] * 2),
+    Kind("raylet frozen until its node counts as dead, thawed", [freeze_raylet] * 2, images=960),
     Kind("head's GCS killed", [kill_head(("gcs_server",))], images=480),
     Kind("head's raylet killed", [kill_head(("raylet",))], images=480),
     Kind("head killed", [kill_head(("gcs_server", "raylet"))], images=480),

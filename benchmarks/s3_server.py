@@ -26,15 +26,15 @@ KEY, SECRET = "DUMMYACCESSKEYID0001", "dummy-secret-access-value-0001"
 
 
 @contextmanager
-def s3_server(kind: str) -> Iterator[int | None]:
+def s3_server(kind: str, host: str = "127.0.0.1") -> Iterator[int | None]:
     """Point the environment at a server, `moto`, `atomic moto`, `rclone` or `environment`; yields the process
-    id of ours."""
+    id of ours, which listens at that address of this machine."""
     if kind == "environment":
         yield None
         return
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        probe.bind((host, 0))
+        address = f"{host}:{probe.getsockname()[1]}"
     os.environ.update(
         AWS_ENDPOINT_URL=f"http://{address}",
         AWS_ACCESS_KEY_ID=KEY,

@@ -92,8 +92,9 @@ class Claim:
         self._folder = folder
         self._generation = generation
         self._record = record
-        self._lease_seconds = lease_seconds
+        self._lease_seconds = self._next_seconds = lease_seconds
         self._renewed = renewed
+        self._renewing = threading.Lock()
         self._trouble = "the process or the clock stood still"
         self._lost_to: str | None = None
         self._expires_by_itself = False
@@ -116,6 +117,19 @@ class Claim:
         """Do not release the claim: somebody may still write on its behalf, for no longer than it lasts."""
         self._expires_by_itself = True
 
+    @contextmanager
+    def standing_still(self, seconds: float) -> Iterator[None]:
+        """Last for so long, if the lease is shorter, while no thread may come to renew the claim.
+
+        Raises StorageError, and RunError when the claim is lost.
+        """
+        usual, self._next_seconds = self._next_seconds, max(self._next_seconds, seconds)
+        try:
+            self.renew()
+            yield
+        finally:
+            self._next_seconds = usual  # from the next heartbeat on
+
     def require_newest(self) -> None:
         """Raise RunError unless the claim is alive, has half a lease left, and nobody has taken over."""
         if self._renewed.age() > self._lease_seconds / 2:
@@ -133,18 +147,23 @@ class Claim:
 
     def renew(self) -> None:
         """Push the expiry out by a lease; raises StorageError, and RunError when the claim is lost."""
-        self.require_alive()
-        try:
-            if not storage.exists(self._uri):  # an OUTPUT that was emptied would get the claim back alone
-                self._require_there()
-            now = Moment.now()  # the lease counts from before the request
-            record = self._record.model_copy(update={"expires_at": _expiry(self._lease_seconds)})
-            storage.put(self._uri, _to_json(record))
-            self._require_there()  # one that came too late, after a silence, gives nobody the claim back
-        except StorageError as error:
-            self._trouble = str(error)
-            raise
-        self._record, self._renewed = record, now
+        with self._renewing:  # a lease that arrives late would shorten the one after it
+            self.require_alive()
+            try:
+                self._push_out(self._next_seconds)
+            except StorageError as error:
+                self._trouble = str(error)
+                raise
+
+    def _push_out(self, seconds: float) -> None:
+        if not storage.exists(self._uri):  # an OUTPUT that was emptied would get the claim back alone
+            self._require_there()
+        now = Moment.now()  # the lease counts from before the request
+        lease = {"expires_at": _expiry(seconds), "lease_seconds": seconds}
+        record = self._record.model_copy(update=lease)
+        storage.put(self._uri, _to_json(record))
+        self._require_there()  # one that came too late, after a silence, gives nobody the claim back
+        self._record, self._renewed, self._lease_seconds = record, now, seconds
 
     def release(self) -> None:
         """Let the next run in at once and tidy up older claims; raises StorageError.

@@ -75,11 +75,19 @@ def _remove_plans(output: str, model_id: str, plans: Iterable[RunPlan]) -> list[
     with hold_claim(output, model_id, _CLEANUP, _CLAIM_SECONDS) as claim:
         removed = []
         for plan in plans:
-            if not finished_parts(plan):  # it may have been resumed before the claim was ours
+            if _is_there(plan) and not finished_parts(plan):  # both as long as the claim is ours
                 claim.require_alive()
-                delete_run(output, plan.run_id)
+                delete_run(plan)
                 removed.append(plan.run_id)
         return removed
+
+
+def _is_there(plan: RunPlan) -> bool:
+    """Whether it is that plan still, and not one of another model that has taken its id."""
+    try:
+        return load_header(plan.output, plan.run_id) == plan
+    except RunError:
+        return False
 
 
 def _remove_orphans(output: str) -> int:

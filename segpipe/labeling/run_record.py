@@ -159,13 +159,17 @@ def _unnamed(output: str, run_id: str, uris: list[str]) -> list[str]:
     return [uri for uri in uris if uri not in named]
 
 
-def delete_run(output: str, run_id: str) -> None:
-    """Remove a run's plan and then its run.json: without a plan the run cannot be taken up. StorageError."""
-    storage.delete(plan_uri(output, run_id))
-    for found in list(storage.list_objects(storage.join(output, f"runs/{run_id}"))):
-        if FURTHER_NAME.fullmatch(found.key):
-            storage.delete(found.uri)
-    storage.delete(record_uri(output, run_id))
+def delete_run(plan: RunPlan) -> None:
+    """Remove a run's run.json, its plan, and the further files that this names. StorageError.
+
+    Once the plan is gone another run may take the id, so that nothing but its own files may go after it.
+    """
+    storage.delete(_record_uri(plan))
+    first, *further = plan.images.files
+    storage.delete(first.uri)
+    for name in (file.uri.rpartition("/")[2] for file in further):
+        if FURTHER_NAME.fullmatch(name):
+            storage.delete(further_uri(plan.output, plan.run_id, name))
 
 
 def record_totals(plan: RunPlan, totals: dict[str, Any], tip: Tip | None) -> None:

@@ -208,6 +208,25 @@ def test_a_claim_that_cannot_be_renewed_is_lost_when_its_lease_ends(
             claim.renew()
 
 
+def test_a_claim_that_stands_still_is_kept_for_that_long_and_no_longer(tmp_path, clock: Clock) -> None:
+    output = str(tmp_path)
+    with hold_claim(output, MODEL, "r1", 4000) as claim:
+        with claim.standing_still(5000):
+            clock.pass_by(4900)
+            claim.require_alive()
+            assert content(output, 1)["lease_seconds"] == 5000  # who waits knows
+            assert claim.seconds_left() == pytest.approx(100)
+        claim.renew()
+        assert content(output, 1)["lease_seconds"] == 4000
+        assert claim.seconds_left() == pytest.approx(4000)
+        with claim.standing_still(10):  # nothing is shortened
+            assert claim.seconds_left() == pytest.approx(4000)
+        with claim.standing_still(5000):
+            clock.pass_by(5000)
+            with pytest.raises(RunError, match="lost its claim"):
+                claim.require_alive()
+
+
 def is_lost(claim) -> bool:
     try:
         claim.require_alive()

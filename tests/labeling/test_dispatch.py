@@ -299,6 +299,35 @@ def test_what_does_not_start_is_tried_again_after_longer_and_longer_waits(stage)
         run.step(Gone(6, "its node is dead", has_ended=False))
 
 
+def test_workers_that_do_not_start_end_no_run_of_which_another_works(stage) -> None:
+    run = stage(shards=9, workers=2)
+    run.step()
+    run.ready(1)
+    for _ in range(2000):  # for days
+        run.step(Gone(run.fleet.started[-1], "its node is broken", has_ended=False))
+        run.step(run.alive(1), after=LEASE)
+        run.step(run.alive(1), after=LEASE)
+        run.step(run.alive(1), after=LEASE)
+    assert len(run.fleet.started) == 2002
+    run.step(Gone(1, "killed", has_ended=True))
+    for _ in range(5):  # six in a row, from then on
+        run.step(Gone(run.fleet.started[-1], "its node is broken", has_ended=False))
+        run.step(after=3 * LEASE)
+    with pytest.raises(RunError, match="no worker starts: its node is broken"):
+        run.step(Gone(run.fleet.started[-1], "its node is broken", has_ended=False))
+
+
+def test_an_idle_worker_that_dies_keeps_nobody_waiting(stage) -> None:
+    run = stage(shards=2, workers=2, depth=1)
+    run.step()
+    run.ready(1, 2)
+    run.step(run.finished(1, 0))
+    run.step(Gone(1, "unavailable", has_ended=False))
+    assert not run.dispatcher.may_have_writers  # the masks of its shards are all there
+    run.step(run.finished(2, 1))
+    assert run.dispatcher.is_over
+
+
 def test_why_no_worker_starts_is_not_hidden_by_what_is_heard_of_one_that_was_killed(stage) -> None:
     run = stage(shards=9, workers=2)
     run.step()
@@ -324,6 +353,19 @@ def test_a_refusal_leaves_the_others_to_work_and_ends_the_run_when_all_refuse(st
     run.step()
     with pytest.raises(RunError, match=r"node a has torch 2\.12"):
         run.step(Refused(1, "node a has torch 2.12"))
+
+
+def test_a_worker_that_is_lost_is_replaced_whatever_was_refused_before(stage) -> None:
+    run = stage(shards=9, workers=2)
+    run.step()
+    run.step(Refused(1, "node a has torch 2.12"))
+    run.ready(2)
+    run.step(Gone(2, "killed", has_ended=True))
+    run.step()
+    assert run.fleet.started == [1, 2, 3, 4]  # one for each place
+    run.step(Refused(3, "node a has torch 2.12"))
+    run.ready(4)
+    assert run.of_worker[4] == [0, 1]
 
 
 def test_a_cluster_that_has_no_room_for_a_worker_is_waited_for_and_then_given_up(stage) -> None:

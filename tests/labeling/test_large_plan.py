@@ -18,7 +18,7 @@ from segpipe.labeling.plan_files import PLAN_SCHEMA
 from segpipe.labeling.run import finish_run, label_run, label_source, start_run
 from segpipe.labeling.run_record import delete_run, freeze_plan, load_plan
 from segpipe.manifests.query import query
-from segpipe.manifests.run_files import FURTHER, PLAN_HEADER, plan_uri, read_plan_header
+from segpipe.manifests.run_files import FURTHER, PLAN_HEADER, PlanFile, plan_uri, read_plan_header
 from segpipe.manifests.verification import verify
 from tests.support.alternative_names import alternative_key
 from tests.support.planned import planned_table
@@ -118,15 +118,26 @@ def test_a_plan_that_comes_too_late_leaves_no_files(plan: RunPlan, output: str) 
 
 def test_a_removed_plan_is_gone_with_all_its_files(plan: RunPlan, output: str) -> None:
     storage.put(f"{output}/runs/r1/plan-of-mine.parquet", b"a person's")
-    delete_run(output, "r1")
+    delete_run(plan)
     assert plan_keys(output) == ["plan-of-mine.parquet"]
+
+
+def test_a_plan_that_names_the_files_of_others_takes_none_of_them_away(plan: RunPlan, output: str) -> None:
+    others = f"{output}/runs/r2/plan-01234567-00001.parquet"
+    named = [f"{output}/runs/r1/../r2/plan-01234567-00001.parquet", f"{output}/runs/r1/plan-of-mine.parquet"]
+    for uri in (others, named[1]):
+        storage.put(uri, b"another's")
+    files = (plan.images.files[0], *(PlanFile(uri, 1) for uri in named))
+    delete_run(replace(plan, images=plan_files.PlannedImages(files)))
+    assert storage.exists(others)
+    assert storage.exists(named[1])
 
 
 def test_a_plan_of_an_earlier_version_in_one_large_file_goes_on_being_read(
     plan: RunPlan, output: str, source: str, make_labeler: Any
 ) -> None:
     planned = planned_table(plan.images)
-    delete_run(output, "r1")
+    delete_run(plan)
     frozen = freeze_plan(plan_of_one_file(plan, planned), SETTINGS)
     header, _ = read_plan_header(output, "r1") or ({}, ())
     metadata = pq.read_schema(plan_uri(output, "r1")).metadata

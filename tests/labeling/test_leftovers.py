@@ -18,8 +18,8 @@ import pytest
 
 from segpipe import storage
 from segpipe.config import CompactSettings, LabelSettings, VerifySettings
+from segpipe.labeling import leftovers, run_record
 from segpipe.labeling import plan_files as plan_files_module
-from segpipe.labeling import run_record
 from segpipe.labeling.claim import hold_claim
 from segpipe.labeling.leftovers import remove_leftovers
 from segpipe.labeling.plan import pending_images
@@ -165,6 +165,61 @@ def test_another_model_s_live_run_does_not_keep_the_leftovers(
     with hold_claim(places.output, "bbbbbbbbbbbb", "live", 20) as claim:
         assert remove_leftovers(places.output, MONTH, LATER).runs == ("abandoned",)
         claim.require_newest()
+
+
+@pytest.fixture
+def plan_anew(
+    places: Places, make_labeler: Any, settings: LabelSettings, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[], None]:
+    """Another model's run under the id r1, whose plan has several files."""
+    monkeypatch.setattr(run_record, "FILE_IMAGES", 4)
+    monkeypatch.setattr(plan_files_module, "BATCH_IMAGES", 3)
+
+    def plan() -> None:
+        start_run(places.source, places.output, make_labeler(model_id="b" * 12), settings, "r1")
+
+    return plan
+
+
+def assert_whole(places: Places) -> None:
+    plan = load_plan(places.output, "r1")
+    assert plan is not None
+    assert (plan.model_id, pending_images(plan).count) == ("b" * 12, 12)
+    assert "runs/r1/run.json" in tree(places.output)
+
+
+def test_a_run_that_takes_the_id_of_one_that_is_removed_loses_nothing(
+    places: Places, make_labeler: Any, settings: LabelSettings, monkeypatch: pytest.MonkeyPatch, plan_anew
+) -> None:
+    start_run(places.source, places.output, make_labeler(), settings, "r1")
+    delete = storage.delete
+
+    def delete_and_plan_anew(uri: str) -> None:
+        delete(uri)
+        if uri.endswith("r1/plan.parquet"):
+            monkeypatch.setattr(storage, "delete", delete)
+            plan_anew()
+
+    monkeypatch.setattr(storage, "delete", delete_and_plan_anew)
+    assert remove_leftovers(places.output, MONTH, LATER).runs == ("r1",)
+    assert_whole(places)
+
+
+def test_a_run_whose_id_was_another_s_when_it_was_looked_for_stays(
+    places: Places, make_labeler: Any, settings: LabelSettings, monkeypatch: pytest.MonkeyPatch, plan_anew
+) -> None:
+    start_run(places.source, places.output, make_labeler(), settings, "r1")
+    is_claimed = leftovers.is_claimed
+
+    def others_come_first(*asked: Any) -> bool:
+        monkeypatch.setattr(leftovers, "is_claimed", is_claimed)
+        assert remove_leftovers(places.output, MONTH, LATER).runs == ("r1",)
+        plan_anew()
+        return is_claimed(*asked)
+
+    monkeypatch.setattr(leftovers, "is_claimed", others_come_first)
+    assert remove_leftovers(places.output, MONTH, LATER).runs == ()
+    assert_whole(places)
 
 
 def test_claims_of_killed_runs_go_and_the_newest_carries_the_number_on(places: Places) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import exceptions
 from ray.exceptions import ActorUnavailableError
 
+from segpipe.config import LabelSettings
+from segpipe.labeling.claim import hold_claim
 from segpipe.labeling.engines import ray as engine
 from segpipe.labeling.engines.messages import Shard, Task
 from segpipe.labeling.place import Place
@@ -145,6 +150,19 @@ def test_a_signal_that_comes_while_ray_starts_is_answered_as_any_other() -> None
         assert signal.getsignal(signal.SIGTERM) is stop
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_claim_outlasts_a_start_of_ray_that_lets_no_other_thread_run(tmp_path: Path) -> None:
+    def start(**_: Any) -> None:
+        ctypes.PyDLL(None).usleep(900_000)  # holds Python's lock, as Ray does while it connects
+
+    ray = SimpleNamespace(init=start, exceptions=exceptions)
+    with hold_claim(str(tmp_path), "a" * 12, "r1", 0.4) as claim:
+        engine._connect(ray, LabelSettings(engine="ray", workers="1"), claim)
+        claim.require_alive()
+        claim.require_newest()
+    (left,) = (tmp_path / "claims" / ("a" * 12)).iterdir()
+    assert '"released": true' in left.read_text()
 
 
 def test_what_is_logged_about_workers_names_the_run(caplog: pytest.LogCaptureFixture) -> None:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 MOST_LOSSES = 3
 _MOST_FAILED_STARTS = 6
-_LONGEST_BACKOFF_SECONDS = 30.0
+_FIRST_BACKOFF_SECONDS, _LONGEST_BACKOFF_SECONDS = 1.0, 30.0
 _LONGEST_BEAT_SECONDS = 2.0
 _BEATS_PER_LEASE = 4
 _HELD_PER_WORKER = 2
@@ -226,8 +226,8 @@ class Dispatcher:
             self._starting.discard(number)
             self._failed_starts += 1
             self._why = why
-            backoff = min(2.0 ** (self._failed_starts - 1), _LONGEST_BACKOFF_SECONDS)
-            self._start_at = self._clock() + backoff
+            backoff = _FIRST_BACKOFF_SECONDS * 2 ** min(self._failed_starts - 1, _MOST_FAILED_STARTS)
+            self._start_at = self._clock() + min(backoff, _LONGEST_BACKOFF_SECONDS)
             logger.warning("a worker did not start: %s", why)
             return
         if has_ended:
@@ -236,17 +236,17 @@ class Dispatcher:
         if worker is None:
             return
         logger.warning("lost worker %d with %d shards: %s", number, len(worker.shards), why)
+        self._refused.clear()  # there is room for one where this one was
         if not self._ready:
-            self._none_since = self._clock()
-        until = 0.0 if has_ended else worker.lease_until
-        self._lost.append(_Lost(number, until, tuple(worker.shards.values())))
-        self._count_loss(worker, why)
+            self._none_since, self._failed_starts = self._clock(), 0
+        if worker.shards:  # else all that it wrote is there
+            until = 0.0 if has_ended else worker.lease_until
+            self._lost.append(_Lost(number, until, tuple(worker.shards.values())))
+            self._count_loss(worker, why)
 
     def _count_loss(self, worker: _Worker, why: str) -> None:
-        """The first shard in work is the one to blame, if any is."""
-        first = next(iter(worker.shards), None)
-        if first is None:
-            return
+        """The first shard in work is the one to blame."""
+        first = next(iter(worker.shards))
         self._losses[first] = self._losses.get(first, 0) + 1
         if self._losses[first] >= MOST_LOSSES:
             raise RunError(
@@ -333,7 +333,7 @@ class Dispatcher:
     def _require_workers(self) -> None:
         if self._rules.workers <= len(self._refused):
             raise RunError(self._refused[-1])
-        if self._failed_starts >= _MOST_FAILED_STARTS:
+        if self._failed_starts >= _MOST_FAILED_STARTS and not self._ready:
             raise RunError(f"no worker starts: {self._why}; mend that and resume with the same run id")
         alone = self._clock() - self._none_since
         if not self._ready and alone > self._rules.patience_seconds:

@@ -57,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 _PATIENCE_SECONDS = 600.0
+_LONGEST_START_SECONDS = 60.0
 _ANSWER_SECONDS = 10.0
 _LOOK_SECONDS = 2.0
 _SILENT_SECONDS = 20.0  # a head that is replaced has this long; Ray ends the process after 60 s
@@ -363,14 +364,14 @@ def _cluster(work: Work) -> Iterator[_Cluster]:
         return
     # Ray prints what it thinks of workers that die, and stdout is for results.
     with redirect_stdout(sys.stderr):
-        _connect(ray, work.settings)
+        _connect(ray, work.settings, work.claim)
         try:
             yield _sized(ray, work)
         finally:
             ray.shutdown()
 
 
-def _connect(ray: Any, settings: LabelSettings) -> None:
+def _connect(ray: Any, settings: LabelSettings, claim: HeldClaim) -> None:
     address = os.environ.get("RAY_ADDRESS") or "local"
     if address.startswith("ray://"):
         raise RunError(
@@ -383,7 +384,8 @@ def _connect(ray: Any, settings: LabelSettings) -> None:
     if address == "local":
         cores = max(own_cores(), _asked_cores(settings))
         options |= {"num_cpus": cores, "object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-    with _same_signals():
+    # Ray holds Python's lock while it connects, for seconds: meanwhile nobody renews the claim.
+    with _same_signals(), claim.standing_still(_LONGEST_START_SECONDS):
         try:
             ray.init(address=address, **options)
         except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,6 +20,7 @@ class HeldClaim(Protocol):
     def require_alive(self) -> None: ...
     def seconds_left(self) -> float: ...
     def let_expire(self) -> None: ...
+    def standing_still(self, seconds: float) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)
