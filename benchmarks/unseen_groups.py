@@ -152,7 +152,7 @@ def main(
             case = Case(labelled.dataset.name, group, views, seed)
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
-    write(labelled.dataset.name + kind_of(networks, adopted), rows)
+    write(labelled.dataset.name + length_of(views) + kind_of(networks, adopted), rows)
 
 
 def load(dataset: Dataset, group_by: str | None) -> Labelled:
@@ -184,6 +184,11 @@ def done_once(case: Case, labelled: Labelled, folder: Path, networks: int, adopt
         path.write_text(json.dumps(figures(case, labelled, folder, networks, adopted)))
     found: dict[str, Any] = json.loads(path.read_text())
     return found
+
+
+def length_of(views: int) -> str:
+    """What results of trainings that are not of full length have in their name."""
+    return "" if views == VIEWS else f"-{views}-views"
 
 
 def kind_of(networks: int, adopted: bool) -> str:
