@@ -161,6 +161,8 @@ class Claim:
         now = Moment.now()  # the lease counts from before the request
         lease = {"expires_at": _expiry(seconds), "lease_seconds": seconds}
         record = self._record.model_copy(update=lease)
+        if seconds < self.seconds_left():  # it may arrive although the request fails
+            self._renewed, self._lease_seconds = now, seconds
         storage.put(self._uri, _to_json(record))
         self._require_there()  # one that came too late, after a silence, gives nobody the claim back
         self._record, self._renewed, self._lease_seconds = record, now, seconds

@@ -135,9 +135,9 @@ def test_another_model_or_output_does_not_wait(storage_root: str) -> None:
         claim.require_newest()
 
 
-def test_who_waits_says_for_whom(storage_root: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_waits_says_for_whom(storage_root: str, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "segpipe")
-    plant(storage_root, 4, expires_in=1.0)
+    plant(storage_root, 4, expires_in=0, lease_seconds=30.0)
     with hold_claim(storage_root, MODEL, "r1", 20):
         assert claims(storage_root) == ["00000004.json", "00000005.json"]
     assert any("waiting for run other" in line for line in caplog.messages)
@@ -153,11 +153,11 @@ def test_a_released_claim_is_taken_at_once_and_silently(
         assert caplog.messages == []
 
 
-def test_the_heartbeat_keeps_a_claim_beyond_its_lease(tmp_path) -> None:
-    with hold_claim(str(tmp_path), MODEL, "r1", 2.0) as claim:
-        first = content(str(tmp_path), 1)["expires_at"]
-        wait_until(lambda: content(str(tmp_path), 1)["expires_at"] > first)
-        wait_until(lambda: datetime.now(UTC) > datetime.fromisoformat(first))
+def test_the_heartbeat_keeps_a_claim_beyond_its_lease(tmp_path, clock: Clock) -> None:
+    with hold_claim(str(tmp_path), MODEL, "r1", 0.2) as claim:
+        for _ in range(2):
+            clock.pass_by(0.15)
+            wait_until(lambda: claim.seconds_left() > 0.1)
         claim.require_newest()
 
 
@@ -225,6 +225,45 @@ def test_a_claim_that_stands_still_is_kept_for_that_long_and_no_longer(tmp_path,
             clock.pass_by(5000)
             with pytest.raises(RunError, match="lost its claim"):
                 claim.require_alive()
+
+
+def test_a_claim_whose_shorter_lease_may_have_arrived_lasts_no_longer_than_that(
+    tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a renewal that failed after its request nobody knows which lease others see."""
+    put = storage.put
+
+    def arrive_unanswered(uri: str, data: bytes) -> None:
+        put(uri, data)
+        raise StorageError("no answer")
+
+    with hold_claim(str(tmp_path), MODEL, "r1", 4000) as claim:
+        with claim.standing_still(10_000):
+            clock.pass_by(1000)
+        monkeypatch.setattr(storage, "put", arrive_unanswered)
+        for passed, left in [(0, 4000), (3000, 1000)]:
+            clock.pass_by(passed)
+            with pytest.raises(StorageError):
+                claim.renew()
+            assert content(str(tmp_path), 1)["lease_seconds"] == 4000
+            assert claim.seconds_left() == pytest.approx(left)
+        monkeypatch.undo()
+
+
+def test_a_shorter_lease_that_may_have_arrived_lengthens_none(
+    tmp_path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(uri: str, data: bytes) -> None:
+        raise StorageError("the bucket is down")
+
+    with hold_claim(str(tmp_path), MODEL, "r1", 4000) as claim:
+        with claim.standing_still(5000):
+            clock.pass_by(4900)
+        with monkeypatch.context() as patched:
+            patched.setattr(storage, "put", refuse)
+            with pytest.raises(StorageError):
+                claim.renew()
+        assert claim.seconds_left() == pytest.approx(100)
 
 
 def is_lost(claim) -> bool:
