@@ -113,7 +113,7 @@ class Unjudged:
     That is the first, whose error is `why`: it names the file and the remedy. The others may have grown with
     it from the same one, so that some of their masks are unknown. `model_id` is None where nothing was
     labelled under it, which concerns no other. `suspended` ones accept nothing all the same; in_use: the
-    newest mask was labelled under one of those.
+    newest mask was labelled under one of those, or under the first, which may be of their family.
     """
 
     policy_ids: tuple[str, ...]
@@ -160,10 +160,12 @@ def _unread(output: str, kept: Mapping[str, Policy | SegpipeError], found: Found
 
 
 def _unjudged(output: str, unread: Unread, stopped: Iterable[Policy], newest: str | None) -> Unjudged:
-    with_it = (one.family for one in stopped if one.model_id == unread.model_id)
-    ids = (unread.policy_id, *with_it)
+    with_it = [one.family for one in stopped if one.model_id == unread.model_id]
+    ids = tuple(dict.fromkeys([unread.policy_id, *with_it]))
     suspended = tuple(one for one in ids if policies.has_suspension(output, one))
-    return Unjudged(ids, unread.model_id, str(unread.why), suspended, newest in suspended)
+    # Of which family the unread one is nobody knows: where another is suspended, it may be.
+    in_use = newest in suspended or (newest == unread.policy_id and bool(suspended))
+    return Unjudged(ids, unread.model_id, str(unread.why), suspended, in_use)
 
 
 def _audits_of(output: str, policy: Policy, found: Found) -> Iterator[PolicyAudit]:

@@ -326,6 +326,28 @@ def test_what_may_have_grown_with_a_damaged_policy_is_not_audited(tmp_path: Path
     assert unjudged.policy_ids == (("lost", policy.policy_id) if grows else ("lost",))
 
 
+def test_where_the_policy_that_others_grew_from_is_damaged_each_is_named_once(out: GrowingOutput) -> None:
+    prove(out)
+    only(out)
+    root = out.policy
+    out.policy = nearest_policy(out.output, root)
+    policies.keep_policy(out.output, out.policy.policy_id, to_json(out.policy))
+    out.label(1)
+    storage.put(policies.kept_uri(out.output, root.policy_id), b"{")
+    (unjudged,) = audit_output(out.output).unjudged
+    assert unjudged.policy_ids == (root.policy_id,)
+
+
+def test_a_grown_policy_that_is_damaged_is_in_use_and_suspended_with_its_family(out: GrowingOutput) -> None:
+    """The newest mask is of the damaged one, the suspension of what it has grown from."""
+    out.label(1)
+    policies.suspend(out.output, out.policy.policy_id, "{}")
+    out.label(1, policy_id="lost")
+    (unjudged,) = audit_output(out.output).unjudged
+    assert (unjudged.suspended, unjudged.in_use) == ((out.policy.policy_id,), True)
+    assert run(["audit", out.output]) == 3
+
+
 def test_a_damaged_policy_under_which_nothing_was_labelled_is_told_and_stops_none(out: GrowingOutput) -> None:
     prove(out)
     storage.put(policies.kept_uri(out.output, "0" * 12), b"{")
