@@ -61,7 +61,7 @@ def test_a_shard_that_kills_every_worker_ends_the_run_and_says_so(by_ray) -> Non
 
 def test_a_frozen_worker_is_given_up_and_writes_nothing_when_it_thaws(by_ray) -> None:
     order(by_ray, "stop-1")
-    assert by_ray.label(claim_seconds=6).review == 24
+    assert by_ray.label().review == 24
     (frozen,) = taken(by_ray)
     before = _masks(by_ray)
     if _is_there(frozen):
