@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from silent_claims import let_the_lease_run_out
 
 from segpipe import storage
 from segpipe.config import CompactSettings, LabelSettings, VerifySettings
@@ -46,7 +46,7 @@ def create(uri, data, create=storage.create):
     create(uri, data)
 
 run_record.FILE_IMAGES, plan_files.BATCH_IMAGES, storage.create = 4, 3, create
-start_run(*sys.argv[1:3], Brightness(), LabelSettings(shard_images=5, claim_seconds=2), "r1")
+start_run(*sys.argv[1:3], Brightness(), LabelSettings(shard_images=5, claim_seconds=60), "r1")
 """
 
 
@@ -287,6 +287,7 @@ def test_the_files_of_a_planner_that_lives_stay_and_those_of_one_that_was_killed
     assert plan_files(places.output) == begun
     planner.kill()
     planner.wait()
+    let_the_lease_run_out(places.output)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_record, "FILE_IMAGES", 4)
         patch.setattr(plan_files_module, "BATCH_IMAGES", 3)
@@ -305,8 +306,9 @@ def test_the_files_of_a_killed_planner_go_once_its_claim_has_run_out(
     planner = start_planner("/plan.parquet")
     planner.kill()
     planner.wait()
-    while not remove_leftovers(places.output, MONTH, LATER).unfinished_files:
-        threading.Event().wait(0.1)
+    assert remove_leftovers(places.output, MONTH, LATER).unfinished_files == 0
+    let_the_lease_run_out(places.output)
+    assert remove_leftovers(places.output, MONTH, LATER).unfinished_files == 1
     assert plan_files(places.output) == []
 
 
@@ -315,6 +317,7 @@ def test_a_planner_that_has_lost_its_claim_freezes_nothing(
 ) -> None:
     planner = start_planner("-00001.parquet")
     planner.send_signal(signal.SIGSTOP)
+    let_the_lease_run_out(places.output)
     start_run(places.source, places.output, make_labeler(), settings, "r2")
     planner.send_signal(signal.SIGCONT)
     _, error = planner.communicate(timeout=100)

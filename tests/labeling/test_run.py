@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from silent_claims import let_the_lease_run_out
 
 from segpipe import storage
 from segpipe.confidence.drift import Drift, detect_drift
@@ -627,7 +628,7 @@ PROCESS = """
             return Labeled(np.zeros((height, width), np.uint8))
 
     source, output, run_id, hang_at = *sys.argv[1:4], int(sys.argv[4])
-    settings = LabelSettings(shard_images=4, batch_images=2, fetch_threads=2, claim_seconds=4)
+    settings = LabelSettings(shard_images=4, batch_images=2, fetch_threads=2, claim_seconds=60)
     print(label_source(source, output, Labeler(), settings, run_id).review)
 """
 
@@ -658,6 +659,7 @@ def test_a_process_killed_at_work_is_resumed_by_another(source, output, fill, st
     first.wait(timeout=20)
     committed = len(rows(output))
     assert committed < 10
+    let_the_lease_run_out(output)
     others = [start_process(source, output, run_id) for run_id in ("r1", "r2")]
     reviewed = [int(process.communicate(timeout=300)[0]) for process in others]
     assert sum(reviewed) == 10  # run r1 counts what it committed before it was killed
