@@ -234,12 +234,12 @@ def _verdict(accepted: Outcome) -> str:
 
 
 def _held(accepted: Outcome) -> str:
-    """Of masks that are as good as promised, so few may show more bad ones by chance."""
+    """Of masks that are as good as promised so few may show more bad ones by chance."""
     by_chance = int(binom.ppf(CONFIDENCE, accepted.images, MAX_BAD_FRACTION))
     if accepted.bad <= MAX_BAD_FRACTION * accepted.images:
         return "kept"
     if accepted.bad <= by_chance:
-        return f"as promised, for up to {by_chance} of so few are chance"
+        return f"nothing against the promise, as up to {by_chance} of so few may be chance"
     return f"not kept this time, which may happen in {1 - CONFIDENCE:.0%} of calibrations"
 
 

@@ -317,6 +317,20 @@ def test_workers_that_do_not_start_end_no_run_of_which_another_works(stage) -> N
         run.step(Gone(run.fleet.started[-1], "its node is broken", has_ended=False))
 
 
+def test_a_worker_that_starts_and_dies_before_its_first_shard_has_not_started(stage) -> None:
+    run = stage(shards=3, workers=1)
+    run.step()
+    for number in range(1, 6):
+        run.step(Started(number, Ready(Moment(0, run.now), 2, Threads(3, 1))))
+        run.step(Gone(number, "out of memory", has_ended=True))
+        run.step()
+        assert run.fleet.started[-1] == number, "not at once"
+        run.step(after=40)
+    run.step(Started(6, Ready(Moment(0, run.now), 2, Threads(3, 1))))
+    with pytest.raises(RunError, match="no worker starts: out of memory"):
+        run.step(Gone(6, "out of memory", has_ended=True))
+
+
 def test_an_idle_worker_that_dies_keeps_nobody_waiting(stage) -> None:
     run = stage(shards=2, workers=2, depth=1)
     run.step()

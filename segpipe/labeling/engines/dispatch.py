@@ -182,7 +182,6 @@ class Dispatcher:
         match event:
             case Started(worker, ready):
                 self._starting.discard(worker)
-                self._failed_starts = 0
                 if not self._has_begun:
                     self.began_at, self._has_begun = self._clock(), True
                 self._ready[worker] = _Worker(ready, ready.now, self._clock())
@@ -211,6 +210,7 @@ class Dispatcher:
             return
         worker.finished += len(shard.rows)
         worker.done = max(worker.done, worker.finished)
+        self._failed_starts = 0
         self._n_finished += len(shard.rows)
         self._losses.pop(shard.shard, None)
         self._held.append(replace(shard, threads=self._all_threads()))
@@ -224,11 +224,8 @@ class Dispatcher:
         self._fleet.kill(number)
         if number in self._starting:
             self._starting.discard(number)
-            self._failed_starts += 1
-            self._why = why
-            backoff = _FIRST_BACKOFF_SECONDS * 2 ** min(self._failed_starts - 1, _MOST_FAILED_STARTS)
-            self._start_at = self._clock() + min(backoff, _LONGEST_BACKOFF_SECONDS)
             logger.warning("a worker did not start: %s", why)
+            self._count_failed_start(why)
             return
         if has_ended:
             self._lost = [replace(one, until=0.0) if one.worker == number else one for one in self._lost]
@@ -237,12 +234,22 @@ class Dispatcher:
             return
         logger.warning("lost worker %d with %d shards: %s", number, len(worker.shards), why)
         self._refused.clear()  # there is room for one where this one was
+        was_of_use = bool(worker.shards) or worker.finished > 0
         if not self._ready:
-            self._none_since, self._failed_starts = self._clock(), 0
+            self._none_since = self._clock()
+            self._failed_starts = 0 if was_of_use else self._failed_starts
+        if not was_of_use:
+            self._count_failed_start(why)
         if worker.shards:  # else all that it wrote is there
             until = 0.0 if has_ended else worker.lease_until
             self._lost.append(_Lost(number, until, tuple(worker.shards.values())))
             self._count_loss(worker, why)
+
+    def _count_failed_start(self, why: str) -> None:
+        self._failed_starts += 1
+        self._why = why
+        backoff = _FIRST_BACKOFF_SECONDS * 2 ** min(self._failed_starts - 1, _MOST_FAILED_STARTS)
+        self._start_at = self._clock() + min(backoff, _LONGEST_BACKOFF_SECONDS)
 
     def _count_loss(self, worker: _Worker, why: str) -> None:
         """The first shard in work is the one to blame."""
