@@ -111,7 +111,7 @@ def calibrate(settings: CalibrateSettings) -> Policy:
         return make_policy(images, asked, _origin(labeler, split.fingerprint, warnings))
 
     certified(settings.confidence)  # refused here, what no policy can be made of costs no look
-    look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, _asked_of(split))
+    look = look_again(settings, labeler.digest or labeler.model_id, facts.digests, _identity_of(split))
     policy = under_look(look, certified)
     storage.put(storage.join(storage.normalise(settings.model), POLICY_FILE), to_json(policy).encode())
     return policy
@@ -186,7 +186,7 @@ def _origin(labeler: Labeler, calibration_fingerprint: str, warnings: Sequence[s
     )
 
 
-def _asked_of(split: _Split) -> dict[str, object]:
+def _identity_of(split: _Split) -> dict[str, object]:
     """What makes it this split and no other."""
     groups = None if split.groups is None else list(split.groups.values())
     return {"fingerprint": split.fingerprint, "groups": groups}

@@ -195,16 +195,22 @@ def test_of_masks_in_review_the_drawn_ones_say_how_many_have_the_class(out: Audi
     assert class_in_words(only(out)).endswith(f"30 {drawn_ones}")
 
 
+def two_missed_and_twenty_in_review(out: AuditedOutput, nights: int) -> list[Row]:
+    """On each night; the audits say that the missed ones have the class."""
+    rows: list[Row] = []
+    for out.night in range(nights):
+        rows += [*out.rows(2, **AUDIT), *out.rows(20, **REVIEW)]
+    out.commit(rows)
+    say(out, [row for row in rows if row.audit], has_class=True)
+    return rows
+
+
 @pytest.mark.parametrize(("has_class", "state"), [(False, "broken"), (True, "undecided")])
 def test_a_drawn_tenth_of_the_review_tells_whether_misses_break_the_promise(
     out: AuditedOutput, has_class: bool, state: str
 ) -> None:
     """On each of 16 nights two are missed; in review are 20, and they have the class or not."""
-    rows: list[Row] = []
-    for out.night in range(16):
-        rows += [*out.rows(2, **AUDIT), *out.rows(20, **REVIEW)]
-    out.commit(rows)
-    say(out, [row for row in rows if row.audit], has_class=True)
+    rows = two_missed_and_twenty_in_review(out, nights=16)
     drawn, _ = pushed(out, limit=48, share=1.0)
     assert only(out).state == "undecided"
     say(out, of(rows, drawn), has_class=has_class)
@@ -214,11 +220,7 @@ def test_a_drawn_tenth_of_the_review_tells_whether_misses_break_the_promise(
 def test_who_answers_the_rest_of_the_review_too_finds_a_broken_promise_sooner(out: AuditedOutput) -> None:
     """On each of 9 nights two are missed, in review are 20 without the class: three drawn a night are too few
     to say so, and the answers to the others, whichever queue they came by, say it."""
-    rows: list[Row] = []
-    for out.night in range(9):
-        rows += [*out.rows(2, **AUDIT), *out.rows(20, **REVIEW)]
-    out.commit(rows)
-    say(out, [row for row in rows if row.audit], has_class=True)
+    rows = two_missed_and_twenty_in_review(out, nights=9)
     drawn, _ = pushed(out, limit=27, share=1.0)
     say(out, of(rows, drawn), has_class=False)
     assert only(out).state == "undecided"

@@ -234,12 +234,12 @@ class Dispatcher:
             return
         logger.warning("lost worker %d with %d shards: %s", number, len(worker.shards), why)
         self._refused.clear()  # there is room for one where this one was
-        was_of_use = bool(worker.shards) or worker.finished > 0
         if not self._ready:
             self._none_since = self._clock()
-            self._failed_starts = 0 if was_of_use else self._failed_starts
-        if not was_of_use:
+        if not (worker.shards or worker.finished):  # it was of no use
             self._count_failed_start(why)
+        elif not self._ready:
+            self._failed_starts = 0
         if worker.shards:  # else all that it wrote is there
             until = 0.0 if has_ended else worker.lease_until
             self._lost.append(_Lost(number, until, tuple(worker.shards.values())))
