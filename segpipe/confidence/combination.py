@@ -14,13 +14,15 @@ SMALLEST_DEVIATION = 1e-6
 FEWEST_IMAGES = 10
 # Of the parts those that are expected IoUs are joined. The others pay on images of the groups that taught the
 # judge, and cost more than that on images of other groups.
-JOINED = np.array([part in ("expected_iou", "own_iou") for part in SCORE_PARTS])
+JOINED = np.array([part in ("expected_iou", "own_sure_iou") for part in SCORE_PARTS])
 # Of own_precision, where one class is all there is; chosen on groups left out of the training, as that it
 # and own_accuracy share by the diversity of the classes (docs/confidence.md).
 PRECISION_WEIGHT = 3.0
+# Of own_sure_iou, beside what the fit gives it; 1 to 4 rank groups left out as well.
+SURE_WEIGHT = 2.0
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
-UNFITTED = (0.0, *(float(part in ("own_iou", "familiarity")) for part in SCORE_PARTS))
+UNFITTED = (0.0, *(float(part in ("own_sure_iou", "familiarity")) for part in SCORE_PARTS))
 # Pulls towards that: a handful of tuning images can say little against it.
 RIDGE = 0.02
 # Below it scores would be rounding, where IoUs do not follow them at all.
@@ -49,6 +51,7 @@ def given_weights(diversity: float) -> Floats:
         "familiarity": 1.0,
         "own_accuracy": diversity,
         "own_precision": PRECISION_WEIGHT * (1 - diversity),
+        "own_sure_iou": SURE_WEIGHT,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 

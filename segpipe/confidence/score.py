@@ -20,6 +20,7 @@ SCORE_PARTS = (
     "familiarity",
     "own_accuracy",
     "own_precision",
+    "own_sure_iou",
 )
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
@@ -147,6 +148,17 @@ def own_precision(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRul
     small objects the pixels that may be missed drown what is doubted of the objects themselves.
     """
     return own_iou(sums.right / sums.shown.clamp(min=1.0), shown, presence, rule)
+
+
+def own_sure_iou(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
+    """As own_iou (B,), of own_sums, but that a class which is shown is there the generator's own belief says:
+    as surely as its pixels are right on average. The judge says it of classes that are not shown alone.
+
+    Of rare classes the judge learns in which videos they are, and knows nothing of another video.
+    """
+    precision = sums.right / sums.shown.clamp(min=1.0)
+    there = torch.where(shown > 0, precision, presence)
+    return expected_iou(class_ious(sums) * precision, shown, there, rule)
 
 
 def iou_logit(ious: Tensor) -> Tensor:

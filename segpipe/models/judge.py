@@ -22,7 +22,7 @@ from segpipe.models.masks import mask_channels
 HIDDEN = 64
 POOLED_HIDDEN = 64
 # Of a combination, in bundles from before the score had more parts.
-EARLIER_LENGTHS = (5, 7, 8)
+EARLIER_LENGTHS = (5, 7, 8, 9)
 # Probabilities are kept off 0 and 1, where their logits have no end.
 SMALLEST_PROBABILITY = 1e-4
 SMALLEST_FLOAT = torch.finfo(torch.float32).tiny

@@ -26,6 +26,7 @@ from segpipe.confidence.score import (
     own_iou,
     own_precision,
     own_sums,
+    own_sure_iou,
     routing_score,
 )
 from segpipe.errors import DeviceMemoryError
@@ -336,6 +337,7 @@ def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> 
             whole.familiarity[row].float(),
             iou_logit(own_accuracy(image.own))[0],
             iou_logit(own_precision(image.own, shares, presence, rule))[0],
+            iou_logit(own_sure_iou(image.own, shares, presence, rule))[0],
         ]
     ).float()
     score = routing_score(parts[None], judge.combination)[0]

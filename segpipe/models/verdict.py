@@ -17,6 +17,7 @@ from segpipe.confidence.score import (
     own_iou,
     own_precision,
     own_sums,
+    own_sure_iou,
     routing_score,
 )
 from segpipe.metrics import IouRule
@@ -57,6 +58,7 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
             judgement.familiarity,
             iou_logit(own_accuracy(belief)),
             iou_logit(own_precision(belief, shares, presence, rule)),
+            iou_logit(own_sure_iou(belief, shares, presence, rule)),
         ],
         dim=1,
     )

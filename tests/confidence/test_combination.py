@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import class_diversity, fit_combination, given_weights
 
-OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
 # As many classes in equal parts as make it so.
 DIVERSITY = 0.75
 
@@ -23,7 +23,9 @@ def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
     """Parts of different centres and spreads, as those of the score are."""
     return np.random.default_rng(seed).normal(
-        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0, 0.0, 0.0], [1.0, 2.0, 0.3, 1.0, 0.3, 0.0, 0.0, 0.0], (n_images, 8)
+        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
+        [1.0, 2.0, 0.3, 1.0, 0.3, 0.0, 0.0, 0.0, 0.3],
+        (n_images, 9),
     )
 
 
@@ -31,35 +33,35 @@ def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
 @given(seed=st.integers(0, 2**32 - 1), n_images=st.integers(1, 60), spread=st.sampled_from([0.01, 1, 100]))
 def test_weights_are_finite_and_never_negative(seed: int, n_images: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
-    parts = rng.normal(rng.normal(0, 5, 8), spread * rng.random(8), (n_images, 8))
+    parts = rng.normal(rng.normal(0, 5, 9), spread * rng.random(9), (n_images, 9))
     ious = rng.choice([0.0, 0.3, 0.9, 1.0], n_images)
     combination = fit_combination(parts, ious, DIVERSITY)
-    assert combination.shape == (9,)
+    assert combination.shape == (10,)
     assert np.isfinite(combination).all()
     assert (combination[1:] >= 0).all()
 
 
 def test_a_planted_relation_is_ranked_as_it_was_planted() -> None:
     parts = drawn_parts(300)
-    planted = 0.2 + 0.6 * parts[:, 0] + 4.0 * (parts[:, 4] - 1)
+    planted = 0.2 + 0.6 * parts[:, 0] + 4.0 * (parts[:, 8] - 1)
     combination = fit_combination(parts, expit(planted), DIVERSITY)
     assert spearmanr(scores_of(combination, parts), planted).statistic > 0.97
     assert spearmanr(parts[:, 0], planted).statistic < 0.6
-    assert combination[2:5].tolist() == [0, 0, 0]
+    assert combination[2:6].tolist() == [0, 0, 0, 0]
 
 
 def test_what_is_no_expected_iou_is_silent_however_well_it_knows_these_masks() -> None:
     """It knows the images of the groups that it was taught on, and those alone."""
     parts = drawn_parts(300)
     combination = fit_combination(parts, expit(parts[:, 1] - 3 + 0.1 * parts[:, 0]), DIVERSITY)
-    assert combination[2:5].tolist() == [0, 0, 0]
+    assert combination[2:6].tolist() == [0, 0, 0, 0]
 
 
 def test_an_expected_iou_that_says_nothing_is_next_to_silent() -> None:
     parts = drawn_parts(300)
-    combination = fit_combination(parts, expit(2 * parts[:, 4] - 2), DIVERSITY)
+    combination = fit_combination(parts, expit(2 * parts[:, 8] - 2), DIVERSITY)
     deviations = parts.std(axis=0)
-    assert combination[1] * deviations[0] < 0.5 * combination[5] * deviations[4]
+    assert combination[1] * deviations[0] < 0.5 * combination[9] * deviations[8]
 
 
 def test_the_fitted_score_is_as_high_as_the_masks_are_good() -> None:
@@ -81,8 +83,8 @@ def test_two_pixels_are_of_different_classes_as_often_as_their_classes_are_diver
 def test_doubt_of_each_class_takes_the_place_of_doubt_of_each_pixel_where_one_class_fills_the_images() -> (
     None
 ):
-    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3]
-    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.75, 0.75]
+    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3, 2]
+    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.75, 0.75, 2]
 
 
 def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high_as_the_masks_are_good() -> (
@@ -92,7 +94,8 @@ def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high
     parts[:, 6] = np.random.default_rng(3).normal(1.0, 0.5, 200)
     ious = expit(0.5 * parts[:, 0])
     combination = fit_combination(parts, ious, DIVERSITY)
-    assert (combination[6:] / combination[6]).tolist() == pytest.approx([1, 0.75, 0.75])
+    assert (combination[6:9] / combination[6]).tolist() == pytest.approx([1, 0.75, 0.75])
+    assert combination[9] / combination[6] >= 2 - 1e-9
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(ious.mean(), abs=1e-3)
 
 
@@ -106,23 +109,25 @@ def test_doubt_that_says_too_much_of_these_masks_is_shrunk_to_what_they_are() ->
     assert expit(scores).std() == pytest.approx(ious.std(), rel=0.1)
 
 
-def test_a_part_that_runs_the_wrong_way_is_ignored() -> None:
+@pytest.mark.parametrize(("part", "given"), [(0, 0.0625), (8, 2)])
+def test_a_part_that_runs_the_wrong_way_gets_what_is_given_alone(part: int, given: float) -> None:
     parts = drawn_parts(200)
-    ious = expit(parts[:, 0])
-    parts[:, 4] = 5 - 2 * ious
-    assert fit_combination(parts, ious, DIVERSITY)[5] == 0
+    ious = expit(parts[:, 0] + parts[:, 8])
+    parts[:, part] = 5 - 2 * ious
+    combination = fit_combination(parts, ious, DIVERSITY)
+    assert combination[1 + part] / combination[6] == pytest.approx(given)
 
 
-def test_a_part_that_never_varies_weighs_nothing_and_harms_nothing() -> None:
+def test_a_part_that_never_varies_gets_what_is_given_alone_and_harms_nothing() -> None:
     parts = drawn_parts(200)
-    parts[:, 4] = 7.5
+    parts[:, 8] = 7.5
     combination = fit_combination(parts, expit(parts[:, 0]), DIVERSITY)
-    assert combination[5] == 0
+    assert combination[9] / combination[6] == pytest.approx(2)
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(expit(parts[:, 0]).mean(), abs=1e-3)
 
 
 def test_no_part_that_varies_leaves_the_own_belief_alone() -> None:
-    assert fit_combination(np.full((50, 8), 2.0), np.linspace(0, 1, 50), DIVERSITY).tolist() == OWN_ALONE
+    assert fit_combination(np.full((50, 9), 2.0), np.linspace(0, 1, 50), DIVERSITY).tolist() == OWN_ALONE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])

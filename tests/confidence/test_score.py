@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from segpipe.confidence.score import (
+    ClassSums,
     adversarial_score,
     class_sums,
     expected_class_ious,
@@ -20,6 +21,7 @@ from segpipe.confidence.score import (
     iou_logit,
     missed_pixels,
     own_sums,
+    own_sure_iou,
     routing_score,
 )
 from segpipe.metrics import IouRule, image_iou
@@ -222,6 +224,24 @@ def test_own_sums_are_those_of_a_label_as_right_as_its_softened_probability(
     expected, found = class_sums(shown, softened, as_right), own_sums(shown, logits.softmax(dim=1))
     for name in ("right", "shown", "missed"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
+
+
+def test_a_class_that_is_shown_is_there_as_surely_as_the_generator_believes_by_hand() -> None:
+    """A tenth of 1,000 pixels shows class 1, right by 0.2; the judge's word counts for class 2, not shown."""
+    sums = ClassSums(
+        right=torch.tensor([[810.0, 20.0, 0.0]]),
+        shown=torch.tensor([[900.0, 100.0, 0.0]]),
+        missed=torch.tensor([[80.0, 90.0, 0.0]]),
+    )
+    shares, presence = torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([[0.1, 0.9, 0.25]])
+    # Both fill more than a hundredth, so that they count in full, and class 2 by a quarter.
+    by_hand = (810 / 980 * 0.9 + 20 / 190 * 0.2) / (1 + 1 + 0.25)
+    assert own_sure_iou(sums, shares, presence, "graded").item() == pytest.approx(by_hand, rel=1e-5)
+    # A class of five pixels is there by 0.2, else it weighs half of a hundredth.
+    few = ClassSums(sums.right / 20, sums.shown / 20, sums.missed / 20)
+    shares = torch.tensor([[0.995, 0.005, 0.0]])
+    by_hand = (810 / 980 * 0.9 + 20 / 190 * 0.2) / (1 + 0.2 + 0.8 * 0.5 + 0.25)
+    assert own_sure_iou(few, shares, presence, "graded").item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_logit_of_an_iou_is_finite_at_both_ends_and_keeps_the_order() -> None:

@@ -43,6 +43,8 @@ EXPECTED_IOU = sum(CLASS_IOUS) / 2.25
 SURE = math.sqrt(0.6) / (math.sqrt(0.6) + math.sqrt(0.4))
 OWN_PRECISION = (SURE + 0.5) * math.sqrt(0.5) / 2.25
 OWN_IOU = (SURE / 1 + 0.5 / (1 + 1 - SURE)) * math.sqrt(0.5) / 2.25
+# Each class that is shown is there as surely as its one pixel is right.
+OWN_SURE_IOU = (SURE * SURE + 0.5 * 0.5 / (1 + 1 - SURE)) / 2.25
 
 
 def test_the_parts_of_the_score_by_hand() -> None:
@@ -56,17 +58,18 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "familiarity": 0.0,
         "own_accuracy": logit((SURE + 0.5) / 2),
         "own_precision": logit(OWN_PRECISION),
+        "own_sure_iou": logit(OWN_SURE_IOU),
     }
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
 
 def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() -> None:
     verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
-    assert verdict.score.sigmoid().item() == pytest.approx(OWN_IOU)
+    assert verdict.score.sigmoid().item() == pytest.approx(OWN_SURE_IOU)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
-    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0])
+    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0, 0.0])
     verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
@@ -92,6 +95,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         features=torch.zeros(1, 4),
         familiarity=torch.zeros(1),
     )
-    verdict = give_verdict(judge_with([0.0, *[1.0] * 8]), judgement, SHOWN, "every_class")
+    verdict = give_verdict(judge_with([0.0, *[1.0] * 9]), judgement, SHOWN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)
