@@ -22,6 +22,7 @@ from segpipe.models.bundle import Bundle, ModelSpec, build_networks
 from segpipe.models.judge import shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import shown_image
+from segpipe.models.small_view import seen_again
 from segpipe.models.verdict import give_verdict
 from segpipe.tables import columns
 from segpipe.training.whole_images import networks_in_training
@@ -57,7 +58,8 @@ def _once(bundle: Bundle, images: torch.Tensor) -> float:
     generated = time.perf_counter()
     shown = shown_as(labels, logits)
     small = shown_image(images, (logits.shape[2], logits.shape[3]))
-    give_verdict(judge, judge(small, shown), shown, bundle.spec.rule)
+    again = seen_again(bundle.spec, bundle.generator, images, shown, "cpu")
+    give_verdict(judge, judge(small, shown), shown, again, bundle.spec.rule)
     return (time.perf_counter() - generated) / (generated - started)
 
 

@@ -52,6 +52,7 @@ def given_weights(diversity: float) -> Floats:
         "own_accuracy": diversity,
         "own_precision": PRECISION_WEIGHT * (1 - diversity),
         "own_sure_iou": SURE_WEIGHT,
+        "agreement": diversity,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 

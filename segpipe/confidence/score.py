@@ -21,6 +21,7 @@ SCORE_PARTS = (
     "own_accuracy",
     "own_precision",
     "own_sure_iou",
+    "agreement",
 )
 # An expected IoU is kept off 0 and 1, where its logit has no end.
 SMALLEST_IOU = 1e-4
@@ -159,6 +160,21 @@ def own_sure_iou(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule
     precision = sums.right / sums.shown.clamp(min=1.0)
     there = torch.where(shown > 0, precision, presence)
     return expected_iou(class_ious(sums) * precision, shown, there, rule)
+
+
+def agreement_sums(shown: Tensor, again: Tensor) -> ClassSums:
+    """How a mask, one-hot `shown` (B, K, h, w), and labels `again` (B, h, w) of the same image go together:
+    right are the pixels of each class in both, missed those of it in the second alone."""
+    counts = torch.zeros(shown.shape[:2], device=shown.device)
+    counts.scatter_add_(1, again.flatten(1), torch.ones_like(again.flatten(1), dtype=counts.dtype))
+    right = _sum_over_pixels(shown, shown.gather(1, again[:, None]))
+    return ClassSums(right, shown.sum(dim=(2, 3)), counts - right)
+
+
+def agreement(sums: ClassSums) -> Tensor:
+    """Mean IoU (B,) of two masks over the classes in either, of agreement_sums."""
+    either = sums.shown + sums.missed > 0
+    return (class_ious(sums) * either).sum(dim=1) / either.sum(dim=1)
 
 
 def iou_logit(ious: Tensor) -> Tensor:

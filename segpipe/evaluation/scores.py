@@ -37,7 +37,7 @@ class Scored:
 
 
 def score_images(labeler: Labeler, images: Sequence[np.ndarray]) -> Scored:
-    """Of images HxWx3 uint8: a pass of the generator, one of the mirrored images, and in tiles one more."""
+    """Of images HxWx3 uint8: what labelling takes, a pass over the mirrored images, and in tiles one more."""
     if labeler.bundle.spec.scale is None:
         return _fitted(labeler, images)
     scored = [_in_tiles(labeler, image) for image in images]

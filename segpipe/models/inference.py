@@ -16,6 +16,7 @@ from segpipe.models.full_size import raised_each
 from segpipe.models.judge import Judgement, ShownMask, on_judged_grid, shown_as
 from segpipe.models.masks import class_logits, mask_channels, probabilities
 from segpipe.models.preprocess import normalise, resize_image, shown_image
+from segpipe.models.small_view import seen_again
 from segpipe.models.verdict import Verdict, give_verdict
 
 
@@ -70,7 +71,8 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
     logits = class_logits(generated)
     labels = logits.argmax(dim=1)
     shown, judgement = look(bundle, batch, logits, labels, device)
-    verdict = give_verdict(bundle.discriminator.judge, judgement, shown, bundle.spec.rule)
+    again = seen_again(bundle.spec, bundle.generator, batch, shown, device)
+    verdict = give_verdict(bundle.discriminator.judge, judgement, shown, again, bundle.spec.rule)
     return Prediction(logits, labels.to(torch.uint8), verdict)
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from segpipe.confidence.score import (
     ClassSums,
     adversarial_score,
+    agreement,
+    agreement_sums,
     class_ious,
     class_sums,
     expected_iou,
@@ -37,6 +39,7 @@ from segpipe.models.inference import FinishedMask, generate, look, normalised
 from segpipe.models.judge import Judgement, ShownMask, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
+from segpipe.models.small_view import seen_again
 from segpipe.tiles import Span, Tile, Tiles, Tiling, in_passes, pixels_of, size_at
 
 # Pixels that go through the networks together: those of eight images at the largest default working size.
@@ -65,12 +68,13 @@ class TileView:
     """A tile that went through both networks, with batch size 1, cut to what it decides on the judged grid.
 
     logits (K,h,w), and labels (h,w) uint8, their argmax, are of the whole tile, on the generator's own grid;
-    correctness (1,1,h,w) and realness (1,1,a,b) as in Judgement.
+    again (1,h,w) as seen_again gives it; correctness (1,1,h,w) and realness (1,1,a,b) as in Judgement.
     """
 
     logits: Tensor
     labels: Tensor
     shown: ShownMask
+    again: Tensor
     correctness: Tensor
     realness: Tensor
 
@@ -84,6 +88,7 @@ class ImageSums:
     correctness: Tensor
     sums: ClassSums
     own: ClassSums
+    again: ClassSums
     correctness_logits: Tensor
     realness: Tensor
     cells: int
@@ -154,6 +159,7 @@ def _nothing_yet(bundle: Bundle, image: ScaledImage, device: str) -> ImageSums:
         correctness=torch.empty(grid, device=device),
         sums=ClassSums(none, none, none),
         own=ClassSums(none, none, none),
+        again=ClassSums(none, none, none),
         correctness_logits=nothing,
         realness=nothing,
         cells=0,
@@ -199,10 +205,12 @@ def _look_at(
     logits = class_logits(generate(bundle, batch, device))
     labels = logits.argmax(dim=1)
     shown, judgement = look(bundle, batch, logits, labels, device)
+    again = seen_again(bundle.spec, bundle.generator, batch, shown, device)
     stride = bundle.generator.judged_stride
     masks = logits, labels.to(torch.uint8)
     return [
-        _decided(row, tile.within(stride), masks, shown, judgement) for row, (_, tile) in enumerate(tiles)
+        _decided(row, tile.within(stride), masks, (shown, again), judgement)
+        for row, (_, tile) in enumerate(tiles)
     ]
 
 
@@ -210,15 +218,17 @@ def _decided(
     row: int,
     decided: tuple[slice, slice],
     masks: tuple[Tensor, Tensor],
-    shown: ShownMask,
+    looks: tuple[ShownMask, Tensor],
     judgement: Judgement,
 ) -> TileView:
-    """One tile of a batch, cut to what it decides; masks: the batch's logits and their argmax."""
-    at = slice(row, row + 1), slice(None), *decided
+    """One tile of a batch, cut to what it decides; masks: the batch's logits and their argmax; looks: what
+    the judge was shown, and the labels seen again."""
+    at, (shown, again) = (slice(row, row + 1), slice(None), *decided), looks
     return TileView(
         masks[0][row],
         masks[1][row],
         ShownMask(shown.one_hot[at], shown.probabilities[at]),
+        again[row : row + 1, *decided],
         judgement.correctness[at],
         _same_part(judgement.realness[row : row + 1], shown.one_hot, at),
     )
@@ -242,6 +252,7 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
     sums.sums += _exactly(of_tile)
     sums.own += _exactly(own_sums(view.shown.one_hot, view.shown.probabilities))
+    sums.again += _exactly(agreement_sums(view.shown.one_hot, view.again))
     sums.correctness_logits = sums.correctness_logits + view.correctness.float().sum()
     sums.realness = sums.realness + adversarial_score(view.realness)[0].double() * cells
     sums.cells += cells
@@ -338,6 +349,7 @@ def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> 
             iou_logit(own_accuracy(image.own))[0],
             iou_logit(own_precision(image.own, shares, presence, rule))[0],
             iou_logit(own_sure_iou(image.own, shares, presence, rule))[0],
+            iou_logit(agreement(image.again))[0],
         ]
     ).float()
     score = routing_score(parts[None], judge.combination)[0]

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from segpipe.confidence.score import (
     adversarial_score,
+    agreement,
+    agreement_sums,
     class_ious,
     expected_class_ious,
     expected_iou,
@@ -39,8 +41,11 @@ class Verdict:
     correctness: Tensor
 
 
-def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: IouRule) -> Verdict:
-    """One verdict per image; rule: of the IoU that is expected."""
+def give_verdict(
+    judge: Judge, judgement: Judgement, shown: ShownMask, again: Tensor, rule: IouRule
+) -> Verdict:
+    """One verdict per image; again: labels (B,h,w) of the images seen again; rule: of the IoU that is
+    expected."""
     correctness = judgement.correctness.sigmoid()
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
@@ -59,6 +64,7 @@ def give_verdict(judge: Judge, judgement: Judgement, shown: ShownMask, rule: Iou
             iou_logit(own_accuracy(belief)),
             iou_logit(own_precision(belief, shares, presence, rule)),
             iou_logit(own_sure_iou(belief, shares, presence, rule)),
+            iou_logit(agreement(agreement_sums(shown.one_hot, again))),
         ],
         dim=1,
     )

@@ -26,6 +26,7 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Judge, Judgement, ShownMask, on_judged_grid, show, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import normalise, shown_image
+from segpipe.models.small_view import seen_again
 from segpipe.models.verdict import give_verdict
 from segpipe.progress import track
 from segpipe.training.augmentation import view_size
@@ -357,20 +358,25 @@ class Scoring:
         labelled.
         """
         shown, judgement = self._look(images)
+        generator, image = self.teachers.generator, self._normalised(images)
+        again = seen_again(self.spec, generator, image, shown, self.device)
         size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
         iou, known = true_iou(
             shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index, self.spec.rule
         )
-        parts = give_verdict(self.judge, judgement, shown, self.spec.rule).parts
+        parts = give_verdict(self.judge, judgement, shown, again, self.spec.rule).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
     def _look(self, images: Tensor) -> tuple[ShownMask, Judgement]:
         """The generator's masks of images (B,3,H,W), float 0 to 255, and what the judge says of them."""
-        image = normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
+        image = self._normalised(images)
         shown = show(self._logits(self.teachers.generator, image))
         with autocast(self.device):
             size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
             return shown, self.judge(shown_image(image, size), shown)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images.to(self.device), self.spec.mean, self.spec.standard_deviation)
 
 
 def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import class_diversity, fit_combination, given_weights
 
-OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
 # As many classes in equal parts as make it so.
 DIVERSITY = 0.75
 
@@ -23,9 +23,9 @@ def scores_of(combination: np.ndarray, parts: np.ndarray) -> np.ndarray:
 def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
     """Parts of different centres and spreads, as those of the score are."""
     return np.random.default_rng(seed).normal(
-        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0],
-        [1.0, 2.0, 0.3, 1.0, 0.3, 0.0, 0.0, 0.0, 0.3],
-        (n_images, 9),
+        [0.5, 3.0, -2.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0],
+        [1.0, 2.0, 0.3, 1.0, 0.3, 0.0, 0.0, 0.0, 0.3, 0.0],
+        (n_images, 10),
     )
 
 
@@ -33,10 +33,10 @@ def drawn_parts(n_images: int, seed: int = 0) -> np.ndarray:
 @given(seed=st.integers(0, 2**32 - 1), n_images=st.integers(1, 60), spread=st.sampled_from([0.01, 1, 100]))
 def test_weights_are_finite_and_never_negative(seed: int, n_images: int, spread: float) -> None:
     rng = np.random.default_rng(seed)
-    parts = rng.normal(rng.normal(0, 5, 9), spread * rng.random(9), (n_images, 9))
+    parts = rng.normal(rng.normal(0, 5, 10), spread * rng.random(10), (n_images, 10))
     ious = rng.choice([0.0, 0.3, 0.9, 1.0], n_images)
     combination = fit_combination(parts, ious, DIVERSITY)
-    assert combination.shape == (10,)
+    assert combination.shape == (11,)
     assert np.isfinite(combination).all()
     assert (combination[1:] >= 0).all()
 
@@ -83,8 +83,8 @@ def test_two_pixels_are_of_different_classes_as_often_as_their_classes_are_diver
 def test_doubt_of_each_class_takes_the_place_of_doubt_of_each_pixel_where_one_class_fills_the_images() -> (
     None
 ):
-    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3, 2]
-    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.75, 0.75, 2]
+    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3, 2, 0]
+    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.75, 0.75, 2, 0.75]
 
 
 def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high_as_the_masks_are_good() -> (
@@ -127,7 +127,7 @@ def test_a_part_that_never_varies_gets_what_is_given_alone_and_harms_nothing() -
 
 
 def test_no_part_that_varies_leaves_the_own_belief_alone() -> None:
-    assert fit_combination(np.full((50, 9), 2.0), np.linspace(0, 1, 50), DIVERSITY).tolist() == OWN_ALONE
+    assert fit_combination(np.full((50, 10), 2.0), np.linspace(0, 1, 50), DIVERSITY).tolist() == OWN_ALONE
 
 
 @pytest.mark.parametrize("n_images", [0, 1, 9])

@@ -15,6 +15,8 @@ from torch.nn.functional import one_hot
 from segpipe.confidence.score import (
     ClassSums,
     adversarial_score,
+    agreement,
+    agreement_sums,
     class_sums,
     expected_class_ious,
     expected_iou,
@@ -256,3 +258,25 @@ def test_the_score_weighs_its_parts() -> None:
     parts = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, -1.0, 0.5, 0.0]])
     combination = torch.tensor([0.25, 1.0, 0.5, 2.0, 0.0])
     assert routing_score(parts, combination).tolist() == [8.25, 0.75]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), n_classes=st.integers(2, 6))
+def test_agreement_is_the_mean_iou_of_two_masks_over_the_classes_in_either(seed: int, n_classes: int) -> None:
+    draws = np.random.default_rng(seed)
+    first, second = draws.integers(0, n_classes, (2, 5, 7))
+    ious = [
+        ((first == c) & (second == c)).sum() / ((first == c) | (second == c)).sum()
+        for c in range(n_classes)
+        if (first == c).any() or (second == c).any()
+    ]
+    shown = hard(torch.from_numpy(first), n_classes)
+    sums = agreement_sums(shown, torch.from_numpy(second)[None])
+    assert agreement(sums).item() == pytest.approx(np.mean(ious), rel=1e-5)
+
+
+def test_masks_that_are_alike_agree_and_those_of_other_classes_do_not() -> None:
+    labels = torch.tensor([[0, 1], [1, 2]])
+    alike, other = (agreement_sums(hard(labels, 4), seen[None]) for seen in (labels, torch.full((2, 2), 3)))
+    assert agreement(alike).item() == 1
+    assert agreement(other).item() == 0

@@ -125,7 +125,7 @@ def test_every_score_is_that_of_the_networks_asked_one_by_one(
     passes: list[int] = []
     bundle.generator.register_forward_hook(lambda *_: passes.append(1))
     measured = measure(labeler, list("abc"), [[(image, image[..., 0] % 2) for image in images]], 255)
-    assert len(passes) == 2
+    assert len(passes) == 3, "the images, the smaller view of them, and their mirror images"
     batch = prepare(bundle, images, "cpu")
     with torch.inference_mode():
         alone, mirrored = predict(bundle, batch, "cpu"), predict(bundle, batch.flip(-1), "cpu")

@@ -140,7 +140,7 @@ def test_a_fit_of_four_parts_is_one_of_more_of_which_the_others_weigh_nothing() 
     old, new = new_judge("unet", 3), new_judge("unet", 3)
     state = old.state_dict() | {"combination": torch.tensor([0.1, 0.9, 0.2, 0.3, 0.4])}
     new.load_state_dict({name: tensor for name, tensor in state.items() if "familiarity" not in name})
-    assert new.combination.tolist() == pytest.approx([0.1, 0.9, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert new.combination.tolist() == pytest.approx([0.1, 0.9, 0.2, 0.3, 0.4, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     with pytest.raises(RuntimeError, match="combination"):
         new.load_state_dict(old.state_dict() | {"combination": torch.zeros(3)})
 
@@ -157,5 +157,5 @@ def test_a_fit_that_knew_familiarity_keeps_what_is_familiar_to_it(known: list[fl
     old, new = new_judge("unet", 3), new_judge("unet", 3)
     old.familiarity.radius.fill_(2.5)
     new.load_state_dict(old.state_dict() | {"combination": torch.tensor(known)})
-    assert new.combination.tolist() == pytest.approx(known + [0.0] * (10 - len(known)))
+    assert new.combination.tolist() == pytest.approx(known + [0.0] * (11 - len(known)))
     assert new.familiarity.radius == 2.5

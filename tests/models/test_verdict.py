@@ -28,6 +28,8 @@ SHOWN = ShownMask(
     one_hot=torch.tensor([[[[1.0, 0.0]], [[0.0, 1.0]], [[0.0, 0.0]]]]),
     probabilities=torch.tensor([[[[0.6, 0.0]], [[0.4, 0.5]], [[0.0, 0.5]]]]),
 )
+# The second label was class 0 when the image was seen again.
+AGAIN = torch.tensor([[[0, 0]]])
 JUDGEMENT = Judgement(
     realness=torch.tensor([[[[1.0, 4.0]]]]),
     correctness=torch.tensor([[[[logit(0.9), logit(0.6)]]]]),
@@ -48,7 +50,7 @@ OWN_SURE_IOU = (SURE * SURE + 0.5 * 0.5 / (1 + 1 - SURE)) / 2.25
 
 
 def test_the_parts_of_the_score_by_hand() -> None:
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class")
     by_hand = {
         "expected_iou": logit(EXPECTED_IOU),
         "correctness": (logit(0.9) + logit(0.6)) / 2,
@@ -59,29 +61,31 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "own_accuracy": logit((SURE + 0.5) / 2),
         "own_precision": logit(OWN_PRECISION),
         "own_sure_iou": logit(OWN_SURE_IOU),
+        # Of class 0 one of two pixels is in both masks, of class 1 none.
+        "agreement": logit((1 / 2 + 0) / 2),
     }
     torch.testing.assert_close(verdict.parts, torch.tensor([[by_hand[name] for name in SCORE_PARTS]]))
 
 
 def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() -> None:
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class")
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class")
     assert verdict.score.sigmoid().item() == pytest.approx(OWN_SURE_IOU)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
-    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0, 0.0])
-    verdict = give_verdict(judge, JUDGEMENT, SHOWN, "every_class")
+    judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    verdict = give_verdict(judge, JUDGEMENT, SHOWN, AGAIN, "every_class")
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
 
 
 def test_class_confidences_are_expected_ious_and_nan_for_a_class_not_in_the_mask() -> None:
-    confidences = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class").class_confidences
+    confidences = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class").class_confidences
     torch.testing.assert_close(confidences, torch.tensor([[*CLASS_IOUS, torch.nan]]), equal_nan=True)
 
 
 def test_the_map_is_the_probability_that_each_label_is_right() -> None:
-    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN, "every_class").correctness
+    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class").correctness
     torch.testing.assert_close(correctness, torch.tensor([[[[0.9, 0.6]]]]))
 
 
@@ -95,6 +99,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         features=torch.zeros(1, 4),
         familiarity=torch.zeros(1),
     )
-    verdict = give_verdict(judge_with([0.0, *[1.0] * 9]), judgement, SHOWN, "every_class")
+    verdict = give_verdict(judge_with([0.0, *[1.0] * 10]), judgement, SHOWN, AGAIN, "every_class")
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)

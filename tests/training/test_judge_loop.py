@@ -44,7 +44,7 @@ PARTS = Parts(torch.arange(30), torch.arange(30, 50), torch.arange(50, 60))
 class BlindGenerator(nn.Module):
     """Tells red from the others by the pixel, and surely; calls blue green, as surely."""
 
-    output_stride = judged_stride = 2
+    output_stride = judged_stride = size_multiple = 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def score(scoring: Scoring, labels: torch.Tensor) -> torch.Tensor:
         probabilities = scoring.teachers.generator(image).softmax(dim=1)
         shown = ShownMask(mask_channels(labels, 3, ignore_index=-1), probabilities)
         judgement = scoring.judge(shown_image(image, (16, 16)), shown)
-        return give_verdict(scoring.judge, judgement, shown, scoring.spec.rule).score
+        return give_verdict(scoring.judge, judgement, shown, labels, scoring.spec.rule).score
 
 
 def own_masks() -> torch.Tensor:
@@ -221,7 +221,7 @@ def test_without_a_labelled_tuning_image_the_own_belief_makes_the_score(
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "the generator's own belief makes the score" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +229,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -392,7 +392,7 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
         for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
-    assert scoring.judge.combination.tolist() != [0, 0, 0, 0, 0, 0, 1, 0, 0, 1], (
+    assert scoring.judge.combination.tolist() != [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0], (
         "the unseen tuning images fit the score"
     )
 

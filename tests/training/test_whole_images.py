@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.metrics import image_iou
 from segpipe.models.judge import Judge
 from segpipe.models.preprocess import normalise, shown_image
@@ -174,7 +175,7 @@ def test_the_score_is_fitted_to_what_labelling_makes_of_whole_images() -> None:
     scoring = begin(labelled, views=10)
     scoring.judge.eval()
     parts, ious = scoring.tuning_views()
-    assert parts.shape == (24, 8)
+    assert parts.shape == (24, len(SCORE_PARTS))
     networks = networks_in_training(SPEC, scoring.teachers.generator, scoring.judge)
     for number, row in enumerate(PARTS.tuning.tolist()):
         pixels, truth = labelled.pixels(row)

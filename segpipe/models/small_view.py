@@ -1,0 +1,53 @@
+"""A second look by the generator: at the same image, smaller and mirrored, at a part of the cost.
+
+What it labels alike both times does not hang on the size of things and where they lie. On videos that nobody
+trained on that tells bad masks where neither the generator's own belief nor the judge does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from segpipe.models.bundle import ModelSpec, has_one_size
+from segpipe.models.device import autocast
+from segpipe.models.generators.protocol import Generator
+from segpipe.models.judge import ShownMask
+from segpipe.models.masks import class_logits
+
+# The image's sides over those of the smaller view.
+SHRINK = 2.5
+# Multiples of the generator's own, below which a view has hardly anything to see.
+FEWEST_MULTIPLES = 2
+
+
+@torch.inference_mode()
+def seen_again(
+    spec: ModelSpec, generator: Generator, images: Tensor, shown: ShownMask, device: str
+) -> Tensor:
+    """Labels (B,h,w) int64 of normalised images (B,3,H,W) seen smaller and mirrored, on the grid of the masks
+    that are shown of them; the masks' own where the generator takes one size only."""
+    if has_one_size(spec):
+        return shown.one_hot.argmax(dim=1)
+    small = functional.interpolate(images, size=_small_size(generator, images), mode="area")
+    with autocast(device):
+        logits = generator(small.flip(-1)).float()
+    labels = class_logits(logits).argmax(dim=1).flip(-1)
+    return _nearest(labels, (shown.one_hot.shape[2], shown.one_hot.shape[3]))
+
+
+def _small_size(generator: Generator, images: Tensor) -> list[int]:
+    multiple = generator.size_multiple
+    return [
+        min(side, max(FEWEST_MULTIPLES, round(side / SHRINK / multiple)) * multiple)
+        for side in images.shape[-2:]
+    ]
+
+
+def _nearest(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    rows, columns = (
+        torch.arange(cells, device=labels.device) * seen // cells
+        for cells, seen in zip(grid, labels.shape[1:], strict=True)
+    )
+    return labels[:, rows][:, :, columns]
