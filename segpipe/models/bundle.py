@@ -67,6 +67,9 @@ class ModelSpec(BaseModel):
     range."""
     iou_rule: IouRule | None = None
     """Of the IoU that the score stands for; None: every_class, of a bundle from before there was a choice."""
+    second_look: Literal["half"] | None = None
+    """How the generator sees each image once more, for the score alone: at half its sides, mirrored; None:
+    not at all, of a bundle from before, or of a network that takes one size only."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -1,4 +1,4 @@
-"""One pass of generator and judge over a batch, and masks at each image's own size."""
+"""Generator and judge on a batch, and masks at each image's own size."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def normalised(bundle: Bundle, batch: Tensor) -> Tensor:
 
 
 def predict(bundle: Bundle, batch: Tensor, device: str) -> Prediction:
-    """Class logits and the verdict on the mask they make: one pass of generator and judge."""
+    """Class logits and the verdict on the mask they make: a pass of both networks, and a second look."""
     return judge_masks(bundle, batch, generate(bundle, batch, device), device)
 
 

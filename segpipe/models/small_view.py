@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.models.bundle import ModelSpec, has_one_size
+from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import ShownMask
@@ -27,22 +27,23 @@ def seen_again(
     spec: ModelSpec, generator: Generator, images: Tensor, shown: ShownMask, device: str
 ) -> Tensor:
     """Labels (B,h,w) int64 of normalised images (B,3,H,W) seen smaller and mirrored, on the grid of the masks
-    that are shown of them; the masks' own where the generator takes one size only."""
-    if has_one_size(spec):
+    that are shown of them; the masks' own where the spec knows of no second look."""
+    if spec.second_look is None:
         return shown.one_hot.argmax(dim=1)
-    small = functional.interpolate(images, size=_small_size(generator, images), mode="area")
+    size = smaller_size((images.shape[2], images.shape[3]), generator.size_multiple)
+    small = functional.interpolate(images, size=size, mode="area")
     with autocast(device):
         logits = generator(small.flip(-1)).float()
     labels = class_logits(logits).argmax(dim=1).flip(-1)
     return _nearest(labels, (shown.one_hot.shape[2], shown.one_hot.shape[3]))
 
 
-def _small_size(generator: Generator, images: Tensor) -> list[int]:
-    multiple = generator.size_multiple
-    return [
-        min(side, max(FEWEST_MULTIPLES, round(side / SHRINK / multiple)) * multiple)
-        for side in images.shape[-2:]
-    ]
+def smaller_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """Height and width at which an image of this size is seen again, by a generator that takes multiples."""
+    height, width = (
+        min(side, max(FEWEST_MULTIPLES, round(side / SHRINK / multiple)) * multiple) for side in size
+    )
+    return height, width
 
 
 def _nearest(labels: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from segpipe.config import working_size
 from segpipe.errors import ModelError
 from segpipe.inspection.scale import Grid
-from segpipe.models.generators.foreign import ForeignSpec, Found, Values, judged_stride
+from segpipe.models.generators.foreign import (
+    ForeignGenerator,
+    ForeignSpec,
+    Found,
+    Values,
+    judged_stride,
+)
+from segpipe.models.small_view import smaller_size
 from segpipe.training.scale import asked_tile, margin_of
 from segpipe.working_size import SIZE_MULTIPLE, choose_working_size
 
@@ -90,7 +97,8 @@ def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[int, int]) -> Probed:
-    """Give it images of a size (height, width), one and two at once, and of another size.
+    """Give it images of a size (height, width), one and two at once, of another size, and of that at which
+    the judge has it look again.
 
     Raises ModelError when it takes none of that size, or gives no map of classes that are numbers.
     """
@@ -111,7 +119,8 @@ def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[
         raise ModelError(
             "the network gives an image other outputs alone than beside another: export it for inference"
         )
-    one_size = found.own_size is not None or (other != size and not _takes(network, other, stride))
+    others = {other, smaller_size(size, ForeignGenerator.size_multiple)} - {size}
+    one_size = found.own_size is not None or not all(_takes(network, one, stride) for one in others)
     return Probed(both.shape[1], stride, one_size)
 
 

@@ -35,4 +35,5 @@ def spec_of(
         margin=scale.margin,
         image_range=dataset.image_range,
         iou_rule=IOU_RULE,
+        second_look=None if foreign is not None and foreign.one_size else "half",
     )

@@ -175,6 +175,7 @@ def untrained_labeler(
         mean=MEAN,
         standard_deviation=STANDARD_DEVIATION,
         shown_masks=shown_masks,
+        second_look="half",
     )
     card = ModelCard(
         model_id="0" * 12,

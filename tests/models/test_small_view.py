@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from segpipe.models.bundle import ModelSpec
-from segpipe.models.generators.foreign import ForeignSpec
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import ShownMask, show
 from segpipe.models.small_view import seen_again
 from tests.support.labelled_arrays import plain_spec
 
-SPEC = plain_spec(("red", "green", "blue"), (80, 96))
+SPEC = plain_spec(("red", "green", "blue"), (80, 96)).model_copy(update={"second_look": "half"})
 
 
 class Strongest(nn.Module):
@@ -91,19 +90,8 @@ def test_what_lies_on_another_side_in_the_mirror_is_seen_as_it_is() -> None:
     assert torch.equal(found, 2 - shown.one_hot.argmax(dim=1)), "no pixel is labelled alike both times"
 
 
-def test_a_generator_that_takes_one_size_agrees_with_itself() -> None:
-    foreign = ForeignSpec(
-        files={"model.onnx": "0" * 64},
-        classes=SPEC.classes,
-        class_map=(0, 1, 2),
-        values="logits",
-        channels="rgb",
-        mean=SPEC.mean,
-        standard_deviation=SPEC.standard_deviation,
-        output_stride=2,
-        one_size=True,
-    )
-    spec = SPEC.model_copy(update={"foreign": foreign})
+def test_a_bundle_from_before_looks_once() -> None:
+    spec = SPEC.model_copy(update={"second_look": None})
     generator, images = Strongest(), quarters()
     shown = show(Strongest()(images))
     assert torch.equal(again(spec, generator, images, shown), shown.one_hot.argmax(dim=1))

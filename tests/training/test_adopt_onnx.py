@@ -188,6 +188,7 @@ def test_a_fixed_size_is_the_working_size(discs: str, tmp_path: Path, batch: int
     assert spec.working_size == (32, 64)
     assert spec.foreign is not None
     assert spec.foreign.one_size
+    assert spec.second_look is None
 
 
 @pytest.mark.parametrize(
