@@ -46,6 +46,7 @@ from segpipe.models.inference import generate, look, normalised
 from segpipe.models.judge import Judge, Judgement, ShownMask
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.models.masks import class_logits
+from segpipe.models.small_view import smaller_size
 
 TORCH, INDUCTOR, OPENVINO = "torch, as segpipe does", "inductor, frozen weights", "OpenVINO"
 MATRICES = "as fast as matrices are multiplied"
@@ -272,15 +273,21 @@ class _OnOpenVino(nn.Module):
         return [torch.from_numpy(found[index]) for index in range(len(found))]
 
 
-class _OpenVinoGenerator(_OnOpenVino):
-    """What segpipe reads of a generator, with OpenVINO below."""
+class _OpenVinoGenerator(nn.Module):
+    """What segpipe reads of a generator, with OpenVINO below: compiled for the first look and the second."""
 
     def __init__(self, generator: Any, example: tuple[Tensor, ...]) -> None:
-        super().__init__(generator, example)
-        self.judged_stride = generator.judged_stride
+        super().__init__()
+        self.judged_stride, self.output_stride = generator.judged_stride, generator.output_stride
+        self.size_multiple = generator.size_multiple
+        (images,) = example
+        height, width = smaller_size((images.shape[2], images.shape[3]), self.size_multiple)
+        looks = images, images[:, :, :height, :width]
+        self.by_shape = {look.shape: _OnOpenVino(generator, (look,)) for look in looks}
 
-    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(image)[0]
+    def forward(self, image: Tensor) -> Tensor:
+        found: Tensor = self.by_shape[image.shape](image)[0]
+        return found
 
 
 class _JudgeOfTensors(nn.Module):

@@ -74,6 +74,7 @@ def bundle_of(kind: Kind) -> Bundle:
         mean=(0.5, 0.5, 0.5),
         standard_deviation=(0.25, 0.25, 0.25),
         shown_masks="hard",
+        second_look="half",
     )
     generator, discriminator = build_networks(spec)
     networks = [

@@ -13,11 +13,12 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from threading import Semaphore
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
@@ -28,7 +29,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from segpipe.datasets import list_samples, open_dataset, read_sample
 from segpipe.models import device as devices
-from segpipe.models import inference
+from segpipe.models import inference, small_view
 from segpipe.models.bundle import Bundle
 from segpipe.models.labeler import JudgedMask, Labeler, load_without_policy
 
@@ -157,14 +158,12 @@ def _run(variant: Variant, batches: list[list[np.ndarray]]) -> tuple[float, list
 @contextmanager
 def precision(bfloat16: bool, device: str) -> Iterator[None]:
     """The networks' precision in the meantime: bfloat16, or float32."""
-    own = inference.autocast
-    inference.autocast = lambda _: (  # type: ignore[assignment]
-        torch.autocast(device, dtype=torch.bfloat16) if bfloat16 else nullcontext()
-    )
-    try:
+
+    def chosen(_: str) -> AbstractContextManager[object]:
+        return torch.autocast(device, dtype=torch.bfloat16) if bfloat16 else nullcontext()
+
+    with patch.object(inference, "autocast", chosen), patch.object(small_view, "autocast", chosen):
         yield
-    finally:
-        inference.autocast = own
 
 
 def _wait(device: str) -> None:

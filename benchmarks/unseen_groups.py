@@ -164,7 +164,7 @@ def load(dataset: Dataset, group_by: str | None) -> Labelled:
         groups = [look(read_sample(dataset, sample)[0]) for sample in samples]
     shapes = [read_sample(dataset, sample)[1].shape for sample in samples[:: max(1, len(samples) // 100)]]
     size = choose_working_size([(height, width) for height, width in shapes])
-    return Labelled(dataset, samples, groups, spec_of(dataset, "unet", "hard", size, FLAT, None))
+    return Labelled(dataset, samples, groups, spec_of(dataset, "unet", "hard", size, FLAT, None, "half"))
 
 
 def look(image: np.ndarray) -> str:

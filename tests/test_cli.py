@@ -276,7 +276,7 @@ def test_evaluate_prints_what_contract_c3_names(squares: Path, trained: str, ask
     assert set(measured["per_class_iou"]) == {"ground", "square"}
     scores = {"discriminator", "adversarial", "max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta"}
     parts = {"expected_iou", "correctness", "realness", "image_iou", "own_iou", "familiarity"}
-    parts |= {"own_accuracy", "own_precision", "own_sure_iou", "agreement"}
+    parts |= {"own_accuracy", "own_precision", "sure_precision", "agreement"}
     assert set(measured["scores"]) == scores | parts
     figures = {"aurc", "e_aurc", "augrc", "gap_closed", "spearman"}
     assert all(set(score) == figures for score in measured["scores"].values())

@@ -12,18 +12,16 @@ Floats = NDArray[np.float64]
 
 SMALLEST_DEVIATION = 1e-6
 FEWEST_IMAGES = 10
-# Of the parts those that are expected IoUs are joined. The others pay on images of the groups that taught the
-# judge, and cost more than that on images of other groups.
-JOINED = np.array([part in ("expected_iou", "own_sure_iou") for part in SCORE_PARTS])
-# Of own_precision, where one class is all there is; chosen on groups left out of the training, as that it
-# and own_accuracy share by the diversity of the classes (docs/confidence.md).
-PRECISION_WEIGHT = 3.0
-# Of own_sure_iou, beside what the fit gives it; 1 to 4 rank groups left out as well.
+# The one part that is fitted. The others pay on images of the groups that taught the judge, and cost more
+# than that on images of others; or they are given a weight, because images held back cannot tell theirs.
+FITTED = SCORE_PARTS.index("expected_iou")
+# Of sure_precision; chosen on groups left out of the training, as what the others are given
+# (docs/confidence.md). From 1 to 3 hardly anything changes.
 SURE_WEIGHT = 2.0
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
-UNFITTED = (0.0, *(float(part in ("own_sure_iou", "familiarity")) for part in SCORE_PARTS))
-# Pulls towards that: a handful of tuning images can say little against it.
+UNFITTED = (0.0, *(float(part in ("sure_precision", "familiarity")) for part in SCORE_PARTS))
+# Pulls the fitted weight towards 0 and the stretch towards 1: a handful of tuning images can say little.
 RIDGE = 0.02
 # Below it scores would be rounding, where IoUs do not follow them at all.
 LEAST_STRETCH = 0.05
@@ -39,20 +37,20 @@ def class_diversity(counts: NDArray[np.int64]) -> float:
 
 
 def given_weights(diversity: float) -> Floats:
-    """(P,) weights of the parts that no fit can weigh, for a set of this class_diversity.
+    """(P,) weights of the parts that no fit can weigh, or not alone, for a set of this class_diversity.
 
     Images held back are of the groups that taught the networks, or near them, and cannot tell what it costs
     to look like none of these: twice as far from them is half the odds, before all is stretched. Nor what
-    doubt costs there: that of all pixels where many classes share an image, that of each class where one
-    fills it. Where one does, what the judge sees in pixels travels, too; where many do it hardly does.
+    doubt costs there: that of each class costs always, that of all pixels where many classes share an image,
+    and so does what a second look labels otherwise: where one class fills the image it may be seen in
+    neither. Where one does, what the judge sees in pixels travels, too; where many do it hardly does.
     """
     weights = {
+        "agreement": diversity**2,
         "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
         "own_accuracy": diversity,
-        "own_precision": PRECISION_WEIGHT * (1 - diversity),
-        "own_sure_iou": SURE_WEIGHT,
-        "agreement": diversity,
+        "sure_precision": SURE_WEIGHT,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 
@@ -61,28 +59,32 @@ def fit_combination(parts: Floats, ious: Floats, diversity: float) -> Floats:
     """Bias and weights >= 0 such that expit(bias + parts @ weights) follows the IoUs.
 
     `parts` (n, P) in the order of SCORE_PARTS; `ious` (n,) from 0 to 1; `diversity` as class_diversity of the
-    labels -> (1 + P,). Logistic regression on the IoUs as fractions, over standardised parts, of those that
-    are expected IoUs; the others weigh what given_weights says. Weights are at least 0, so that a surer part
-    never lowers the score, and a ridge pulls them towards UNFITTED, which it is with fewer than 10 images. A
-    part that does not vary weighs 0. All together are then stretched or shrunk as the IoUs are (Platt 1999,
-    "Probabilistic outputs for support vector machines"), which ranks no image differently.
+    labels -> (1 + P,). What given_weights says, and for FITTED what a logistic regression on the IoUs as
+    fractions finds beside that: at least 0, so that a surer part never lowers the score, and pulled towards 0
+    by a ridge. All together are then stretched or shrunk as the IoUs are (Platt 1999, "Probabilistic outputs
+    for support vector machines"), which ranks no image differently. UNFITTED with fewer than 10 images, or
+    where no part varies.
     """
-    if len(ious) < FEWEST_IMAGES:
+    if len(ious) < FEWEST_IMAGES or (parts.std(axis=0) <= SMALLEST_DEVIATION).all():
         return np.asarray(UNFITTED)
-    mean, deviation = parts.mean(axis=0), parts.std(axis=0)
-    varies = JOINED & (deviation > SMALLEST_DEVIATION)
-    if not varies.any():
-        return np.asarray(UNFITTED)
-    scale = np.where(varies, deviation, 1.0)
-    unfitted = np.asarray(UNFITTED)
-    start = np.concatenate([[unfitted[0] + mean @ unfitted[1:]], np.where(varies, unfitted[1:] * scale, 0.0)])
-    bounds = [(None, None), *((0.0, None if free else 0.0) for free in varies)]
-    given = given_weights(diversity)
-    known = (parts - mean) / scale, parts @ given, ious, start
-    found = minimize(_loss, start, args=known, method="L-BFGS-B", bounds=bounds).x
-    weights = np.where(varies, found[1:] / scale, 0.0) + given
+    weights = given_weights(diversity)
+    weights[FITTED] += _fitted_weight(parts[:, FITTED], parts @ weights, ious)
     bias, stretch = _stretched(parts @ weights, ious)
     return np.concatenate([[bias], stretch * weights])
+
+
+def _fitted_weight(part: Floats, given: Floats, ious: Floats) -> float:
+    """Of one part (n,), at least 0, beside what the others come to (n,); 0 of one that does not vary."""
+    deviation = part.std()
+    if deviation <= SMALLEST_DEVIATION:
+        return 0.0
+    standard = (part - part.mean()) / deviation
+
+    def loss(fit: Floats) -> float:
+        return _surprise(fit[0] + fit[1] * standard + given, ious) + float(RIDGE * fit[1] ** 2)
+
+    found = minimize(loss, np.array([-given.mean(), 0.0]), bounds=[(None, None), (0.0, None)]).x
+    return float(found[1] / deviation)
 
 
 def _stretched(scores: Floats, ious: Floats) -> Floats:
@@ -95,11 +97,6 @@ def _stretched(scores: Floats, ious: Floats) -> Floats:
 
     bias, stretch = minimize(loss, np.array([centre, 1.0]), bounds=[(None, None), (LEAST_STRETCH, None)]).x
     return np.array([bias - stretch * centre, stretch])
-
-
-def _loss(combination: Floats, standard: Floats, given: Floats, ious: Floats, unfitted: Floats) -> float:
-    logits = combination[0] + standard @ combination[1:] + given
-    return float(_surprise(logits, ious) + RIDGE * np.square(combination - unfitted)[1:].sum())
 
 
 def _surprise(logits: Floats, ious: Floats) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ SCORE_PARTS = (
     "familiarity",
     "own_accuracy",
     "own_precision",
-    "own_sure_iou",
+    "sure_precision",
     "agreement",
 )
 # An expected IoU is kept off 0 and 1, where its logit has no end.
@@ -151,15 +152,27 @@ def own_precision(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRul
     return own_iou(sums.right / sums.shown.clamp(min=1.0), shown, presence, rule)
 
 
-def own_sure_iou(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
-    """As own_iou (B,), of own_sums, but that a class which is shown is there the generator's own belief says:
-    as surely as its pixels are right on average. The judge says it of classes that are not shown alone.
+def sure_precision(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule) -> Tensor:
+    """How right (B,) from 0 to 1 the generator believes its labels, on average over classes, of own_sums,
+    where a class that is shown counts as surely as it is there by the generator's own belief.
 
-    Of rare classes the judge learns in which videos they are, and knows nothing of another video.
+    The judge's `presence` tells of classes alone that are not shown: of rare ones it learns in which videos
+    they are, and knows nothing of another video.
     """
     precision = sums.right / sums.shown.clamp(min=1.0)
     there = torch.where(shown > 0, precision, presence)
-    return expected_iou(class_ious(sums) * precision, shown, there, rule)
+    return expected_iou(precision.square(), shown, there, rule)
+
+
+def own_parts(sums: ClassSums, shown: Tensor, presence: Tensor, rule: IouRule) -> dict[str, Tensor]:
+    """The parts (B,) of the score that are the generator's own belief, of own_sums; the rest as above."""
+    parts = {
+        "own_iou": own_iou(class_ious(sums), shown, presence, rule),
+        "own_accuracy": own_accuracy(sums),
+        "own_precision": own_precision(sums, shown, presence, rule),
+        "sure_precision": sure_precision(sums, shown, presence, rule),
+    }
+    return {name: iou_logit(part) for name, part in parts.items()}
 
 
 def agreement_sums(shown: Tensor, again: Tensor) -> ClassSums:
@@ -180,6 +193,11 @@ def agreement(sums: ClassSums) -> Tensor:
 def iou_logit(ious: Tensor) -> Tensor:
     """Logit of IoUs or of another share from 0 to 1, finite at both ends."""
     return torch.logit(ious, eps=SMALLEST_IOU)
+
+
+def in_order(parts: Mapping[str, Tensor]) -> Tensor:
+    """(B, P) float32 of all parts (B,) of the score by name, in the order of SCORE_PARTS."""
+    return torch.stack([parts[name].float() for name in SCORE_PARTS], dim=1)
 
 
 def routing_score(parts: Tensor, combination: Tensor) -> Tensor:

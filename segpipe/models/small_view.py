@@ -6,6 +6,8 @@ trained on that tells bad masks where neither the generator's own belief nor the
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +18,7 @@ from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import ShownMask
 from segpipe.models.masks import class_logits
 
-# The image's sides over those of the smaller view. At 2.5 it tells less, at 3 as little.
+# The image's sides over those of the smaller view. At 2.5 and 3 it costs less and tells less.
 SHRINK = 2
 # Multiples of the generator's own, below which a view has hardly anything to see.
 FEWEST_MULTIPLES = 2
@@ -30,7 +32,8 @@ def seen_again(
     that are shown of them; the masks' own where the spec knows of no second look."""
     if spec.second_look is None:
         return shown.one_hot.argmax(dim=1)
-    size = smaller_size((images.shape[2], images.shape[3]), generator.size_multiple)
+    multiple = math.lcm(generator.size_multiple, generator.output_stride)
+    size = smaller_size((images.shape[2], images.shape[3]), multiple)
     small = functional.interpolate(images, size=size, mode="area")
     with autocast(device):
         logits = generator(small.flip(-1)).float()
@@ -39,9 +42,10 @@ def seen_again(
 
 
 def smaller_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Height and width at which an image of this size is seen again, by a generator that takes multiples."""
+    """Height and width at which an image of this size is seen again, by a generator that takes multiples: at
+    half its sides, rounded up, where these are long enough."""
     height, width = (
-        min(side, max(FEWEST_MULTIPLES, round(side / SHRINK / multiple)) * multiple) for side in size
+        min(side, max(FEWEST_MULTIPLES, math.ceil(side / SHRINK / multiple)) * multiple) for side in size
     )
     return height, width
 

@@ -23,12 +23,10 @@ from segpipe.confidence.score import (
     class_ious,
     class_sums,
     expected_iou,
+    in_order,
     iou_logit,
-    own_accuracy,
-    own_iou,
-    own_precision,
+    own_parts,
     own_sums,
-    own_sure_iou,
     routing_score,
 )
 from segpipe.errors import DeviceMemoryError
@@ -338,20 +336,17 @@ def _summed_up(bundle: Bundle, whole: Judgement, row: int, image: ImageSums) -> 
     judge, rule = bundle.discriminator.judge, bundle.spec.rule
     ious, shares = class_ious(image.sums), image.sums.shown / image.sums.shown.sum()
     presence = whole.presence[row : row + 1].float().sigmoid()
-    parts = torch.stack(
-        [
-            iou_logit(expected_iou(ious, shares, presence, rule))[0],
-            (image.correctness_logits / image.cells).float(),
-            (image.realness / image.cells).float(),
-            whole.image_iou[row].float(),
-            iou_logit(own_iou(class_ious(image.own), shares, presence, rule))[0],
-            whole.familiarity[row].float(),
-            iou_logit(own_accuracy(image.own))[0],
-            iou_logit(own_precision(image.own, shares, presence, rule))[0],
-            iou_logit(own_sure_iou(image.own, shares, presence, rule))[0],
-            iou_logit(agreement(image.again))[0],
-        ]
-    ).float()
-    score = routing_score(parts[None], judge.combination)[0]
+    parts = in_order(
+        {
+            "expected_iou": iou_logit(expected_iou(ious, shares, presence, rule)),
+            "correctness": (image.correctness_logits / image.cells)[None],
+            "realness": (image.realness / image.cells)[None],
+            "image_iou": whole.image_iou[row : row + 1],
+            "familiarity": whole.familiarity[row : row + 1],
+            "agreement": iou_logit(agreement(image.again)),
+            **own_parts(image.own, shares, presence, rule),
+        }
+    )
+    score = routing_score(parts, judge.combination)[0]
     by_class = ious.where(shares > 0, torch.nan)[0].float()
-    return image.mask, parts, score, by_class, image.correctness
+    return image.mask, parts[0], score, by_class, image.correctness

@@ -11,15 +11,12 @@ from segpipe.confidence.score import (
     adversarial_score,
     agreement,
     agreement_sums,
-    class_ious,
     expected_class_ious,
     expected_iou,
+    in_order,
     iou_logit,
-    own_accuracy,
-    own_iou,
-    own_precision,
+    own_parts,
     own_sums,
-    own_sure_iou,
     routing_score,
 )
 from segpipe.metrics import IouRule
@@ -50,23 +47,16 @@ def give_verdict(
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
     presence = judgement.presence.sigmoid()
-    whole = expected_iou(by_class, shares, presence, rule)
-    belief = own_sums(shown.one_hot, shown.probabilities)
-    own = own_iou(class_ious(belief), shares, presence, rule)
-    parts = torch.stack(
-        [
-            iou_logit(whole),
-            judgement.correctness.mean(dim=(1, 2, 3)),
-            adversarial_score(judgement.realness),
-            judgement.image_iou,
-            iou_logit(own),
-            judgement.familiarity,
-            iou_logit(own_accuracy(belief)),
-            iou_logit(own_precision(belief, shares, presence, rule)),
-            iou_logit(own_sure_iou(belief, shares, presence, rule)),
-            iou_logit(agreement(agreement_sums(shown.one_hot, again))),
-        ],
-        dim=1,
+    parts = in_order(
+        {
+            "expected_iou": iou_logit(expected_iou(by_class, shares, presence, rule)),
+            "correctness": judgement.correctness.mean(dim=(1, 2, 3)),
+            "realness": adversarial_score(judgement.realness),
+            "image_iou": judgement.image_iou,
+            "familiarity": judgement.familiarity,
+            "agreement": iou_logit(agreement(agreement_sums(shown.one_hot, again))),
+            **own_parts(own_sums(shown.one_hot, shown.probabilities), shares, presence, rule),
+        }
     )
     return Verdict(
         parts=parts,

@@ -52,6 +52,7 @@ from segpipe.training.probe import (
     foreign_grid,
     foreign_spec,
     probe,
+    second_look_of,
 )
 from segpipe.training.processes import require_one_process
 from segpipe.training.provenance import score_combination, versions
@@ -173,7 +174,8 @@ def _make_spec(
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, facts.some_shapes(), grid)
     foreign = foreign_spec(found, probed, classes, _class_map(settings, found, classes, dataset.classes))
-    spec = spec_of(dataset, kind, None, size, scale, foreign)
+    second_look = second_look_of(network, (size, tile), probed.output_stride)
+    spec = spec_of(dataset, kind, None, size, scale, foreign, second_look)
     return spec, scale
 
 

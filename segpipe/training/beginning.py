@@ -35,7 +35,15 @@ from segpipe.models.judge import Discriminator
 from segpipe.tiles import TILE
 from segpipe.training.adopt import foreign_kind
 from segpipe.training.augmentation import crop_size, view_size
-from segpipe.training.probe import digests_of, fitting_size, fitting_tile, foreign_grid, foreign_spec, probe
+from segpipe.training.probe import (
+    digests_of,
+    fitting_size,
+    fitting_tile,
+    foreign_grid,
+    foreign_spec,
+    probe,
+    second_look_of,
+)
 from segpipe.training.scale import Scale, asked_tile, margin_of, scale_of
 from segpipe.training.specs import spec_of
 from segpipe.working_size import choose_working_size
@@ -105,7 +113,7 @@ def _new(settings: TrainSettings, dataset: Dataset, facts: SplitFacts, sizes: Ob
     generator = build_generator(networks.generator, networks.mask_channels(len(dataset.classes)))
     grid = Grid(size, tile, margin_of(tile), generator.judged_stride, generator.size_multiple)
     scale = scale_of(settings, sizes, dataset.classes, shapes, grid)
-    spec = spec_of(dataset, settings.architecture, _shown_masks(settings), size, scale, None)
+    spec = spec_of(dataset, settings.architecture, _shown_masks(settings), size, scale, None, "half")
     torch.manual_seed(settings.seed)
     return Beginning(spec, scale, *build_networks(spec), frozenset(), None)
 
@@ -122,7 +130,8 @@ def _from_folder(
     foreign = foreign_spec(found, probed, classes, by_name(classes, dataset.classes, 0))
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, shapes, grid)
-    spec = spec_of(dataset, KIND, _shown_masks(settings), size, scale, foreign)
+    second_look = second_look_of(network, (size, tile), probed.output_stride)
+    spec = spec_of(dataset, KIND, _shown_masks(settings), size, scale, foreign, second_look)
     generator = foreign_generator(spec, network)
     processor = found.files[PROCESSOR]
     return Beginning(

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,7 @@ def digests_of(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[int, int]) -> Probed:
-    """Give it images of a size (height, width), one and two at once, of another size, and of that at which
-    the judge has it look again.
+    """Give it images of a size (height, width), one and two at once, and of another size.
 
     Raises ModelError when it takes none of that size, or gives no map of classes that are numbers.
     """
@@ -119,9 +119,17 @@ def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[
         raise ModelError(
             "the network gives an image other outputs alone than beside another: export it for inference"
         )
-    others = {other, smaller_size(size, ForeignGenerator.size_multiple)} - {size}
-    one_size = found.own_size is not None or not all(_takes(network, one, stride) for one in others)
+    one_size = found.own_size is not None or (other != size and not _takes(network, other, stride))
     return Probed(both.shape[1], stride, one_size)
+
+
+def second_look_of(
+    network: nn.Module, sizes: Sequence[tuple[int, int]], stride: int
+) -> Literal["half"] | None:
+    """The second look (see ModelSpec) that a network takes, whose images and tiles are of these sizes."""
+    multiple = math.lcm(ForeignGenerator.size_multiple, stride)
+    takes = all(_takes(network, smaller_size(size, multiple), stride) for size in sizes)
+    return "half" if takes else None
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ def spec_of(
     size: tuple[int, int],
     scale: Scale,
     foreign: ForeignSpec | None,
+    second_look: Literal["half"] | None,
 ) -> ModelSpec:
     """size: the working size; the rest as in ModelSpec."""
     return ModelSpec(
@@ -35,5 +36,5 @@ def spec_of(
         margin=scale.margin,
         image_range=dataset.image_range,
         iou_rule=IOU_RULE,
-        second_look=None if foreign is not None and foreign.one_size else "half",
+        second_look=second_look,
     )

@@ -23,8 +23,8 @@ from segpipe.confidence.score import (
     iou_logit,
     missed_pixels,
     own_sums,
-    own_sure_iou,
     routing_score,
+    sure_precision,
 )
 from segpipe.metrics import IouRule, image_iou
 
@@ -236,14 +236,14 @@ def test_a_class_that_is_shown_is_there_as_surely_as_the_generator_believes_by_h
         missed=torch.tensor([[80.0, 90.0, 0.0]]),
     )
     shares, presence = torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([[0.1, 0.9, 0.25]])
-    # Both fill more than a hundredth, so that they count in full, and class 2 by a quarter.
-    by_hand = (810 / 980 * 0.9 + 20 / 190 * 0.2) / (1 + 1 + 0.25)
-    assert own_sure_iou(sums, shares, presence, "graded").item() == pytest.approx(by_hand, rel=1e-5)
-    # A class of five pixels is there by 0.2, else it weighs half of a hundredth.
-    few = ClassSums(sums.right / 20, sums.shown / 20, sums.missed / 20)
+    # Both fill more than a hundredth of the pixels and count in full, class 2 as surely as it is there.
+    right = 0.9 * 0.9 + 0.2 * 0.2
+    for rule in get_args(IouRule):
+        assert sure_precision(sums, shares, presence, rule).item() == pytest.approx(right / 2.25, rel=1e-5)
+    # Of half a hundredth: there by 0.2, else it weighs a half.
     shares = torch.tensor([[0.995, 0.005, 0.0]])
-    by_hand = (810 / 980 * 0.9 + 20 / 190 * 0.2) / (1 + 0.2 + 0.8 * 0.5 + 0.25)
-    assert own_sure_iou(few, shares, presence, "graded").item() == pytest.approx(by_hand, rel=1e-5)
+    by_hand = right / (1 + 0.2 + 0.8 * 0.5 + 0.25)
+    assert sure_precision(sums, shares, presence, "graded").item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_the_logit_of_an_iou_is_finite_at_both_ends_and_keeps_the_order() -> None:

@@ -14,7 +14,7 @@ from segpipe.models.judge import ShownMask, show
 from segpipe.models.small_view import seen_again
 from tests.support.labelled_arrays import plain_spec
 
-SPEC = plain_spec(("red", "green", "blue"), (80, 96)).model_copy(update={"second_look": "half"})
+SPEC = plain_spec(("red", "green", "blue"), (80, 96))
 
 
 class Strongest(nn.Module):
@@ -49,10 +49,10 @@ def test_an_image_is_seen_at_half_its_sides_and_mirrored() -> None:
     again(SPEC, generator, images, show(Strongest()(images)))
     (given,) = generator.given
     # 40 and 48, in whole sixteens.
-    assert given.shape == (1, 3, 32, 48)
+    assert given.shape == (1, 3, 48, 48)
     assert given[0, :, 4, 4].tolist() == [0, 1, 0], "what lay on the right above lies on the left"
-    assert given[0, :, 28, 44].tolist() == [0, 1, 0]
-    assert given[0, :, 28, 4].tolist() == [0, 0, 1]
+    assert given[0, :, 44, 44].tolist() == [0, 1, 0]
+    assert given[0, :, 44, 4].tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,33 @@ def test_what_lies_on_another_side_in_the_mirror_is_seen_as_it_is() -> None:
     shown = show(Sided()(images))
     found = again(SPEC, Sided(), images, shown)
     assert torch.equal(found, 2 - shown.one_hot.argmax(dim=1)), "no pixel is labelled alike both times"
+
+
+def test_the_one_channel_of_two_classes_is_read_as_such() -> None:
+    class Redness(Strongest):
+        """The logit of the second of two classes: high where it is red."""
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return super().forward(image)[:, :1] - 0.5
+
+    images = quarters()
+    shown = show(torch.cat([-images[:, :1], images[:, :1] - 1], dim=1)[:, :, ::2, ::2])
+    red = (images[:, 0, ::2, ::2] > 0.5).long()
+    assert torch.equal(again(SPEC, Redness(), images, shown), red)
+
+
+def test_the_second_look_is_on_the_grid_that_masks_are_judged_on() -> None:
+    class Fine(Strongest):
+        """A mask as fine as the image, judged at half of it."""
+
+        output_stride = 1
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+    images = quarters()
+    shown = show(nn.functional.avg_pool2d(images, 2))
+    assert torch.equal(again(SPEC, Fine(), images, shown), shown.one_hot.argmax(dim=1))
 
 
 def test_a_bundle_from_before_looks_once() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import segpipe
+from segpipe.confidence.score import SCORE_PARTS
 from segpipe.evaluation.scores import score_images
 from segpipe.models import tiled
 from segpipe.models.bundle import Bundle, ModelSpec
@@ -64,6 +65,31 @@ class Local(torch.nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(image, 2) * 5
+
+
+class LocalOfMany(Local):
+    """The same of as many classes, each another mixture of the colours."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.mixtures = torch.randn(n_classes, 3, generator=torch.Generator().manual_seed(2))
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("kc,bchw->bkhw", self.mixtures, super().forward(image))
+
+
+def test_the_second_looks_at_tiles_add_up_to_that_at_the_whole(fitted: Labeler) -> None:
+    draws = np.random.default_rng(5)
+    image = (scene(128, 192) // 2 + draws.integers(0, 128, (128, 192, 3))).astype(np.uint8)
+    place = SCORE_PARTS.index("agreement")
+    found = []
+    for tile in ((64, 96), (128, 192)):
+        spec = {"scale": 1.0, "tile": tile, "margin": 16, "second_look": "half"}
+        bundle = replace(with_spec(fitted, **spec).bundle, generator=LocalOfMany(len(fitted.classes)))
+        (judged,) = tiled.judge_scaled(bundle, [tiled.prepare_scaled(bundle, image)], "cpu")
+        found.append(float(judged.parts[place]))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+    assert -5 < found[0] < 5, "some labels are others the second time"
 
 
 @pytest.mark.parametrize("shape", [(150, 230), (64, 97), (31, 500), (1, 1), (1, 300), (199, 3)])

@@ -46,7 +46,7 @@ SURE = math.sqrt(0.6) / (math.sqrt(0.6) + math.sqrt(0.4))
 OWN_PRECISION = (SURE + 0.5) * math.sqrt(0.5) / 2.25
 OWN_IOU = (SURE / 1 + 0.5 / (1 + 1 - SURE)) * math.sqrt(0.5) / 2.25
 # Each class that is shown is there as surely as its one pixel is right.
-OWN_SURE_IOU = (SURE * SURE + 0.5 * 0.5 / (1 + 1 - SURE)) / 2.25
+SURE_PRECISION = (SURE * SURE + 0.5 * 0.5) / 2.25
 
 
 def test_the_parts_of_the_score_by_hand() -> None:
@@ -60,7 +60,7 @@ def test_the_parts_of_the_score_by_hand() -> None:
         "familiarity": 0.0,
         "own_accuracy": logit((SURE + 0.5) / 2),
         "own_precision": logit(OWN_PRECISION),
-        "own_sure_iou": logit(OWN_SURE_IOU),
+        "sure_precision": logit(SURE_PRECISION),
         # Of class 0 one of two pixels is in both masks, of class 1 none.
         "agreement": logit((1 / 2 + 0) / 2),
     }
@@ -69,7 +69,7 @@ def test_the_parts_of_the_score_by_hand() -> None:
 
 def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() -> None:
     verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class")
-    assert verdict.score.sigmoid().item() == pytest.approx(OWN_SURE_IOU)
+    assert verdict.score.sigmoid().item() == pytest.approx(SURE_PRECISION)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:

@@ -26,6 +26,7 @@ def plain_spec(
         mean=(0.5, 0.5, 0.5),
         standard_deviation=(0.25, 0.25, 0.25),
         shown_masks="hard",
+        second_look="half",
     )
 
 

@@ -6,19 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.models.generators.foreign import Found
-from segpipe.training.probe import probe
-
-FOUND = Found(
-    files={},
-    classes=None,
-    first_class=0,
-    values="logits",
-    channels="rgb",
-    mean=(0.5, 0.5, 0.5),
-    standard_deviation=(0.25, 0.25, 0.25),
-    own_size=None,
-)
+from segpipe.training.probe import second_look_of
 
 
 class NotBelow(nn.Module):
@@ -34,7 +22,10 @@ class NotBelow(nn.Module):
         return nn.functional.avg_pool2d(images, 4)
 
 
-@pytest.mark.parametrize(("smallest", "one_size"), [(64, False), (96, True)])
-def test_a_network_that_refuses_the_second_look_takes_one_size_only(smallest: int, one_size: bool) -> None:
-    """At half of 160 the judge would have it look again: 80, in whole thirty-twos 64."""
-    assert probe(NotBelow(smallest), FOUND, (160, 160), (128, 128)).one_size == one_size
+@pytest.mark.parametrize(("smallest", "second_look"), [(96, "half"), (97, None)])
+def test_a_network_looks_again_only_if_it_takes_half_of_all_sizes(
+    smallest: int, second_look: str | None
+) -> None:
+    """Half of 320 is 160; half of 160 is 80, in whole thirty-twos 96."""
+    assert second_look_of(NotBelow(smallest), [(320, 320), (160, 160)], stride=4) == second_look
+    assert second_look_of(NotBelow(smallest), [(320, 320)], stride=4) == "half"
