@@ -15,9 +15,9 @@ FEWEST_IMAGES = 10
 # The one part that is fitted. The others pay on images of the groups that taught the judge, and cost more
 # than that on images of others; or they are given a weight, because images held back cannot tell theirs.
 FITTED = SCORE_PARTS.index("expected_iou")
-# Of sure_precision; chosen on groups left out of the training, as what the others are given
-# (docs/confidence.md). From 1 to 3 hardly anything changes.
-SURE_WEIGHT = 2.0
+# What parts are given; chosen on groups left out of the training (docs/confidence.md). Half as much or twice
+# as much changes hardly anything.
+PRECISION_WEIGHT, AGREEMENT_WEIGHT, ACCURACY_WEIGHT = 2.0, 2.0, 0.5
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
 UNFITTED = (0.0, *(float(part in ("sure_precision", "familiarity")) for part in SCORE_PARTS))
@@ -46,11 +46,11 @@ def given_weights(diversity: float) -> Floats:
     neither. Where one does, what the judge sees in pixels travels, too; where many do it hardly does.
     """
     weights = {
-        "agreement": diversity**2,
+        "agreement": AGREEMENT_WEIGHT * diversity**2,
         "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
-        "own_accuracy": diversity,
-        "sure_precision": SURE_WEIGHT,
+        "own_accuracy": ACCURACY_WEIGHT * diversity,
+        "sure_precision": PRECISION_WEIGHT,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 
