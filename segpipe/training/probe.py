@@ -126,9 +126,11 @@ def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[
 def second_look_of(
     network: nn.Module, sizes: Sequence[tuple[int, int]], stride: int
 ) -> Literal["half"] | None:
-    """The second look (see ModelSpec) that a network takes, whose images and tiles are of these sizes."""
+    """The second look (see ModelSpec) that a network takes, whose images and tiles are of these sizes; None
+    where it takes none, or they are so small already that it would be no smaller."""
     multiple = math.lcm(ForeignGenerator.size_multiple, stride)
-    takes = all(_takes(network, smaller_size(size, multiple), stride) for size in sizes)
+    smaller = [smaller_size(size, multiple) for size in sizes]
+    takes = smaller != list(sizes) and all(_takes(network, size, stride) for size in smaller)
     return "half" if takes else None
 
 

@@ -222,7 +222,8 @@ def test_calibrate_writes_a_policy_whose_counts_are_true(
     found = truth_and_masks(streets, model, "calibration")
     ious = np.asarray([iou(truth, mask) for truth, mask, _ in found])
     easy = float(np.quantile(ious, 0.05))
-    policy = calibrate(calibration(streets, model, min_iou=easy))
+    # Two of 40 are bad, wherever so small a training ranks them.
+    policy = calibrate(calibration(streets, model, min_iou=easy, max_bad_fraction=0.5))
     scores = np.asarray([score for *_, score in found])
     assert policy.threshold is not None
     accepted = scores >= policy.threshold - 1e-4
