@@ -17,10 +17,10 @@ FEWEST_IMAGES = 10
 FITTED = SCORE_PARTS.index("expected_iou")
 # What parts are given; chosen on groups left out of the training (docs/confidence.md). Half as much or twice
 # as much changes hardly anything.
-PRECISION_WEIGHT, AGREEMENT_WEIGHT, ACCURACY_WEIGHT = 2.0, 2.0, 0.5
+OF_ONE_CLASS, OF_MANY, ACCURACY_OF_MANY = 3.0, 2.0, 0.5
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
-UNFITTED = (0.0, *(float(part in ("sure_precision", "familiarity")) for part in SCORE_PARTS))
+UNFITTED = (0.0, *(float(part in ("own_precision", "familiarity")) for part in SCORE_PARTS))
 # Pulls the fitted weight towards 0 and the stretch towards 1: a handful of tuning images can say little.
 RIDGE = 0.02
 # Below it scores would be rounding, where IoUs do not follow them at all.
@@ -41,16 +41,18 @@ def given_weights(diversity: float) -> Floats:
 
     Images held back are of the groups that taught the networks, or near them, and cannot tell what it costs
     to look like none of these: twice as far from them is half the odds, before all is stretched. Nor what
-    doubt costs there: that of each class costs always, that of all pixels where many classes share an image,
-    and so does what a second look labels otherwise: where one class fills the image it may be seen in
-    neither. Where one does, what the judge sees in pixels travels, too; where many do it hardly does.
+    doubt costs there. Where one class fills an image, that of each class tells, and what the judge sees in
+    pixels travels, too. Where many share it, that of all pixels and that of each class, by the generator's
+    own word on which are there, and what a second look labels otherwise: one class alone may be seen in
+    neither.
     """
     weights = {
-        "agreement": AGREEMENT_WEIGHT * diversity**2,
+        "agreement": OF_MANY * diversity**2,
         "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
-        "own_accuracy": ACCURACY_WEIGHT * diversity,
-        "sure_precision": PRECISION_WEIGHT,
+        "own_accuracy": ACCURACY_OF_MANY * diversity,
+        "own_precision": OF_ONE_CLASS * (1 - diversity),
+        "sure_precision": OF_MANY * diversity**2,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 

@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import class_diversity, fit_combination, given_weights
 
-OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
 # As many classes in equal parts as make it so.
 DIVERSITY = 0.75
 
@@ -80,9 +80,9 @@ def test_two_pixels_are_of_different_classes_as_often_as_their_classes_are_diver
     assert class_diversity(np.array([0, 0])) == 0
 
 
-def test_doubt_of_all_pixels_and_a_second_look_count_where_many_classes_share_an_image() -> None:
-    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 0, 2, 0]
-    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.375, 0, 2, 1.125]
+def test_what_one_class_alone_tells_gives_way_to_what_many_tell() -> None:
+    assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3, 0, 0]
+    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.375, 0.75, 1.125, 1.125]
 
 
 def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high_as_the_masks_are_good() -> (
@@ -92,21 +92,21 @@ def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high
     parts[:, 6] = np.random.default_rng(3).normal(1.0, 0.5, 200)
     ious = expit(0.5 * parts[:, 0])
     combination = fit_combination(parts, ious, DIVERSITY)
-    assert (combination[6:] / combination[6]).tolist() == pytest.approx([1, 0.375, 0, 2, 1.125])
+    assert (combination[6:] / combination[6]).tolist() == pytest.approx([1, 0.375, 0.75, 1.125, 1.125])
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(ious.mean(), abs=1e-3)
 
 
 def test_doubt_that_says_too_much_of_these_masks_is_shrunk_to_what_they_are() -> None:
     """The score is a logit of the expected IoU, not only in its mean."""
     parts = drawn_parts(400)
-    parts[:, 8] = np.random.default_rng(3).normal(1.0, 2.0, 400)
-    ious = expit(0.3 * (parts[:, 8] - 1))
+    parts[:, 7] = np.random.default_rng(3).normal(1.0, 2.0, 400)
+    ious = expit(0.3 * (parts[:, 7] - 1))
     scores = scores_of(fit_combination(parts, ious, diversity=0.0), parts)
     assert scores.std() == pytest.approx(0.6, rel=0.1)
     assert expit(scores).std() == pytest.approx(ious.std(), rel=0.1)
 
 
-@pytest.mark.parametrize(("part", "given"), [(0, 0.0625), (8, 2)])
+@pytest.mark.parametrize(("part", "given"), [(0, 0.0625), (8, 1.125)])
 def test_a_part_that_runs_the_wrong_way_gets_what_is_given_alone(part: int, given: float) -> None:
     parts = drawn_parts(200)
     ious = expit(parts[:, 0] + parts[:, 8])
@@ -119,7 +119,7 @@ def test_a_part_that_never_varies_gets_what_is_given_alone_and_harms_nothing() -
     parts = drawn_parts(200)
     parts[:, 8] = 7.5
     combination = fit_combination(parts, expit(parts[:, 0]), DIVERSITY)
-    assert combination[9] / combination[6] == pytest.approx(2)
+    assert combination[9] / combination[6] == pytest.approx(1.125)
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(expit(parts[:, 0]).mean(), abs=1e-3)
 
 

@@ -69,7 +69,7 @@ def test_the_parts_of_the_score_by_hand() -> None:
 
 def test_before_any_fit_the_score_is_the_logit_of_the_generators_own_belief() -> None:
     verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class")
-    assert verdict.score.sigmoid().item() == pytest.approx(SURE_PRECISION)
+    assert verdict.score.sigmoid().item() == pytest.approx(OWN_PRECISION)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:

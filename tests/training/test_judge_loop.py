@@ -221,7 +221,7 @@ def test_without_a_labelled_tuning_image_the_own_belief_makes_the_score(
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "the generator's own belief makes the score" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +229,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0]
 
 
 @settings(max_examples=60, deadline=None)
@@ -392,7 +392,7 @@ def test_without_a_game_and_earlier_checkpoints_the_judge_still_learns_which_mas
         for truth, mask in zip(TRUTH, labels, strict=True)
     ]
     assert spearmanr(score(scoring, labels), ious).statistic > 0.6
-    assert scoring.judge.combination.tolist() != [0, 0, 0, 0, 0, 0, 1, 0, 0, 1, 0], (
+    assert scoring.judge.combination.tolist() != [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0], (
         "the unseen tuning images fit the score"
     )
 
