@@ -41,11 +41,13 @@ from segpipe.config import LabelSettings
 from segpipe.datasets import list_samples, open_dataset
 from segpipe.images import decode_mask, decode_scaled
 from segpipe.labeling.run import label_source
+from segpipe.models import inference
 from segpipe.models.bundle import Bundle
-from segpipe.models.inference import generate, look, normalised
-from segpipe.models.judge import Judge, Judgement, ShownMask
+from segpipe.models.inference import generate, normalised
+from segpipe.models.judge import Judge, Judgement, ShownMask, show
 from segpipe.models.labeler import Labeler, load_without_policy
 from segpipe.models.masks import class_logits
+from segpipe.models.preprocess import shown_image
 from segpipe.models.small_view import smaller_size
 
 TORCH, INDUCTOR, OPENVINO = "torch, as segpipe does", "inductor, frozen weights", "OpenVINO"
@@ -178,7 +180,11 @@ def _generate(bundle: Bundle, batch: Tensor) -> Tensor:
 
 
 def _judge(bundle: Bundle, batch: Tensor, logits: Tensor) -> Judgement:
-    return look(bundle, batch, logits, logits.argmax(dim=1), "cpu")[1]
+    with torch.inference_mode(), inference.autocast("cpu"):
+        judgement: Judgement = bundle.discriminator.judge(
+            shown_image(batch, (logits.shape[2], logits.shape[3])), show(logits)
+        )
+    return judgement
 
 
 def _works(labeler: Labeler, batch: Tensor, folder: Path) -> Mapping[str, tuple[Callable[[], object], int]]:

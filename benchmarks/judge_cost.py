@@ -58,7 +58,7 @@ def _once(bundle: Bundle, images: torch.Tensor) -> float:
     generated = time.perf_counter()
     shown = shown_as(labels, logits)
     small = shown_image(images, (logits.shape[2], logits.shape[3]))
-    again = seen_again(bundle.spec, bundle.generator, images, shown, "cpu")
+    again = seen_again(bundle.spec, bundle.generator, images, labels, "cpu")
     give_verdict(judge, judge(small, shown), shown, again, bundle.spec.rule)
     return (time.perf_counter() - generated) / (generated - started)
 

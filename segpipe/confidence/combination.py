@@ -15,9 +15,8 @@ FEWEST_IMAGES = 10
 # The one part that is fitted. The others pay on images of the groups that taught the judge, and cost more
 # than that on images of others; or they are given a weight, because images held back cannot tell theirs.
 FITTED = SCORE_PARTS.index("expected_iou")
-# What parts are given; chosen on groups left out of the training (docs/confidence.md). Half as much or twice
-# as much changes hardly anything.
-OF_ONE_CLASS, OF_MANY, ACCURACY_OF_MANY = 3.0, 2.0, 0.5
+# What parts are given; chosen on groups left out of the training (docs/confidence.md).
+PRECISION_WEIGHT, MANY_CLASSES_WEIGHT, ACCURACY_WEIGHT = 3.0, 2.0, 0.5
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
 UNFITTED = (0.0, *(float(part in ("own_precision", "familiarity")) for part in SCORE_PARTS))
@@ -47,12 +46,12 @@ def given_weights(diversity: float) -> Floats:
     neither.
     """
     weights = {
-        "agreement": OF_MANY * diversity**2,
+        "agreement": MANY_CLASSES_WEIGHT * diversity**2,
         "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
-        "own_accuracy": ACCURACY_OF_MANY * diversity,
-        "own_precision": OF_ONE_CLASS * (1 - diversity),
-        "sure_precision": OF_MANY * diversity**2,
+        "own_accuracy": ACCURACY_WEIGHT * diversity,
+        "own_precision": PRECISION_WEIGHT * (1 - diversity),
+        "sure_precision": MANY_CLASSES_WEIGHT * diversity**2,
     }
     return np.array([weights.get(part, 0.0) for part in SCORE_PARTS])
 

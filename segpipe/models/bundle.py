@@ -36,6 +36,7 @@ SIDE_MULTIPLE, MIN_SIDE = 16, 32  # the networks halve an image up to five times
 
 Network = TypeVar("Network", bound=nn.Module)
 
+SecondLook = Literal["half"]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_WORKING_PIXELS // MIN_SIDE, multiple_of=SIDE_MULTIPLE)]
 
 
@@ -67,9 +68,9 @@ class ModelSpec(BaseModel):
     range."""
     iou_rule: IouRule | None = None
     """Of the IoU that the score stands for; None: every_class, of a bundle from before there was a choice."""
-    second_look: Literal["half"] | None = None
+    second_look: SecondLook | None = None
     """How the generator sees each image once more, for the score alone: at half its sides, mirrored; None:
-    not at all, of a bundle from before, or of a network that takes one size only."""
+    not at all, of a bundle from before, or of a network that does not take half its sizes."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

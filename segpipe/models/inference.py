@@ -70,8 +70,7 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
     """The generator's logits of a batch as class logits, with the verdict on the mask they make."""
     logits = class_logits(generated)
     labels = logits.argmax(dim=1)
-    shown, judgement = look(bundle, batch, logits, labels, device)
-    again = seen_again(bundle.spec, bundle.generator, batch, shown, device)
+    shown, again, judgement = look(bundle, batch, logits, labels, device)
     verdict = give_verdict(bundle.discriminator.judge, judgement, shown, again, bundle.spec.rule)
     return Prediction(logits, labels.to(torch.uint8), verdict)
 
@@ -79,16 +78,18 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
 @torch.inference_mode()
 def look(
     bundle: Bundle, batch: Tensor, logits: Tensor, labels: Tensor, device: str
-) -> tuple[ShownMask, Judgement]:
-    """The judge's one look at a batch: what it was shown, of class logits (B,K,h,w) and their argmax (B,h,w),
-    and what it says."""
+) -> tuple[ShownMask, Tensor, Judgement]:
+    """The judge's one look at a batch and the generator's second: what the judge was shown, of class logits
+    (B,K,h,w) and their argmax (B,h,w); the labels seen again, on the same grid; and what the judge says."""
     size, stride = (batch.shape[2], batch.shape[3]), bundle.generator.judged_stride
     with autocast(device):
         judged = on_judged_grid(logits, size, stride)
-        shown = shown_as(labels if judged is logits else judged.argmax(dim=1), judged)
-        return shown, bundle.discriminator.judge(
-            shown_image(batch, (judged.shape[2], judged.shape[3])), shown
-        )
+        judged_labels = labels if judged is logits else judged.argmax(dim=1)
+        shown = shown_as(judged_labels, judged)
+        image = shown_image(batch, (judged.shape[2], judged.shape[3]))
+        judgement = bundle.discriminator.judge(image, shown)
+    again = seen_again(bundle.spec, bundle.generator, batch, judged_labels, device)
+    return shown, again, judgement
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def class_logits(logits: Tensor) -> Tensor:
@@ -26,6 +27,11 @@ def mask_channels(labels: Tensor, channels: int, ignore_index: int) -> Tensor:
     batch, height, width = labels.shape
     blank = torch.zeros(batch, channels, height, width, device=labels.device)
     return blank.scatter_(1, labels.where(known, 0).long().unsqueeze(1), known.unsqueeze(1).float())
+
+
+def labels_at_size(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class indices (B,H,W) at another size (h, w), int64, each of the nearest pixel."""
+    return functional.interpolate(labels[:, None].float(), size=size)[:, 0].long()
 
 
 def hard_channels(logits: Tensor) -> Tensor:

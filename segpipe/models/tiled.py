@@ -37,7 +37,6 @@ from segpipe.models.inference import FinishedMask, generate, look, normalised
 from segpipe.models.judge import Judgement, ShownMask, shown_as
 from segpipe.models.masks import class_logits
 from segpipe.models.preprocess import resize_image, shown_image
-from segpipe.models.small_view import seen_again
 from segpipe.tiles import Span, Tile, Tiles, Tiling, in_passes, pixels_of, size_at
 
 # Pixels that go through the networks together: those of eight images at the largest default working size.
@@ -66,7 +65,7 @@ class TileView:
     """A tile that went through both networks, with batch size 1, cut to what it decides on the judged grid.
 
     logits (K,h,w), and labels (h,w) uint8, their argmax, are of the whole tile, on the generator's own grid;
-    again (1,h,w) as seen_again gives it; correctness (1,1,h,w) and realness (1,1,a,b) as in Judgement.
+    again (1,h,w) as look gives it; correctness (1,1,h,w) and realness (1,1,a,b) as in Judgement.
     """
 
     logits: Tensor
@@ -202,26 +201,21 @@ def _look_at(
     batch = normalised(bundle, stack_to_device(pixels, device))
     logits = class_logits(generate(bundle, batch, device))
     labels = logits.argmax(dim=1)
-    shown, judgement = look(bundle, batch, logits, labels, device)
-    again = seen_again(bundle.spec, bundle.generator, batch, shown, device)
+    looks = look(bundle, batch, logits, labels, device)
     stride = bundle.generator.judged_stride
     masks = logits, labels.to(torch.uint8)
-    return [
-        _decided(row, tile.within(stride), masks, (shown, again), judgement)
-        for row, (_, tile) in enumerate(tiles)
-    ]
+    return [_decided(row, tile.within(stride), masks, looks) for row, (_, tile) in enumerate(tiles)]
 
 
 def _decided(
     row: int,
     decided: tuple[slice, slice],
     masks: tuple[Tensor, Tensor],
-    looks: tuple[ShownMask, Tensor],
-    judgement: Judgement,
+    looks: tuple[ShownMask, Tensor, Judgement],
 ) -> TileView:
-    """One tile of a batch, cut to what it decides; masks: the batch's logits and their argmax; looks: what
-    the judge was shown, and the labels seen again."""
-    at, (shown, again) = (slice(row, row + 1), slice(None), *decided), looks
+    """One tile of a batch, cut to what it decides; masks: the batch's logits and their argmax; looks: as look
+    gives them."""
+    at, (shown, again, judgement) = (slice(row, row + 1), slice(None), *decided), looks
     return TileView(
         masks[0][row],
         masks[1][row],

@@ -174,7 +174,7 @@ def _make_spec(
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, facts.some_shapes(), grid)
     foreign = foreign_spec(found, probed, classes, _class_map(settings, found, classes, dataset.classes))
-    second_look = second_look_of(network, (size, tile), probed.output_stride)
+    second_look = second_look_of(network, {size, tile}, probed.output_stride)
     spec = spec_of(dataset, kind, None, size, scale, foreign, second_look)
     return spec, scale
 

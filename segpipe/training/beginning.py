@@ -130,7 +130,7 @@ def _from_folder(
     foreign = foreign_spec(found, probed, classes, by_name(classes, dataset.classes, 0))
     grid = foreign_grid(size, tile, probed.output_stride)
     scale = scale_of(settings, sizes, dataset.classes, shapes, grid)
-    second_look = second_look_of(network, (size, tile), probed.output_stride)
+    second_look = second_look_of(network, {size, tile}, probed.output_stride)
     spec = spec_of(dataset, KIND, _shown_masks(settings), size, scale, foreign, second_look)
     generator = foreign_generator(spec, network)
     processor = found.files[PROCESSOR]

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from segpipe.confidence.combination import FEWEST_IMAGES, class_diversity, fit_combination
 from segpipe.degradations import degrade_in_training
@@ -24,7 +23,7 @@ from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.judge import Judge, Judgement, ShownMask, on_judged_grid, show, shown_as
-from segpipe.models.masks import class_logits
+from segpipe.models.masks import class_logits, labels_at_size
 from segpipe.models.preprocess import normalise, shown_image
 from segpipe.models.small_view import seen_again
 from segpipe.models.verdict import give_verdict
@@ -302,7 +301,7 @@ class Scoring:
         for part in spread(rows, FAMILIAR_IMAGES).split(BATCH):
             images, _ = self.labelled.batch(part)
             for share in (0.0, 1.0):
-                _, judgement = self._look(degrade_some(images.float(), share, damage))
+                _, judgement = self._look(self._normalised(degrade_some(images.float(), share, damage)))
                 found.append(judgement.features.cpu())
         return torch.cat(found)
 
@@ -357,19 +356,17 @@ class Scoring:
         masks (B,H,W) is the truth; the IoU is measured on the networks' own grid, NaN where nothing is
         labelled.
         """
-        shown, judgement = self._look(images)
-        generator, image = self.teachers.generator, self._normalised(images)
-        again = seen_again(self.spec, generator, image, shown, self.device)
-        size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
-        iou, known = true_iou(
-            shown.one_hot, _at_size(masks.to(self.device), size), self.spec.ignore_index, self.spec.rule
-        )
+        image = self._normalised(images)
+        shown, judgement = self._look(image)
+        labels = shown.one_hot.argmax(dim=1)
+        again = seen_again(self.spec, self.teachers.generator, image, labels, self.device)
+        truth = labels_at_size(masks.to(self.device), (labels.shape[1], labels.shape[2]))
+        iou, known = true_iou(shown.one_hot, truth, self.spec.ignore_index, self.spec.rule)
         parts = give_verdict(self.judge, judgement, shown, again, self.spec.rule).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
-    def _look(self, images: Tensor) -> tuple[ShownMask, Judgement]:
-        """The generator's masks of images (B,3,H,W), float 0 to 255, and what the judge says of them."""
-        image = self._normalised(images)
+    def _look(self, image: Tensor) -> tuple[ShownMask, Judgement]:
+        """The generator's masks of normalised images (B,3,H,W), and what the judge says of them."""
         shown = show(self._logits(self.teachers.generator, image))
         with autocast(self.device):
             size = (shown.one_hot.shape[2], shown.one_hot.shape[3])
@@ -385,10 +382,6 @@ def _make_optimizer(judge: Judge) -> torch.optim.Optimizer:
     known = {id(parameter) for parameter in trunk}
     rest = [parameter for parameter in judge.parameters() if id(parameter) not in known]
     return torch.optim.AdamW([*trunk, *rest], lr=RATE, weight_decay=WEIGHT_DECAY)
-
-
-def _at_size(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(masks[:, None].float(), size=size)[:, 0].long()
 
 
 def degrade_some(images: Tensor, share: float, damage: np.random.Generator) -> Tensor:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from segpipe.config import working_size
 from segpipe.errors import ModelError
 from segpipe.inspection.scale import Grid
+from segpipe.models.bundle import SecondLook
 from segpipe.models.generators.foreign import (
     ForeignGenerator,
     ForeignSpec,
@@ -123,14 +123,12 @@ def probe(network: nn.Module, found: Found, size: tuple[int, int], other: tuple[
     return Probed(both.shape[1], stride, one_size)
 
 
-def second_look_of(
-    network: nn.Module, sizes: Sequence[tuple[int, int]], stride: int
-) -> Literal["half"] | None:
+def second_look_of(network: nn.Module, sizes: Set[tuple[int, int]], stride: int) -> SecondLook | None:
     """The second look (see ModelSpec) that a network takes, whose images and tiles are of these sizes; None
     where it takes none, or they are so small already that it would be no smaller."""
     multiple = math.lcm(ForeignGenerator.size_multiple, stride)
-    smaller = [smaller_size(size, multiple) for size in sizes]
-    takes = smaller != list(sizes) and all(_takes(network, size, stride) for size in smaller)
+    smaller = {smaller_size(size, multiple) for size in sizes}
+    takes = smaller != sizes and all(_takes(network, size, stride) for size in smaller)
     return "half" if takes else None
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from segpipe.datasets import Dataset
 from segpipe.metrics import IOU_RULE
-from segpipe.models.bundle import ModelSpec
+from segpipe.models.bundle import ModelSpec, SecondLook
 from segpipe.models.generators.foreign import ForeignSpec
 from segpipe.models.preprocess import MEAN, STANDARD_DEVIATION
 from segpipe.training.scale import Scale
@@ -19,7 +19,7 @@ def spec_of(
     size: tuple[int, int],
     scale: Scale,
     foreign: ForeignSpec | None,
-    second_look: Literal["half"] | None,
+    second_look: SecondLook | None,
 ) -> ModelSpec:
     """size: the working size; the rest as in ModelSpec."""
     return ModelSpec(

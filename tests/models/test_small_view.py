@@ -34,7 +34,7 @@ class Strongest(nn.Module):
 
 def again(spec: ModelSpec, generator: Any, images: torch.Tensor, shown: ShownMask) -> torch.Tensor:
     network: Generator = generator
-    return seen_again(spec, network, images, shown, "cpu")
+    return seen_again(spec, network, images, shown.one_hot.argmax(dim=1), "cpu")
 
 
 def quarters() -> torch.Tensor:

@@ -27,5 +27,5 @@ def test_a_network_looks_again_only_if_it_takes_half_of_all_sizes(
     smallest: int, second_look: str | None
 ) -> None:
     """Half of 320 is 160; half of 160 is 80, in whole thirty-twos 96."""
-    assert second_look_of(NotBelow(smallest), [(320, 320), (160, 160)], stride=4) == second_look
-    assert second_look_of(NotBelow(smallest), [(320, 320)], stride=4) == "half"
+    assert second_look_of(NotBelow(smallest), {(320, 320), (160, 160)}, stride=4) == second_look
+    assert second_look_of(NotBelow(smallest), {(320, 320)}, stride=4) == "half"
