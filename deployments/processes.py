@@ -69,15 +69,17 @@ def stop(folder: Path, name: str, patience_seconds: float) -> bool:
     The children first, and while the program lives: a worker's flow runs can then report that they stopped.
     """
     leader = pid_of(folder, name)
-    ran = bool(_processes_of(folder, name))
-    _ask([process for process in _processes_of(folder, name) if process.pid != leader], patience_seconds)
+    running = _processes_of(folder, name)
+    _ask([process for process in running if process.pid != leader], patience_seconds)
     _ask(_processes_of(folder, name), patience_seconds)
-    for process in _processes_of(folder, name):
+    stubborn = _processes_of(folder, name)
+    for process in stubborn:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(_processes_of(folder, name), _KILLED_SECONDS)
+    # Who is about to end has no environment any more, and would not be found again.
+    psutil.wait_procs({*running, *stubborn}, _KILLED_SECONDS)
     _pid_file(folder, name).unlink(missing_ok=True)
-    return ran
+    return bool(running)
 
 
 def _ask(running: list[psutil.Process], patience_seconds: float) -> None:

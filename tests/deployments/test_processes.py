@@ -21,9 +21,10 @@ WITH_CHILD = (
     "child = subprocess.Popen(sleep, start_new_session=True); "
     "print(child.pid, flush=True); child.wait(); time.sleep(600)"
 )
+# So much memory takes the system a while to take back from one that was killed.
 DEAF = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-    "print(0, flush=True); time.sleep(600)"
+    "held = b'1' * 2**29; print(0, flush=True); time.sleep(600)"
 )
 SAYS_SIGINT = (
     "import signal; print(int(signal.getsignal(signal.SIGINT) is signal.default_int_handler), flush=True)"
