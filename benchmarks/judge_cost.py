@@ -18,6 +18,7 @@ import click
 import torch
 from machine import write_results
 
+from segpipe.config import DEFAULT_ARCHITECTURE
 from segpipe.models.bundle import Bundle, ModelSpec, build_networks
 from segpipe.models.judge import shown_as
 from segpipe.models.masks import class_logits
@@ -67,7 +68,7 @@ def bundle_of(kind: Kind) -> Bundle:
     """The default networks for images of this kind, their weights as they begin."""
     torch.manual_seed(0)
     spec = ModelSpec(
-        architecture="unet",
+        architecture=DEFAULT_ARCHITECTURE,
         classes=tuple(f"class {number}" for number in range(kind.classes)),
         ignore_index=255,
         working_size=(kind.height, kind.width),

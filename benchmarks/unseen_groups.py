@@ -37,7 +37,7 @@ from unseen_damage import damage_unseen
 
 import segpipe
 from segpipe.confidence.selective import selective_metrics
-from segpipe.config import TrainSettings
+from segpipe.config import DEFAULT_ARCHITECTURE, TrainSettings
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.degradations import degrade
 from segpipe.evaluation.measure import Pair, measure, summarise
@@ -72,7 +72,7 @@ STAGE_1 += (
     "models/discriminators/*.py",
 )
 STAGE_1 += (
-    "models/generators/unet.py",
+    "models/generators/unet*.py",
     "models/preprocess.py",
     "training/row_sampling.py",
     "training/holdout.py",
@@ -164,7 +164,8 @@ def load(dataset: Dataset, group_by: str | None) -> Labelled:
         groups = [look(read_sample(dataset, sample)[0]) for sample in samples]
     shapes = [read_sample(dataset, sample)[1].shape for sample in samples[:: max(1, len(samples) // 100)]]
     size = choose_working_size([(height, width) for height, width in shapes])
-    return Labelled(dataset, samples, groups, spec_of(dataset, "unet", "hard", size, FLAT, None, "half"))
+    spec = spec_of(dataset, DEFAULT_ARCHITECTURE, "hard", size, FLAT, None, "half")
+    return Labelled(dataset, samples, groups, spec)
 
 
 def look(image: np.ndarray) -> str:

@@ -249,7 +249,7 @@ class StorageSettings(_Settings):
     )
 
 
-DEFAULT_ARCHITECTURE = "unet"
+DEFAULT_ARCHITECTURE = "unet-ibn"
 BOTH_GENERATORS = "--architecture and --generator both say what the generator is: give one of them"
 
 

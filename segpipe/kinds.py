@@ -59,6 +59,9 @@ class Objective:
 
 # Each module has build(mask_channels) -> Generator.
 GENERATORS = {
+    "unet-ibn": Kind(
+        "a residual U-Net, half of it in each image's own light", "segpipe.models.generators.unet_ibn"
+    ),
     "unet": Kind("a residual U-Net", "segpipe.models.generators.unet"),
     "plain": Kind("three 3x3 convolutions", "segpipe.models.generators.plain"),
 }
@@ -68,7 +71,10 @@ DISCRIMINATORS = {
     "plain": Kind("three 3x3 convolutions", "segpipe.models.discriminators.plain"),
 }
 ARCHITECTURES = {
-    "unet": Architecture("sees the whole scene", "unet", "unet", one_channel_of_two=False),
+    "unet-ibn": Architecture(
+        "sees the whole scene, in its own light", "unet-ibn", "unet", one_channel_of_two=False
+    ),
+    "unet": Architecture("sees it in the training's light", "unet", "unet", one_channel_of_two=False),
     "plain": Architecture("is the published stack", "plain", "plain", one_channel_of_two=True),
 }
 # Networks that segpipe did not build. Each module has read(url, ...) -> Found and build(files) -> a network.

@@ -38,7 +38,7 @@ def test_training_defaults_are_the_documented_ones() -> None:
         settings.split,
         settings.val_split,
     )
-    assert chosen == ("unet", "hybrid", "bce", "train", "val")
+    assert chosen == ("unet-ibn", "hybrid", "bce", "train", "val")
     assert (settings.epochs, settings.image_size, settings.device, settings.seed, settings.resume) == (
         None,
         None,

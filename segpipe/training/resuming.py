@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from segpipe import storage
-from segpipe.config import TrainSettings
+from segpipe.config import DEFAULT_ARCHITECTURE, TrainSettings
 from segpipe.errors import RunError
 from segpipe.models.bundle import ModelSpec
 from segpipe.training.checkpoint import Checkpoint, load_checkpoint
@@ -29,7 +30,8 @@ def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | Non
         )
     if "stage" not in checkpoint.data:
         raise RunError(f"{model_url} holds a checkpoint of an older segpipe: train into another folder")
-    asked, kept = resumable_settings(settings), checkpoint.data["settings"]
+    kept = checkpoint.data["settings"]
+    asked = resumable_settings(_of_its_architecture(settings, kept))
     # A setting that the stopped training did not know yet was at its default.
     defaults = {name: field.default for name, field in TrainSettings.model_fields.items()}
     changed = sorted(name for name in asked if asked[name] != kept.get(name, defaults[name]))
@@ -42,10 +44,20 @@ def start_or_resume(settings: TrainSettings, model_url: str) -> Checkpoint | Non
 
 
 def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSettings:
-    """The settings as a stopped training had them that did not know of scales: it fitted every image."""
-    if checkpoint is None or "scale" in checkpoint.data["settings"]:
+    """The settings as a stopped training had them that may be of an older segpipe, with other defaults."""
+    if checkpoint is None:
         return settings
-    return settings.model_copy(update={"scale": "fit"})
+    kept = checkpoint.data["settings"]
+    begun = _of_its_architecture(settings, kept)
+    # Before there were scales every image was fitted.
+    return begun if "scale" in kept else begun.model_copy(update={"scale": "fit"})
+
+
+def _of_its_architecture(settings: TrainSettings, kept: Mapping[str, Any]) -> TrainSettings:
+    """Who leaves the architecture at its default goes on with that of the stopped training."""
+    if settings.architecture != DEFAULT_ARCHITECTURE or "architecture" not in kept:
+        return settings
+    return settings.model_copy(update={"architecture": kept["architecture"]})
 
 
 def require_same_generator(checkpoint: Checkpoint, spec: ModelSpec, settings: TrainSettings) -> None:

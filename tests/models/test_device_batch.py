@@ -212,7 +212,7 @@ def test_a_batch_fits_in_half_of_the_memory_that_is_free(
     assert device.images_at_once(int(free_gb * 10**9), pixels, n_classes) == images
 
 
-@pytest.mark.parametrize("architecture", ["unet", "plain"])
+@pytest.mark.parametrize("architecture", ["unet-ibn", "unet", "plain"])
 def test_weights_held_in_bfloat16_give_what_autocast_gives(
     architecture: str, tmp_path: Path, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:

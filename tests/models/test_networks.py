@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from segpipe.kinds import ARCHITECTURES
 from segpipe.models.discriminators.protocol import build_adversary
 from segpipe.models.generators.protocol import build_generator
+from segpipe.models.generators.unet_ibn import InstanceBatchNorm
 from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 
 
@@ -38,15 +40,36 @@ def test_two_classes_are_one_sigmoid_channel_in_the_original_recipe_only() -> No
     assert (plain.mask_channels(2), plain.mask_channels(3), unet.mask_channels(2)) == (1, 3, 2)
 
 
+@pytest.mark.parametrize("name", ["unet", "unet-ibn"])
 @pytest.mark.parametrize("size", [(32, 32), (64, 160), (352, 480)])
-def test_the_unet_gives_logits_at_half_the_working_size(size: tuple[int, int]) -> None:
-    generator = build_generator("unet", 5).eval()
+def test_the_unets_give_logits_at_half_the_working_size(name: str, size: tuple[int, int]) -> None:
+    generator = build_generator(name, 5).eval()
     discriminator = build_adversary("unet", 5).eval()
     with torch.inference_mode():
         logits = generator(torch.randn(1, 3, *size))
         verdict = discriminator(torch.randn(1, 3, *logits.shape[-2:]), logits.softmax(1))
     assert logits.shape == (1, 5, size[0] // 2, size[1] // 2)
     assert verdict.shape[:2] == (1, 1)
+
+
+def test_half_of_the_first_features_are_those_of_each_image_s_own_light() -> None:
+    norm = InstanceBatchNorm(6).eval()
+    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
+    gain = torch.tensor([[0.5], [3.0]]).view(2, 1, 1, 1)
+    with torch.inference_mode():
+        found, lit = norm(features), norm(features * gain + 7)
+    own = features[:, :3].numpy()
+    mean, deviation = own.mean(axis=(2, 3), keepdims=True), own.std(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(found[:, :3].numpy(), (own - mean) / deviation, atol=1e-4)
+    torch.testing.assert_close(lit[:, :3], found[:, :3], atol=1e-3, rtol=0)
+    # As batch normalisation begins it changes nothing, so the other half tells what the light was.
+    torch.testing.assert_close(lit[:, 3:], features[:, 3:] * gain + 7, atol=1e-3, rtol=0)
+
+
+def test_an_image_of_one_colour_has_labels() -> None:
+    generator = build_generator("unet-ibn", 3).eval()
+    with torch.inference_mode():
+        assert generator(torch.full((1, 3, 32, 32), 2.0)).isfinite().all()
 
 
 def test_a_verdict_depends_on_image_and_mask_together() -> None:

@@ -20,7 +20,7 @@ from segpipe.models.bundle import (
 from segpipe.models.labeler import load_model
 
 SPEC = ModelSpec(
-    architecture="unet",
+    architecture="unet-ibn",
     classes=("road", "car", "sky"),
     ignore_index=255,
     working_size=(32, 48),

@@ -187,6 +187,16 @@ def test_resuming_with_other_settings_names_what_differs(streets: str, tmp_path:
         train(settings(streets, tmp_path / "m", resume=True, seed=6, gan_loss="hinge"))
 
 
+def test_a_training_from_when_another_architecture_was_the_default_goes_on_with_that(
+    streets: str, tmp_path: Path
+) -> None:
+    unfinished(streets, tmp_path / "m", architecture="unet")
+    with pytest.raises(RunError, match=r"cannot resume .*: architecture differ"):
+        train(settings(streets, tmp_path / "m", resume=True, architecture="plain"))
+    train(settings(streets, tmp_path / "m", resume=True))
+    assert json.loads((tmp_path / "m" / "model.json").read_text())["spec"]["architecture"] == "unet"
+
+
 def test_the_same_data_under_another_spelling_is_the_same_data(streets: str, tmp_path: Path) -> None:
     unfinished(streets, tmp_path / "m")
     with pytest.raises(RunError, match=r"cannot resume .*: seed differ"):
@@ -212,7 +222,7 @@ def test_a_damaged_checkpoint_is_named(streets: str, tmp_path: Path) -> None:
         train(settings(streets, tmp_path / "m", resume=True))
 
 
-def unfinished(streets: str, model: Path) -> None:
+def unfinished(streets: str, model: Path, **others: object) -> None:
     """Leave a checkpoint as a kill after the first epoch leaves it."""
 
     def stop(model_url: str, checkpoint: Checkpoint) -> None:
@@ -222,7 +232,7 @@ def unfinished(streets: str, model: Path) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(stages, "save_checkpoint", stop)
         with pytest.raises(KeyboardInterrupt):
-            train(settings(streets, model))
+            train(settings(streets, model, **others))
 
 
 @pytest.mark.parametrize("n_images", [1, 3, 6])
@@ -243,7 +253,7 @@ def test_a_handful_of_images_is_enough_to_train(tmp_path: Path, n_images: int) -
     [
         ("plain", "adversarial", "bce"),
         ("unet", "adversarial", "wgan-gp"),
-        ("unet", "supervised", "lsgan"),
+        ("unet-ibn", "supervised", "lsgan"),
         ("plain", "hybrid", "hinge"),
     ],
 )

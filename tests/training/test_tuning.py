@@ -389,7 +389,7 @@ def test_a_network_of_one_size_is_trained_at_no_other(discs: str, tmp_path: Path
         train(settings(discs, tmp_path / "network", tmp_path / "model", image_size="64x96"))
 
 
-@pytest.mark.parametrize("architecture", ["unet", "plain"])
+@pytest.mark.parametrize("architecture", ["unet-ibn", "unet", "plain"])
 def test_architecture_and_generator_exclude_each_other(
     taught: Path, capsys: pytest.CaptureFixture[str], architecture: str
 ) -> None:

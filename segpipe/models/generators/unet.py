@@ -1,6 +1,8 @@
-"""A residual U-Net, the default generator."""
+"""A residual U-Net."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +11,21 @@ from torch.nn import functional
 from segpipe.models.generators.protocol import Generator
 
 UNET_WIDTHS = (16, 48, 80, 128)
+Normalisation = Callable[[int], nn.Module]
 
 
 def _convolution(
-    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, dilation: int = 1
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    dilation: int = 1,
+    normalisation: Normalisation = nn.BatchNorm2d,
 ) -> nn.Sequential:
     padding = dilation * (kernel - 1) // 2
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False),
-        nn.BatchNorm2d(outputs),
+        normalisation(outputs),
         nn.ReLU(inplace=True),
     )
 
@@ -40,16 +48,22 @@ class UNetGenerator(Generator):
     """A residual U-Net (Ronneberger et al. 2015); (B,3,H,W) -> logits (B,K,H/2,W/2), H and W multiples of 16.
 
     Most of the width sits at 1/4 to 1/16 of the image, where a convolution is cheap on CPU and GPU alike;
-    the logits are upsampled to each image's own size.
+    the logits are upsampled to each image's own size. stem_normalisation: (channels) -> that of the first
+    layer.
     """
 
     output_stride = judged_stride = 2
     size_multiple = 16
 
-    def __init__(self, mask_channels: int, widths: tuple[int, int, int, int] = UNET_WIDTHS) -> None:
+    def __init__(
+        self,
+        mask_channels: int,
+        widths: tuple[int, int, int, int] = UNET_WIDTHS,
+        stem_normalisation: Normalisation = nn.BatchNorm2d,
+    ) -> None:
         super().__init__()
         half, quarter, eighth, sixteenth = widths
-        self.stem = _convolution(3, half, kernel=5, stride=2)
+        self.stem = _convolution(3, half, kernel=5, stride=2, normalisation=stem_normalisation)
         self.encoder = nn.ModuleList(
             [
                 nn.Sequential(_convolution(half, quarter, stride=2), ResidualBlock(quarter)),
