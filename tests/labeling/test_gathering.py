@@ -166,7 +166,8 @@ def test_a_real_model_gives_the_same_masks_and_rows_gathered(
     """On the CPU, with the code that a GPU would run."""
     model = load_model(write_random_model(str(tmp_path / "model"), **changes), "cpu")
     (tmp_path / "in").mkdir()
-    draws, images = np.random.default_rng(0), []
+    # Of draws without a pixel where two classes are level: there both ways of raising a mask may round.
+    draws, images = np.random.default_rng(1), []
     for number in range(12):
         blocks = draws.integers(0, 256, (6 + number % 2, 9, 3), dtype=np.uint8)
         path = tmp_path / "in" / f"{number}.png"

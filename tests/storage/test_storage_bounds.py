@@ -221,9 +221,9 @@ def test_an_s3_server_that_trickles_holds_no_reader_of_parquet(
     of_the_file = {"small": is_get, "large": is_of_a_range}[name]
     proxy.decide = lambda request: trickle_body if of_the_file(request) else pass_on
     monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-    monkeypatch.setenv("SEGPIPE_STORAGE_OBJECT_SECONDS", "0.5")
+    monkeypatch.setenv("SEGPIPE_STORAGE_OBJECT_SECONDS", "2.5")
     filesystem, root = storage.arrow_filesystem(f"s3://{tables}")
-    with pytest.raises(StorageError, match=rf"{name}\.parquet: not done after 0\.5 s"):
+    with pytest.raises(StorageError, match=rf"{name}\.parquet: not done after 2\.5 s"):
         pq.read_table(f"{root}/{name}.parquet", filesystem=filesystem)
     assert any(map(is_of_a_range, proxy.seen)) == (name == "large")
     proxy.close()
