@@ -1,7 +1,7 @@
 """Every score on groups that no network has seen: one group (sequence, stain) is left out at a time.
 
     OMP_NUM_THREADS=1 python benchmarks/unseen_groups.py DATA --folder FOLDER (--group-by REGEX | --by-look)
-        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP] [--networks 5] [--adopted]
+        [--views 24000] [--seeds 0,1] [--only GROUP,GROUP] [--networks 5] [--adopted] [--architecture unet]
 
 Takes all labelled images of DATA's splits train and val, and for each group and seed trains both stages on
 the other groups with the defaults of `segpipe train`, but that the last averaged weights are taken: there is
@@ -42,6 +42,7 @@ from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_s
 from segpipe.degradations import degrade
 from segpipe.evaluation.measure import Pair, measure, summarise
 from segpipe.groups import group_names
+from segpipe.kinds import ARCHITECTURES
 from segpipe.models.bundle import ModelSpec, build_networks
 from segpipe.models.generators.protocol import Generator
 from segpipe.models.inference import prepare
@@ -84,12 +85,13 @@ FLAT = Scale(None, None, None, "", ())
 
 @dataclass(frozen=True)
 class Case:
-    """One training: which group of which data set is left out, how long, and with which seed."""
+    """One training: which group of which data set is left out, how long, with which seed, of what."""
 
     data: str
     group: str
     views: int
     seed: int
+    architecture: str
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class Trained:
 @click.option("--seeds", default="0,1", show_default=True)
 @click.option("--networks", default=1, show_default=True, help="Whose agreement is a rival.")
 @click.option("--adopted", is_flag=True, help="Judge the generators as if from elsewhere.")
+@click.option("--architecture", default=DEFAULT_ARCHITECTURE, type=click.Choice(list(ARCHITECTURES)))
 @click.option("--only", help="Leave out these groups alone, comma-separated.")
 def main(
     data: str,
@@ -139,23 +142,25 @@ def main(
     seeds: str,
     networks: int,
     adopted: bool,
+    architecture: str,
     only: str | None,
 ) -> None:
     """Leave out, train and measure."""
     if by_look == (group_by is not None):
         raise click.UsageError("give --group-by REGEX or --by-look")
-    labelled = load(open_dataset(data), group_by)
+    labelled = load(open_dataset(data), group_by, architecture)
     groups = only.split(",") if only else sorted(set(labelled.groups))
     rows = []
     for group in groups:
         for seed in map(int, seeds.split(",")):
-            case = Case(labelled.dataset.name, group, views, seed)
+            case = Case(labelled.dataset.name, group, views, seed, architecture)
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
-    write(labelled.dataset.name + length_of(views) + kind_of(networks, adopted), rows)
+    made = "" if architecture == DEFAULT_ARCHITECTURE else f"-{architecture}"
+    write(labelled.dataset.name + made + length_of(views) + kind_of(networks, adopted), rows)
 
 
-def load(dataset: Dataset, group_by: str | None) -> Labelled:
+def load(dataset: Dataset, group_by: str | None, architecture: str) -> Labelled:
     """All images of splits train and val."""
     samples = [sample for split in SPLITS for sample in list_samples(dataset, split)]
     if group_by is not None:
@@ -164,7 +169,7 @@ def load(dataset: Dataset, group_by: str | None) -> Labelled:
         groups = [look(read_sample(dataset, sample)[0]) for sample in samples]
     shapes = [read_sample(dataset, sample)[1].shape for sample in samples[:: max(1, len(samples) // 100)]]
     size = choose_working_size([(height, width) for height, width in shapes])
-    spec = spec_of(dataset, DEFAULT_ARCHITECTURE, "hard", size, FLAT, None, "half")
+    spec = spec_of(dataset, architecture, "hard", size, FLAT, None, "half")
     return Labelled(dataset, samples, groups, spec)
 
 
@@ -250,7 +255,7 @@ def play(case: Case, spec: ModelSpec, pixels: LabelledPixels, parts: Parts) -> d
     assert adversary is not None
     epochs = max(2, round(case.views / len(parts.taught)))
     training = Training.begin(
-        TrainSettings(data="-", model="-", epochs=epochs, seed=case.seed),
+        TrainSettings(data="-", model="-", epochs=epochs, seed=case.seed, architecture=case.architecture),
         spec,
         (_channels_last(generator), _channels_last(adversary)),
         pixels,
