@@ -10,7 +10,8 @@ import os
 import secrets
 import signal
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import psutil
 _MARK_VARIABLE = "SEGPIPE_STACK_MARK"
 _MARK_FILE = "mark"
 _KILLED_SECONDS = 5.0
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,22 @@ def stop(folder: Path, name: str, patience_seconds: float) -> bool:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     # Who is about to end has no environment any more, and would not be found again.
-    psutil.wait_procs({*running, *stubborn}, _KILLED_SECONDS)
+    _await_ends({*running, *stubborn})
     _pid_file(folder, name).unlink(missing_ok=True)
     return bool(running)
+
+
+def _await_ends(ending: Collection[psutil.Process]) -> None:
+    """One that nobody reaps, in a container without init, has ended too."""
+    deadline = time.monotonic() + _KILLED_SECONDS
+    while any(map(_runs, ending)) and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _ask(running: list[psutil.Process], patience_seconds: float) -> None:

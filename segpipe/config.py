@@ -250,6 +250,7 @@ class StorageSettings(_Settings):
 
 
 DEFAULT_ARCHITECTURE = "unet-ibn"
+FORMER_DEFAULT_ARCHITECTURE = "unet"
 BOTH_GENERATORS = "--architecture and --generator both say what the generator is: give one of them"
 
 
@@ -333,8 +334,9 @@ class TrainSettings(_Settings):
 
     @model_validator(mode="after")
     def _one_generator(self) -> Self:
-        # A form of Prefect's sends every default.
-        if self.generator is not None and self.architecture != DEFAULT_ARCHITECTURE:
+        # A form of Prefect's sends every default, and runs that were scheduled before the former one.
+        defaults = (DEFAULT_ARCHITECTURE, FORMER_DEFAULT_ARCHITECTURE)
+        if self.generator is not None and self.architecture not in defaults:
             raise ValueError(BOTH_GENERATORS)
         return self
 

@@ -72,7 +72,7 @@ DISCRIMINATORS = {
 }
 ARCHITECTURES = {
     "unet-ibn": Architecture(
-        "sees the whole scene, in its own light", "unet-ibn", "unet", one_channel_of_two=False
+        "sees the whole scene in its own light", "unet-ibn", "unet", one_channel_of_two=False
     ),
     "unet": Architecture("sees it in the training's light", "unet", "unet", one_channel_of_two=False),
     "plain": Architecture("is the published stack", "plain", "plain", one_channel_of_two=True),
@@ -121,7 +121,7 @@ class OneOf:
 
 
 def described(table: Mapping[str, Any]) -> str:
-    """Every name with its summary, for a help text: `unet sees the whole scene, plain ...`."""
+    """Every name with its summary, for a help text: `unet-ibn sees the whole scene ..., unet ...`."""
     return ", ".join(f"{name} {kind.summary}" for name, kind in table.items())
 
 

@@ -29,6 +29,12 @@ def test_every_field_explains_itself(kind: type[BaseModel]) -> None:
     assert silent == []
 
 
+def test_a_form_that_was_saved_with_the_former_default_may_name_a_generator() -> None:
+    assert TrainSettings(**PLACES, generator="/g", architecture="unet").generator == "/g"
+    with pytest.raises(ValidationError, match="both say what the generator is"):
+        TrainSettings(**PLACES, generator="/g", architecture="plain")
+
+
 def test_training_defaults_are_the_documented_ones() -> None:
     settings = TrainSettings(**PLACES)
     chosen = (

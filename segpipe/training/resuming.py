@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from segpipe import storage
-from segpipe.config import DEFAULT_ARCHITECTURE, TrainSettings
+from segpipe.config import DEFAULT_ARCHITECTURE, FORMER_DEFAULT_ARCHITECTURE, TrainSettings
 from segpipe.errors import RunError
 from segpipe.models.bundle import ModelSpec
 from segpipe.training.checkpoint import Checkpoint, load_checkpoint
@@ -54,10 +54,12 @@ def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSet
 
 
 def _of_its_architecture(settings: TrainSettings, kept: Mapping[str, Any]) -> TrainSettings:
-    """Who leaves the architecture at its default goes on with that of the stopped training."""
-    if settings.architecture != DEFAULT_ARCHITECTURE or "architecture" not in kept:
+    """Who asks for the default goes on with the former one where the training began when that was it."""
+    asked, begun = settings.architecture, kept.get("architecture")
+    if asked != DEFAULT_ARCHITECTURE or begun != FORMER_DEFAULT_ARCHITECTURE:
         return settings
-    return settings.model_copy(update={"architecture": kept["architecture"]})
+    logger.info("going on with --architecture %s, as the stopped training began", begun)
+    return settings.model_copy(update={"architecture": begun})
 
 
 def require_same_generator(checkpoint: Checkpoint, spec: ModelSpec, settings: TrainSettings) -> None:

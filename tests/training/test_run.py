@@ -197,6 +197,14 @@ def test_a_training_from_when_another_architecture_was_the_default_goes_on_with_
     assert json.loads((tmp_path / "m" / "model.json").read_text())["spec"]["architecture"] == "unet"
 
 
+def test_a_training_of_an_architecture_that_was_never_the_default_is_resumed_by_its_name_only(
+    streets: str, tmp_path: Path
+) -> None:
+    unfinished(streets, tmp_path / "m", architecture="plain")
+    with pytest.raises(RunError, match=r"cannot resume .*: architecture differ"):
+        train(settings(streets, tmp_path / "m", resume=True))
+
+
 def test_the_same_data_under_another_spelling_is_the_same_data(streets: str, tmp_path: Path) -> None:
     unfinished(streets, tmp_path / "m")
     with pytest.raises(RunError, match=r"cannot resume .*: seed differ"):
