@@ -10,8 +10,7 @@ import os
 import secrets
 import signal
 import subprocess
-import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,6 @@ import psutil
 _MARK_VARIABLE = "SEGPIPE_STACK_MARK"
 _MARK_FILE = "mark"
 _KILLED_SECONDS = 5.0
-_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,10 @@ def stop(folder: Path, name: str, patience_seconds: float) -> bool:
     for process in stubborn:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    # Who is about to end has no environment any more, and would not be found again.
-    _await_ends({*running, *stubborn})
+    # Who is about to end has no environment any more, and would not be found again; a zombie nobody may reap.
+    psutil.wait_procs(filter(_runs, {*running, *stubborn}), _KILLED_SECONDS)
     _pid_file(folder, name).unlink(missing_ok=True)
     return bool(running)
-
-
-def _await_ends(ending: Collection[psutil.Process]) -> None:
-    """One that nobody reaps, in a container without init, has ended too."""
-    deadline = time.monotonic() + _KILLED_SECONDS
-    while any(map(_runs, ending)) and time.monotonic() < deadline:
-        time.sleep(_POLL_SECONDS)
 
 
 def _runs(process: psutil.Process) -> bool:

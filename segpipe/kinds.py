@@ -60,7 +60,8 @@ class Objective:
 # Each module has build(mask_channels) -> Generator.
 GENERATORS = {
     "unet-ibn": Kind(
-        "a residual U-Net, half of it in each image's own light", "segpipe.models.generators.unet_ibn"
+        "a residual U-Net, half of its first layer in each image's own light",
+        "segpipe.models.generators.unet_ibn",
     ),
     "unet": Kind("a residual U-Net", "segpipe.models.generators.unet"),
     "plain": Kind("three 3x3 convolutions", "segpipe.models.generators.plain"),

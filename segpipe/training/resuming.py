@@ -49,6 +49,8 @@ def as_begun(settings: TrainSettings, checkpoint: Checkpoint | None) -> TrainSet
         return settings
     kept = checkpoint.data["settings"]
     begun = _of_its_architecture(settings, kept)
+    if begun.architecture != settings.architecture:
+        logger.info("going on with --architecture %s, as the stopped training began", begun.architecture)
     # Before there were scales every image was fitted.
     return begun if "scale" in kept else begun.model_copy(update={"scale": "fit"})
 
@@ -58,7 +60,6 @@ def _of_its_architecture(settings: TrainSettings, kept: Mapping[str, Any]) -> Tr
     asked, begun = settings.architecture, kept.get("architecture")
     if asked != DEFAULT_ARCHITECTURE or begun != FORMER_DEFAULT_ARCHITECTURE:
         return settings
-    logger.info("going on with --architecture %s, as the stopped training began", begun)
     return settings.model_copy(update={"architecture": begun})
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from segpipe.config import DEFAULT_ARCHITECTURE
 from segpipe.inspection.objects import ObjectSizes
 from segpipe.inspection.scale import Grid, at_scale, choose_scale, fitted_scale, lost_lines, scale_line
+from segpipe.kinds import ARCHITECTURES
 from segpipe.models.generators.protocol import build_generator
 
 CLASSES = ("ground", "cell")
@@ -70,5 +72,5 @@ def test_what_was_asked_for() -> None:
 
 
 def test_the_grid_is_that_of_the_default_networks() -> None:
-    generator = build_generator("unet", 2)
+    generator = build_generator(ARCHITECTURES[DEFAULT_ARCHITECTURE].generator, 2)
     assert (GRID.stride, GRID.multiple) == (generator.judged_stride, generator.size_multiple)
