@@ -89,9 +89,10 @@ def own_sums(shown: Tensor, probabilities: Tensor) -> ClassSums:
     calibration of modern neural networks".
     """
     softened = probabilities.sqrt()
-    softened = softened / softened.sum(dim=1, keepdim=True)
-    right = (softened * shown).sum(dim=(2, 3))
-    return ClassSums(right, shown.sum(dim=(2, 3)), softened.sum(dim=(2, 3)) - right)
+    softened /= softened.sum(dim=1, keepdim=True)
+    everywhere = softened.sum(dim=(2, 3))
+    right = softened.mul_(shown).sum(dim=(2, 3))  # in place: new memory takes longer than the sums
+    return ClassSums(right, shown.sum(dim=(2, 3)), everywhere - right)
 
 
 def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:
@@ -99,7 +100,8 @@ def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> 
     own = probabilities * shown
     doubt = (1 - correctness) / (1 - own.sum(dim=1, keepdim=True)).clamp(min=SMALLEST_DOUBT)
     # Taken off pixel by pixel: the difference of two sums of doubts, each up to 10,000, would be rounding.
-    return _sum_over_pixels(probabilities - own, doubt)
+    others = torch.sub(probabilities, own, out=own)
+    return _sum_over_pixels(others, doubt)
 
 
 def _sum_over_pixels(maps: Tensor, weights: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ def _shown_logit(shown: ShownMask) -> Tensor:
 
 def _entropy(probabilities: Tensor) -> Tensor:
     # torch.special.entr takes three times as long.
-    nats = -(probabilities * probabilities.clamp(min=SMALLEST_FLOAT).log()).sum(dim=1, keepdim=True)
+    logarithms = probabilities.clamp(min=SMALLEST_FLOAT).log_()
+    nats = -logarithms.mul_(probabilities).sum(dim=1, keepdim=True)
     return nats / math.log(probabilities.shape[1])
 
 
