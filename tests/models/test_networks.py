@@ -10,7 +10,7 @@ from torch import nn
 from segpipe.kinds import ARCHITECTURES
 from segpipe.models.discriminators.protocol import build_adversary
 from segpipe.models.generators.protocol import build_generator
-from segpipe.models.generators.unet_ibn import InstanceBatchNorm
+from segpipe.models.generators.unet_ibn import BoundedInstanceNorm, InstanceBatchNorm
 from segpipe.models.masks import class_logits, hard_channels, mask_channels, probabilities
 
 
@@ -64,6 +64,34 @@ def test_half_of_the_first_features_are_those_of_each_image_s_own_light() -> Non
     torch.testing.assert_close(lit[:, :3], found[:, :3], atol=1e-3, rtol=0)
     # As batch normalisation begins it changes nothing, so the other half tells what the light was.
     torch.testing.assert_close(lit[:, 3:], features[:, 3:] * gain + 7, atol=1e-3, rtol=0)
+
+
+def test_an_empty_field_is_not_given_the_contrast_of_a_full_one() -> None:
+    norm = BoundedInstanceNorm(2).train()
+    full = 10 * torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for _ in range(200):
+            norm(full)
+        empty = norm.eval()(full / 100)
+    images = full.numpy() / 100
+    variances = images.var(axis=(2, 3), keepdims=True)
+    usual = full.numpy().var(axis=(2, 3)).mean(axis=0)[:, None, None]
+    expected = (images - images.mean(axis=(2, 3), keepdims=True)) / np.sqrt(variances + usual + 1e-5)
+    np.testing.assert_allclose(empty.numpy(), expected, atol=1e-4)
+    assert empty.std() < 0.02
+
+
+def test_a_generator_from_before_the_bound_labels_as_it_did() -> None:
+    norm = InstanceBatchNorm(6).eval()
+    former = torch.nn.GroupNorm(3, 3)
+    torch.nn.init.normal_(former.weight)
+    state = {name: value for name, value in norm.state_dict().items() if "usual_variance" not in name}
+    state |= {"instance.weight": former.weight.detach(), "instance.bias": former.bias.detach()}
+    norm.instance.usual_variance.fill_(5.0)
+    norm.load_state_dict(state)
+    features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(features)[:, :3], former(features[:, :3]))
 
 
 def test_an_image_of_one_colour_has_labels() -> None:
