@@ -4,9 +4,9 @@
         [--architecture unet]
 
 Microscopy, grouped as by `unseen_groups.py --by-look`, whose generators in FOLDER are taken, or trained as
-it does. Fields of each image left out that has one: 48x48 pixels of background alone, mirrored until they
-fill an image; and grey ones of noise. Prints the share of pixels that are labelled as objects, and writes it
-below results/.
+it does. Fields of the first images left out that have one: 48x48 pixels of background alone, mirrored until
+they fill an image; and grey ones of noise. Prints the share of pixels that are labelled as objects, nan where
+no image has a field, and writes it below results/.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def measured(case: Case, labelled: Labelled, folder: Path) -> dict[str, float]:
 def fields_of(labelled: Labelled, sample: Sample) -> list[np.ndarray]:
     """The first field of an image that shows background alone, as an image; none where there is none."""
     image, mask = read_sample(labelled.dataset, sample)
-    for top in range(0, mask.shape[0] - FIELD, STEP):
-        for left in range(0, mask.shape[1] - FIELD, STEP):
+    for top in range(0, mask.shape[0] - FIELD + 1, STEP):
+        for left in range(0, mask.shape[1] - FIELD + 1, STEP):
             if not mask[top : top + FIELD, left : left + FIELD].any():
                 return [filled(image[top : top + FIELD, left : left + FIELD])]
     return []
@@ -98,6 +98,8 @@ def noise() -> list[np.ndarray]:
 @torch.inference_mode()
 def invented(generator: Generator, labelled: Labelled, images: Sequence[np.ndarray]) -> float:
     """The share of pixels that are not labelled as the first class, background."""
+    if not images:
+        return float("nan")
     spec = labelled.spec
     stacked = torch.from_numpy(np.stack([resize_image(image, spec.working_size) for image in images]))
     batch = normalise(stacked.permute(0, 3, 1, 2), spec.mean, spec.standard_deviation)

@@ -83,7 +83,8 @@ def class_ious(sums: ClassSums) -> Tensor:
 
 def own_sums(shown: Tensor, probabilities: Tensor) -> ClassSums:
     """What expected_class_ious is made of for who believes the generator, at twice its temperature: a label
-    is right as surely as its probability says then, and missed pixels are what the others' add up to.
+    is right as surely as its probability says then, and missed pixels are what the others' add up to. No
+    gradient flows through it.
 
     Generators are too sure of themselves, of images unlike those they know most of all. Guo et al. 2017, "On
     calibration of modern neural networks".
@@ -96,7 +97,10 @@ def own_sums(shown: Tensor, probabilities: Tensor) -> ClassSums:
 
 
 def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:
-    """Expected pixels of each class under the label of another; inputs as expected_class_ious, (B, K)."""
+    """Expected pixels of each class under the label of another, (B, K).
+
+    Inputs as of expected_class_ious; correctness alone may need a gradient.
+    """
     own = probabilities * shown
     doubt = (1 - correctness) / (1 - own.sum(dim=1, keepdim=True)).clamp(min=SMALLEST_DOUBT)
     # Taken off pixel by pixel: the difference of two sums of doubts, each up to 10,000, would be rounding.

@@ -52,46 +52,64 @@ def test_the_unets_give_logits_at_half_the_working_size(name: str, size: tuple[i
     assert verdict.shape[:2] == (1, 1)
 
 
-def test_half_of_the_first_features_are_those_of_each_image_s_own_light() -> None:
+def test_half_of_the_first_features_do_not_know_an_image_s_light() -> None:
     norm = InstanceBatchNorm(6).eval()
+    norm.instance.usual_variance.copy_(torch.tensor([0.5, 1.0, 4.0]))
+    torch.nn.init.normal_(norm.instance.bias)
     features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
-    gain = torch.tensor([[0.5], [3.0]]).view(2, 1, 1, 1)
     with torch.inference_mode():
-        found, lit = norm(features), norm(features * gain + 7)
-    own = features[:, :3].numpy()
-    mean, deviation = own.mean(axis=(2, 3), keepdims=True), own.std(axis=(2, 3), keepdims=True)
-    np.testing.assert_allclose(found[:, :3].numpy(), (own - mean) / deviation, atol=1e-4)
-    torch.testing.assert_close(lit[:, :3], found[:, :3], atol=1e-3, rtol=0)
+        found, lit = norm(features), norm(features + 7)
+    own, usual = features[:, :3].numpy(), np.array([0.5, 1.0, 4.0])[:, None, None]
+    mean, variance = own.mean(axis=(2, 3), keepdims=True), own.var(axis=(2, 3), keepdims=True)
+    bias = norm.instance.bias.detach().numpy()[:, None, None]
+    expected = (own - mean) / np.sqrt(variance + usual) + bias
+    np.testing.assert_allclose(found[:, :3].numpy(), expected, atol=1e-4)
+    torch.testing.assert_close(lit[:, :3], found[:, :3], atol=1e-4, rtol=0)
     # As batch normalisation begins it changes nothing, so the other half tells what the light was.
-    torch.testing.assert_close(lit[:, 3:], features[:, 3:] * gain + 7, atol=1e-3, rtol=0)
+    torch.testing.assert_close(lit[:, 3:], features[:, 3:] + 7, atol=1e-3, rtol=0)
 
 
 def test_an_empty_field_is_not_given_the_contrast_of_a_full_one() -> None:
     norm = BoundedInstanceNorm(2).train()
-    full = 10 * torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    draws = torch.Generator().manual_seed(0)
     with torch.inference_mode():
-        for _ in range(200):
-            norm(full)
-        empty = norm.eval()(full / 100)
-    images = full.numpy() / 100
-    variances = images.var(axis=(2, 3), keepdims=True)
-    usual = full.numpy().var(axis=(2, 3)).mean(axis=0)[:, None, None]
-    expected = (images - images.mean(axis=(2, 3), keepdims=True)) / np.sqrt(variances + usual + 1e-5)
-    np.testing.assert_allclose(empty.numpy(), expected, atol=1e-4)
-    assert empty.std() < 0.02
+        for number in range(200):
+            norm((10 if number % 2 else 14) * torch.randn(4, 2, 32, 32, generator=draws))
+        empty = 0.1 * torch.randn(4, 2, 32, 32, generator=draws)
+        found = norm.eval()(empty)
+    # The mean of 10² and 14², the latest a little before the others.
+    torch.testing.assert_close(norm.usual_variance, torch.full((2,), 148.0), atol=10, rtol=0)
+    assert 0.007 < float(found.std()) < 0.0095
 
 
-def test_a_generator_from_before_the_bound_labels_as_it_did() -> None:
-    norm = InstanceBatchNorm(6).eval()
+def test_a_faint_contrast_in_a_bright_image_outlives_half_precision() -> None:
+    norm = BoundedInstanceNorm(1).eval()
+    pattern = torch.tensor([0.0, 2.0]).repeat(8).view(1, 1, 4, 4)  # of bfloat16's steps at 256
+    found = norm((256 + pattern).to(torch.bfloat16))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), (pattern - 1) / 2**0.5, atol=0.01, rtol=0)
+
+
+def test_a_generator_from_before_the_bound_labels_as_it_did_and_trains_on_so() -> None:
+    norm = InstanceBatchNorm(6)
     former = torch.nn.GroupNorm(3, 3)
     torch.nn.init.normal_(former.weight)
+    torch.nn.init.normal_(former.bias)
     state = {name: value for name, value in norm.state_dict().items() if "usual_variance" not in name}
-    state |= {"instance.weight": former.weight.detach(), "instance.bias": former.bias.detach()}
-    norm.instance.usual_variance.fill_(5.0)
-    norm.load_state_dict(state)
+    norm.load_state_dict(
+        state | {"instance.weight": former.weight.detach(), "instance.bias": former.bias.detach()}
+    )
     features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        torch.testing.assert_close(norm(features)[:, :3], former(features[:, :3]))
+        norm.train()(features)
+        torch.testing.assert_close(norm.eval()(features)[:, :3], former(features[:, :3]))
+
+
+def test_the_usual_contrast_is_kept_with_the_weights() -> None:
+    norm, other = BoundedInstanceNorm(2), BoundedInstanceNorm(2)
+    norm.usual_variance.copy_(torch.tensor([3.0, 0.5]))
+    other.load_state_dict(norm.state_dict())
+    assert other.usual_variance.tolist() == [3.0, 0.5]
 
 
 def test_an_image_of_one_colour_has_labels() -> None:

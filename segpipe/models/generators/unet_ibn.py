@@ -14,16 +14,17 @@ MOMENTUM = 0.1
 class BoundedInstanceNorm(nn.Module):
     """Instance normalisation that makes no structure of what an image without any is full of: noise.
 
-    (B,C,h,w) -> the same shape, each channel of an image by its own mean and by the root of its own variance
-    and that which images usually have. By its own alone (Ulyanov et al. 2016, "Instance normalization") an
-    empty field has as much contrast as one full of objects. Bundles from before this was bounded still do so.
+    (B,C,h,w) -> the same shape, each channel of an image by its own mean and by the root of the sum of its
+    own variance and that which images usually have, a running mean. By its own alone (Ulyanov et al. 2016,
+    "Instance normalization") an empty field has as much contrast as one full of objects. usual_variance is 0
+    in networks from before it was added, and stays so if these are trained on.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("usual_variance", torch.zeros(channels))
+        self.register_buffer("usual_variance", torch.ones(channels))
         self.usual_variance: Tensor
         self.register_load_state_dict_pre_hook(_with_usual_variance)
 
@@ -34,7 +35,8 @@ class BoundedInstanceNorm(nn.Module):
         centred = whole - whole.mean(dim=(2, 3), keepdim=True)
         variance = centred.square().mean(dim=(2, 3), keepdim=True)
         if self.training:
-            self.usual_variance.lerp_(variance.detach().mean(dim=(0, 2, 3)), MOMENTUM)
+            momentum = MOMENTUM * (self.usual_variance > 0)
+            self.usual_variance.lerp_(variance.detach().mean(dim=(0, 2, 3)), momentum)
         bounded = variance + _per_channel(self.usual_variance) + EPSILON
         scale = _per_channel(self.weight) * bounded.rsqrt()
         return torch.addcmul(_per_channel(self.bias), centred, scale).to(features.dtype)
@@ -43,9 +45,10 @@ class BoundedInstanceNorm(nn.Module):
 class InstanceBatchNorm(nn.Module):
     """Instance normalisation, bounded, of the first half of the channels, batch normalisation of the others.
 
-    Light, contrast and colour cast of a whole image, which another camera, day or stain changes, are gone
-    from the first half; the second still tells a bright image from a dark one. IBN-a of Pan et al. 2018, "Two
-    at once: enhancing learning and generalization capacities via IBN-Net". (B,C,h,w) -> the same shape.
+    The light and colour cast of a whole image, which another camera, day or stain changes, are gone from the
+    first half, and much contrast is brought down; the second half still tells a bright image from a dark one.
+    After IBN-a of Pan et al. 2018, "Two at once: enhancing learning and generalization capacities via
+    IBN-Net". (B,C,h,w) -> the same shape.
     """
 
     def __init__(self, channels: int) -> None:
@@ -70,6 +73,6 @@ def _per_channel(values: Tensor) -> Tensor:
 
 
 def _with_usual_variance(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
-    """What is from before it was kept is as it was: nothing is added to an image's own."""
+    """What is from before it was kept stays as it was: nothing is added to an image's own."""
     if f"{prefix}weight" in state:
         state.setdefault(f"{prefix}usual_variance", torch.zeros_like(state[f"{prefix}weight"]))
