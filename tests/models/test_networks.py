@@ -62,7 +62,7 @@ def test_half_of_the_first_features_do_not_know_an_image_s_light() -> None:
     own, usual = features[:, :3].numpy(), np.array([0.5, 1.0, 4.0])[:, None, None]
     mean, variance = own.mean(axis=(2, 3), keepdims=True), own.var(axis=(2, 3), keepdims=True)
     bias = norm.instance.bias.detach().numpy()[:, None, None]
-    expected = (own - mean) / np.sqrt(variance + usual) + bias
+    expected = (own - mean) / np.sqrt(variance + 0.1 * usual) + bias
     np.testing.assert_allclose(found[:, :3].numpy(), expected, atol=1e-4)
     torch.testing.assert_close(lit[:, :3], found[:, :3], atol=1e-4, rtol=0)
     # As batch normalisation begins it changes nothing, so the other half tells what the light was.
@@ -74,12 +74,13 @@ def test_an_empty_field_is_not_given_the_contrast_of_a_full_one() -> None:
     draws = torch.Generator().manual_seed(0)
     with torch.inference_mode():
         for number in range(200):
-            norm((10 if number % 2 else 14) * torch.randn(4, 2, 32, 32, generator=draws))
+            full = norm((10 if number % 2 else 14) * torch.randn(4, 2, 32, 32, generator=draws))
         empty = 0.1 * torch.randn(4, 2, 32, 32, generator=draws)
         found = norm.eval()(empty)
+    assert float(full.std()) == pytest.approx(1, abs=0.01)  # as it trains, each is by its own alone
     # The mean of 10² and 14², the latest a little before the others.
     torch.testing.assert_close(norm.usual_variance, torch.full((2,), 148.0), atol=10, rtol=0)
-    assert 0.007 < float(found.std()) < 0.0095
+    assert 0.022 < float(found.std()) < 0.03  # 0.1 over the root of 14.8
 
 
 def test_a_faint_contrast_in_a_bright_image_outlives_half_precision() -> None:
@@ -87,10 +88,10 @@ def test_a_faint_contrast_in_a_bright_image_outlives_half_precision() -> None:
     pattern = torch.tensor([0.0, 2.0]).repeat(8).view(1, 1, 4, 4)  # of bfloat16's steps at 256
     found = norm((256 + pattern).to(torch.bfloat16))
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), (pattern - 1) / 2**0.5, atol=0.01, rtol=0)
+    torch.testing.assert_close(found.float(), pattern - 1, atol=0.01, rtol=0)
 
 
-def test_a_generator_from_before_the_bound_labels_as_it_did_and_trains_on_so() -> None:
+def test_a_generator_from_before_the_bound_labels_as_it_did() -> None:
     norm = InstanceBatchNorm(6)
     former = torch.nn.GroupNorm(3, 3)
     torch.nn.init.normal_(former.weight)
@@ -101,7 +102,6 @@ def test_a_generator_from_before_the_bound_labels_as_it_did_and_trains_on_so() -
     )
     features = torch.randn(2, 6, 8, 10, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        norm.train()(features)
         torch.testing.assert_close(norm.eval()(features)[:, :3], former(features[:, :3]))
 
 
