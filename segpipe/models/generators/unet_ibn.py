@@ -31,17 +31,26 @@ class BoundedInstanceNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_with_usual_variance)
 
     def forward(self, features: Tensor) -> Tensor:
-        # In float32, as torch normalises: in bfloat16 the mean would drown a faint contrast. torch.var_mean
-        # takes five times as long with channels last.
-        whole = features.float()
-        centred = whole - whole.mean(dim=(2, 3), keepdim=True)
-        variance = centred.square().mean(dim=(2, 3), keepdim=True)
+        # In float32, as group_norm is under autocast: in bfloat16 the mean would drown a faint contrast. Its
+        # sums are those of one image, whichever others are in the batch.
+        whole = features.float().contiguous(memory_format=torch.channels_last)
+        count, channels, height, width = whole.shape
+        normalised, _, inverse = torch.native_group_norm(
+            whole, None, None, count, channels, height * width, channels, EPSILON
+        )
         if self.training:
-            self.usual_variance.lerp_(variance.detach().mean(dim=(0, 2, 3)), MOMENTUM)
+            self._learn_usual(inverse)
+            scale = _per_channel(self.weight)
         else:
-            variance = variance + USUAL_SHARE * _per_channel(self.usual_variance)
-        scale = _per_channel(self.weight) * (variance + EPSILON).rsqrt()
-        return torch.addcmul(_per_channel(self.bias), centred, scale).to(features.dtype)
+            scale = self.weight * torch.rsqrt(1 + USUAL_SHARE * self.usual_variance * inverse.square())
+            scale = scale[:, :, None, None]
+        return torch.addcmul(_per_channel(self.bias), normalised, scale).to(features.dtype)
+
+    @torch.no_grad()
+    def _learn_usual(self, inverse: Tensor) -> None:
+        """inverse (B,C): 1 over the root of each image's variance and EPSILON."""
+        variances = inverse.pow(-2) - EPSILON
+        self.usual_variance.lerp_(variances.mean(dim=0), MOMENTUM)
 
 
 class InstanceBatchNorm(nn.Module):
