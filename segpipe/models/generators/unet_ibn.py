@@ -32,8 +32,9 @@ class BoundedInstanceNorm(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         # In float32, as group_norm is under autocast: in bfloat16 the mean would drown a faint contrast. Its
-        # sums are those of one image, whichever others are in the batch.
-        whole = features.float().contiguous(memory_format=torch.channels_last)
+        # sums are those of one image, whichever others are in the batch. Channels last it knows on CPUs only.
+        order = torch.channels_last if features.is_cpu else torch.contiguous_format
+        whole = features.float().contiguous(memory_format=order)
         count, channels, height, width = whole.shape
         normalised, _, inverse = torch.native_group_norm(
             whole, None, None, count, channels, height * width, channels, EPSILON
