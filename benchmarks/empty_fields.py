@@ -12,13 +12,14 @@ no image has a field, and writes it below results/.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
 from machine import write_results
-from unseen_groups import Case, Labelled, length_of, load, stage_1
+from unseen_groups import Case, Labelled, kind_of_generator, load, stage_1
 
 from segpipe.config import DEFAULT_ARCHITECTURE
 from segpipe.datasets import Sample, open_dataset, read_sample
@@ -53,10 +54,8 @@ def main(data: str, folder: Path, views: int, seeds: str, architecture: str) -> 
     body = [(row["group"], str(row["seed"]), f"{row['fields']:.3f}", f"{row['noise']:.3f}") for row in rows]
     means = [f"{np.mean([row[kind] for row in rows]):.3f}" for kind in ("fields", "noise")]
     click.echo("\n".join(columns([("group", "seed", "fields", "noise"), *body, ("average", "", *means)])))
-    made = "" if architecture == DEFAULT_ARCHITECTURE else f"-{architecture}"
-    write_results(
-        f"empty_fields-{labelled.dataset.name.lower()}{made}{length_of(views)}", {"generators": rows}
-    )
+    made = labelled.dataset.name.lower() + kind_of_generator(architecture, views)
+    write_results(f"empty_fields-{made}", {"generators": rows})
 
 
 def measured(case: Case, labelled: Labelled, folder: Path) -> dict[str, float]:
@@ -64,9 +63,9 @@ def measured(case: Case, labelled: Labelled, folder: Path) -> dict[str, float]:
     samples, groups = labelled.others(case.group)
     with load_samples(labelled.dataset, samples, labelled.spec, 2**34) as pixels:
         generator = stage_1(case, labelled.spec, pixels, split_parts(len(samples), groups), folder).generator
-    fields = [field for sample in labelled.of(case.group) for field in fields_of(labelled, sample)]
+    fields = (field for sample in labelled.of(case.group) for field in fields_of(labelled, sample))
     return {
-        "fields": invented(generator, labelled, fields[:MOST_FIELDS]),
+        "fields": invented(generator, labelled, list(islice(fields, MOST_FIELDS))),
         "noise": invented(generator, labelled, noise()),
     }
 

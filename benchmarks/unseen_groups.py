@@ -156,8 +156,8 @@ def main(
             case = Case(labelled.dataset.name, group, views, seed, architecture)
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
-    made = "" if architecture == DEFAULT_ARCHITECTURE else f"-{architecture}"
-    write(labelled.dataset.name + made + length_of(views) + kind_of(networks, adopted), rows)
+    made = labelled.dataset.name + kind_of_generator(architecture, views)
+    write(made + kind_of(networks, adopted), rows)
 
 
 def load(dataset: Dataset, group_by: str | None, architecture: str) -> Labelled:
@@ -192,9 +192,10 @@ def done_once(case: Case, labelled: Labelled, folder: Path, networks: int, adopt
     return found
 
 
-def length_of(views: int) -> str:
-    """What results of trainings that are not of full length have in their name."""
-    return "" if views == VIEWS else f"-{views}-views"
+def kind_of_generator(architecture: str, views: int) -> str:
+    """What results of other generators than the default, or not of full length, have in their name."""
+    made = "" if architecture == DEFAULT_ARCHITECTURE else f"-{architecture}"
+    return made + ("" if views == VIEWS else f"-{views}-views")
 
 
 def kind_of(networks: int, adopted: bool) -> str:

@@ -39,13 +39,13 @@ class BoundedInstanceNorm(nn.Module):
         normalised, _, inverse = torch.native_group_norm(
             whole, None, None, count, channels, height * width, channels, EPSILON
         )
+        scale: Tensor = self.weight
         if self.training:
             self._learn_usual(inverse)
-            scale = _per_channel(self.weight)
         else:
-            scale = self.weight * torch.rsqrt(1 + USUAL_SHARE * self.usual_variance * inverse.square())
-            scale = scale[:, :, None, None]
-        return torch.addcmul(_per_channel(self.bias), normalised, scale).to(features.dtype)
+            scale = scale * torch.rsqrt(1 + USUAL_SHARE * self.usual_variance * inverse.square())
+        found = torch.addcmul(self.bias[:, None, None], normalised, scale[..., None, None])
+        return found.to(features.dtype)
 
     @torch.no_grad()
     def _learn_usual(self, inverse: Tensor) -> None:
@@ -80,11 +80,6 @@ def build(mask_channels: int) -> UNetGenerator:
     return UNetGenerator(mask_channels, stem_normalisation=InstanceBatchNorm)
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values[:, None, None]
-
-
-def _with_usual_variance(_: nn.Module, state: dict[str, Tensor], prefix: str, *__: object) -> None:
+def _with_usual_variance(norm: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
     """What is from before it was kept labels as it did: nothing is added to an image's own."""
-    if f"{prefix}weight" in state:
-        state.setdefault(f"{prefix}usual_variance", torch.zeros_like(state[f"{prefix}weight"]))
+    state.setdefault(f"{prefix}usual_variance", torch.zeros_like(norm.get_buffer("usual_variance")))
