@@ -91,8 +91,48 @@ def test_a_faint_contrast_in_a_bright_image_outlives_half_precision() -> None:
     torch.testing.assert_close(found.float(), pattern - 1, atol=0.01, rtol=0)
 
 
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_a_faint_contrast_is_found_in_whatever_order_its_pixels_lie(order: torch.memory_format) -> None:
+    faint = 5 + 0.01 * torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    norm = BoundedInstanceNorm(3).train()
+    with torch.inference_mode():
+        taught = norm(faint.contiguous(memory_format=order))
+        found = norm.eval()(faint.contiguous(memory_format=order))
+    exact = faint.double().numpy()
+    deviations = exact - exact.mean(axis=(2, 3), keepdims=True)
+    variance = exact.var(axis=(2, 3), keepdims=True)
+    usual = 0.1 * variance.mean(axis=0)  # of one batch, which the running mean of nothing takes a tenth of
+    np.testing.assert_allclose(norm.usual_variance.numpy(), usual[:, 0, 0], rtol=1e-2)
+    np.testing.assert_allclose(taught.numpy(), deviations / np.sqrt(variance + 1e-5), atol=1e-3)
+    np.testing.assert_allclose(found.numpy(), deviations / np.sqrt(variance + 1e-5 + 0.1 * usual), atol=1e-3)
+
+
+def test_each_image_of_a_batch_is_taught_by_its_own_contrast_alone() -> None:
+    contrasts = torch.tensor([1.0, 2.0, 9.0]).view(3, 1, 1, 1)
+    batch = contrasts * torch.randn(3, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+    norm = BoundedInstanceNorm(2).train()
+    found = norm(batch)
+    torch.testing.assert_close(found.std(dim=(2, 3), correction=0), torch.ones(3, 2))
+    usual = 0.1 * batch.var(dim=(2, 3), correction=0).mean(dim=0)
+    torch.testing.assert_close(norm.usual_variance, usual)
+
+
+def test_the_default_generator_sees_each_image_in_its_own_light() -> None:
+    stem = build_generator("unet-ibn", 3).eval().stem
+    images = torch.randn(3, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    lit = images * torch.tensor([0.5, 1.0, 4.0]).view(3, 1, 1, 1)
+    with torch.inference_mode():
+        seen, as_lit = stem(images), stem(lit)
+        alone = torch.cat([stem(lit[number : number + 1]) for number in range(3)])
+    half = seen.shape[1] // 2
+    torch.testing.assert_close(as_lit[:, :half], seen[:, :half], atol=1e-3, rtol=0)
+    assert not torch.allclose(as_lit[:, half:], seen[:, half:], atol=0.1)
+    torch.testing.assert_close(alone, as_lit)
+
+
 def test_a_generator_from_before_the_bound_labels_as_it_did() -> None:
     norm = InstanceBatchNorm(6)
+    norm.instance.usual_variance.fill_(7.0)  # of whatever it has learnt before
     former = torch.nn.GroupNorm(3, 3)
     torch.nn.init.normal_(former.weight)
     torch.nn.init.normal_(former.bias)

@@ -19,7 +19,8 @@ class BoundedInstanceNorm(nn.Module):
     (B,C,h,w) -> the same shape, each channel of an image by its own mean and the root of its own variance
     (Ulyanov et al. 2016, "Instance normalization"): so it trains. By that alone an empty field has as much
     contrast as one full of objects, so that out of training a share of the variance that images in training
-    have, a running mean, is added to it. usual_variance is 0 in networks from before it was kept.
+    have, a running mean, is added to it. usual_variance is 0 in networks from before it was kept. No gradient
+    flows through an image's own variance out of training.
     """
 
     def __init__(self, channels: int) -> None:
@@ -31,10 +32,10 @@ class BoundedInstanceNorm(nn.Module):
         self.register_load_state_dict_pre_hook(_with_usual_variance)
 
     def forward(self, features: Tensor) -> Tensor:
-        # In float32, as group_norm is under autocast: in bfloat16 the mean would drown a faint contrast. Its
-        # sums are those of one image, whichever others are in the batch. Channels last it knows on CPUs only.
-        order = torch.channels_last if features.is_cpu else torch.contiguous_format
-        whole = features.float().contiguous(memory_format=order)
+        # In float32, as group_norm is under autocast: in bfloat16 the mean would drown a faint contrast. With
+        # channels last it would, too: a square of the mean is taken off a mean square there, and rounded
+        # otherwise for other batches and numbers of threads.
+        whole = features.float().contiguous()
         count, channels, height, width = whole.shape
         normalised, _, inverse = torch.native_group_norm(
             whole, None, None, count, channels, height * width, channels, EPSILON
