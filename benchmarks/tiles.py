@@ -57,7 +57,8 @@ def main(data: str, model: str, split: str, pictures: int, megapixels: int) -> N
     click.echo("\n".join(columns([("tile, margin", *next(iter(figures.values()))), *table])))
     large = label_large(bundle, megapixels) if megapixels else None
     click.echo(f"large picture: {large}")
-    write_results(f"tiles-{bundle.spec.architecture}", {"pictures": pictures, "tiles": figures, "large": large})
+    made = f"tiles-{bundle.spec.architecture}"
+    write_results(made, {"pictures": pictures, "tiles": figures, "large": large})
 
 
 def mosaics(bundle: Bundle, data: str, split: str, count: int) -> Iterator[np.ndarray]:
