@@ -16,7 +16,7 @@ FEWEST_IMAGES = 10
 # than that on images of others; or they are given a weight, because images held back cannot tell theirs.
 FITTED = SCORE_PARTS.index("expected_iou")
 # What parts are given; chosen on groups left out of the training (docs/confidence.md).
-PRECISION_WEIGHT, MANY_CLASSES_WEIGHT, ACCURACY_WEIGHT = 3.0, 2.0, 0.5
+PRECISION_WEIGHT, MANY_CLASSES_WEIGHT, ACCURACY_WEIGHT, SECOND_LOOK_WEIGHT = 3.0, 2.0, 0.5, 2.0
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess.
 UNFITTED = (0.0, *(float(part in ("own_precision", "familiarity")) for part in SCORE_PARTS))
@@ -42,11 +42,11 @@ def given_weights(diversity: float) -> Floats:
     to look like none of these: twice as far from them is half the odds, before all is stretched. Nor what
     doubt costs there. Where one class fills an image, that of each class tells, and what the judge sees in
     pixels travels, too. Where many share it, that of all pixels and that of each class, by the generator's
-    own word on which are there, and what a second look labels otherwise: one class alone may be seen in
-    neither.
+    own word on which are there. What a second look labels otherwise tells the more the more classes there
+    are to confuse: a class that is rare may be seen in neither.
     """
     weights = {
-        "agreement": MANY_CLASSES_WEIGHT * diversity**2,
+        "agreement": SECOND_LOOK_WEIGHT * diversity,
         "expected_iou": (1 - diversity) ** 2,
         "familiarity": 1.0,
         "own_accuracy": ACCURACY_WEIGHT * diversity,
