@@ -12,7 +12,7 @@ FOLDER by the digest of what made them, figures by the digest of all of segpipe:
 --networks adds the rival of so many networks, the generator's own seed and those that follow it: the mean
 pairwise Dice of their masks, which costs a training and a pass each. --adopted has the generators judged as
 if they came from elsewhere: no earlier ones and no game, and all images count as unseen by them.
-Prints the table; writes it and a picture below results/.
+Prints the table; writes it and a picture below results/, of some groups alone under a name of its own.
 """
 
 from __future__ import annotations
@@ -157,7 +157,8 @@ def main(
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
     made = labelled.dataset.name + kind_of_generator(architecture, views)
-    write(made + kind_of(networks, adopted), rows)
+    without = f"-without-{'+'.join(groups)}" if only else ""
+    write(made + kind_of(networks, adopted) + without, rows)
 
 
 def load(dataset: Dataset, group_by: str | None, architecture: str) -> Labelled:
