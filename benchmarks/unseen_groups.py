@@ -8,7 +8,9 @@ the other groups with the defaults of `segpipe train`, but that the last average
 no validation. Measures on the group left out mean IoU and every score's gap closed: on clean images, with a
 random half degraded as in training, and with a random half damaged in ways that no training shows. --by-look
 groups microscopy: bright (stained or grey) or dark images, dark ones by size. Trained generators are kept in
-FOLDER by the digest of what made them, figures by the digest of all of segpipe: an interrupted run goes on.
+FOLDER by the digest of what made them, figures by that of all of segpipe and this file: an interrupted run
+goes on. How far the score is ahead of each rival has an interval, by which images happen to be in the group
+(paired bootstrap); what another training would give is not in it.
 --networks adds the rival of so many networks, the generator's own seed and those that follow it: the mean
 pairwise Dice of their masks, which costs a training and a pass each. --adopted has the generators judged as
 if they came from elsewhere: no earlier ones and no game, and all images count as unseen by them.
@@ -36,7 +38,7 @@ from safetensors.torch import load_file, save_file
 from unseen_damage import damage_unseen
 
 import segpipe
-from segpipe.confidence.selective import selective_metrics
+from segpipe.confidence.selective import gap_closed, paired_bootstrap, selective_metrics
 from segpipe.config import DEFAULT_ARCHITECTURE, TrainSettings
 from segpipe.datasets import Dataset, Sample, list_samples, open_dataset, read_sample
 from segpipe.degradations import degrade
@@ -60,7 +62,9 @@ from segpipe.training.whole_images import networks_in_training
 from segpipe.working_size import choose_working_size
 
 SPLITS = ("train", "val")
-RIVALS = ("max_softmax", "entropy", "soft_dice", "soft_iou", "flip_tta")
+ONE_PASS = ("max_softmax", "entropy", "soft_dice", "soft_iou")
+RIVALS = (*ONE_PASS, "flip_tta")
+RESAMPLES = 1000
 SHOWN = ("discriminator", *RIVALS, "expected_iou")
 NETWORKS = "several networks"
 CONDITIONS = {"clean": None, "half degraded": degrade, "half damaged unseen": damage_unseen}
@@ -185,7 +189,8 @@ def look(image: np.ndarray) -> str:
 
 def done_once(case: Case, labelled: Labelled, folder: Path, networks: int, adopted: bool) -> dict[str, Any]:
     """The figures of a case that lie in the folder, or that it gives now."""
-    path = folder / "figures" / f"{digest(case, ('**/*.py',))}{kind_of(networks, adopted)}.json"
+    made = hashlib.sha256(digest(case, ("**/*.py",)).encode() + Path(__file__).read_bytes()).hexdigest()[:24]
+    path = folder / "figures" / f"{made}{kind_of(networks, adopted)}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(figures(case, labelled, folder, networks, adopted)))
@@ -329,9 +334,18 @@ def agreement(labeler: Labeler, others: Sequence[Generator], batches: Iterator[l
 def _rankings(image_ious: np.ndarray, scores: dict[str, np.ndarray]) -> dict[str, Any]:
     known = ~np.isnan(image_ious)
     losses = 1 - image_ious[known]
+    ranked = {name: values[known] for name, values in scores.items()}
     return {
         "mean_image_iou": float(1 - losses.mean()),
-        "scores": {name: asdict(selective_metrics(losses, values[known])) for name, values in scores.items()},
+        "scores": {name: asdict(selective_metrics(losses, values)) for name, values in ranked.items()},
+        "ahead": {
+            rival: asdict(
+                paired_bootstrap(
+                    losses, ranked["discriminator"], ranked[rival], gap_closed, resamples=RESAMPLES
+                )
+            )
+            for rival in RIVALS
+        },
     }
 
 
@@ -340,6 +354,9 @@ def write(name: str, rows: Sequence[dict[str, Any]]) -> None:
     for condition in CONDITIONS:
         click.echo(f"\n{name}, {condition}: gap closed (mean over seeds)")
         click.echo("\n".join(columns([("group", "mean IoU", *shown(rows)), *_table(rows, condition)])))
+        click.echo(
+            "\n".join(columns([("group", "best of one pass", "ahead of it by"), *_ahead(rows, condition)]))
+        )
     RESULTS.mkdir(exist_ok=True)
     picture(rows).savefig(RESULTS / f"unseen_groups-{name.lower()}.png", dpi=120, bbox_inches="tight")
     write_results(f"unseen_groups-{name.lower()}", {"cases": list(rows)})
@@ -360,6 +377,16 @@ def _table(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str
     }
     for group, figures in found.items():
         yield group, f"{figures['mean_iou']:.3f}", *(f"{figures[score]:.2f}" for score in scores)
+
+
+def _ahead(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str, str, str]]:
+    """Of each group: of several seeds the mean, the lowest low end and the highest high one, 95%."""
+    for group in sorted({row["group"] for row in rows}):
+        runs = [row[condition]["ahead"] for row in rows if row["group"] == group]
+        difference = {rival: float(np.mean([run[rival]["difference"] for run in runs])) for rival in ONE_PASS}
+        best = min(difference, key=difference.__getitem__)
+        low, high = min(run[best]["low"] for run in runs), max(run[best]["high"] for run in runs)
+        yield group, best, f"{difference[best]:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def _means(runs: Sequence[dict[str, Any]], scores: Sequence[str]) -> dict[str, float]:
