@@ -9,18 +9,19 @@ no validation. Measures on the group left out mean IoU and every score's gap clo
 random half degraded as in training, and with a random half damaged in ways that no training shows. --by-look
 groups microscopy: bright (stained or grey) or dark images, dark ones by size. Trained generators are kept in
 FOLDER by the digest of what made them, figures by that of all of segpipe and this file: an interrupted run
-goes on. How far the score is ahead of each rival has an interval, by which images happen to be in the group
-(paired bootstrap); what another training would give is not in it.
+goes on. How far the score is ahead of each single network has an interval, by which images happen to be in
+the group (paired bootstrap); what another training would give is not in it.
 --networks adds the rival of so many networks, the generator's own seed and those that follow it: the mean
 pairwise Dice of their masks, which costs a training and a pass each. --adopted has the generators judged as
 if they came from elsewhere: no earlier ones and no game, and all images count as unseen by them.
-Prints the table; writes it and a picture below results/, of some groups alone under a name of its own.
+Prints the table; writes it and a picture below results/, of some groups or other seeds under their own name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -65,6 +66,7 @@ SPLITS = ("train", "val")
 ONE_PASS = ("max_softmax", "entropy", "soft_dice", "soft_iou")
 RIVALS = (*ONE_PASS, "flip_tta")
 RESAMPLES = 1000
+SEEDS = "0,1"
 SHOWN = ("discriminator", *RIVALS, "expected_iou")
 NETWORKS = "several networks"
 CONDITIONS = {"clean": None, "half degraded": degrade, "half damaged unseen": damage_unseen}
@@ -132,7 +134,7 @@ class Trained:
 @click.option("--group-by", help="Regular expression whose match in a key names the group.")
 @click.option("--by-look", is_flag=True, help="Group by brightness, colour and size.")
 @click.option("--views", default=VIEWS, show_default=True, help="Of each training's first stage.")
-@click.option("--seeds", default="0,1", show_default=True)
+@click.option("--seeds", default=SEEDS, show_default=True)
 @click.option("--networks", default=1, show_default=True, help="Whose agreement is a rival.")
 @click.option("--adopted", is_flag=True, help="Judge the generators as if from elsewhere.")
 @click.option("--architecture", default=DEFAULT_ARCHITECTURE, type=click.Choice(list(ARCHITECTURES)))
@@ -161,8 +163,7 @@ def main(
             rows.append(asdict(case) | done_once(case, labelled, folder, networks, adopted))
             click.echo(f"{group}, seed {seed}: mean IoU {rows[-1]['clean']['mean_iou']:.3f}")
     made = labelled.dataset.name + kind_of_generator(architecture, views)
-    without = f"-without-{'+'.join(groups)}" if only else ""
-    write(made + kind_of(networks, adopted) + without, rows)
+    write(made + kind_of(networks, adopted) + part_of(only, seeds), rows)
 
 
 def load(dataset: Dataset, group_by: str | None, architecture: str) -> Labelled:
@@ -207,6 +208,12 @@ def kind_of_generator(architecture: str, views: int) -> str:
 def kind_of(networks: int, adopted: bool) -> str:
     """What figures of this kind have in their name."""
     return (f"-{networks}-networks" if networks > 1 else "") + ("-adopted" if adopted else "")
+
+
+def part_of(only: str | None, seeds: str) -> str:
+    """What results of some groups alone, or of other seeds, have in their name."""
+    parts = [f"-without-{only}" if only else "", f"-seeds-{seeds}" if seeds != SEEDS else ""]
+    return re.sub(r"[^\w.-]", "+", "".join(parts))
 
 
 def digest(case: Case, patterns: Sequence[str]) -> str:
@@ -380,7 +387,10 @@ def _table(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str
 
 
 def _ahead(rows: Sequence[dict[str, Any]], condition: str) -> Iterator[tuple[str, str, str]]:
-    """Of each group: of several seeds the mean, the lowest low end and the highest high one, 95%."""
+    """Each group's best rival of one pass on average over the seeds, and how far the score is ahead of it.
+
+    Of several seeds the mean, the lowest low end of their 95% intervals and the highest high one.
+    """
     for group in sorted({row["group"] for row in rows}):
         runs = [row[condition]["ahead"] for row in rows if row["group"] == group]
         difference = {rival: float(np.mean([run[rival]["difference"] for run in runs])) for rival in ONE_PASS}
