@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from segpipe.metrics import FULL_SHARE, IouRule
 
+# How a generator's probabilities are taken for its own belief: as they are, or at twice their temperature.
+Belief = Literal["plain", "softened"]
+# Of models trained or adopted now, and of those that name none, from before there was a choice.
+BELIEF: Belief = "plain"
+UNNAMED_BELIEF: Belief = "softened"
 # What the routing score is made of, each a logit or a mean of logits: higher is better. New ones come last:
 # to a model from before they weigh nothing.
 SCORE_PARTS = (
@@ -81,19 +87,20 @@ def class_ious(sums: ClassSums) -> Tensor:
     return sums.right / (sums.shown + sums.missed).clamp(min=1.0)
 
 
-def own_sums(shown: Tensor, probabilities: Tensor) -> ClassSums:
-    """What expected_class_ious is made of for who believes the generator, at twice its temperature: a label
-    is right as surely as its probability says then, and missed pixels are what the others' add up to. No
-    gradient flows through it.
+def own_sums(shown: Tensor, probabilities: Tensor, belief: Belief) -> ClassSums:
+    """What expected_class_ious is made of for who believes the generator: a label is right as surely as its
+    probability says, and missed pixels are what the others' add up to. No gradient flows through it."""
+    believed = _softened(probabilities) if belief == "softened" else probabilities
+    right = (believed * shown).sum(dim=(2, 3))
+    return ClassSums(right, shown.sum(dim=(2, 3)), believed.sum(dim=(2, 3)) - right)
 
-    Generators are too sure of themselves, of images unlike those they know most of all. Guo et al. 2017, "On
-    calibration of modern neural networks".
-    """
-    softened = probabilities.sqrt()
-    softened /= softened.sum(dim=1, keepdim=True)
-    everywhere = softened.sum(dim=(2, 3))
-    right = softened.mul_(shown).sum(dim=(2, 3))  # in place: new memory takes longer than the sums
-    return ClassSums(right, shown.sum(dim=(2, 3)), everywhere - right)
+
+def _softened(probabilities: Tensor) -> Tensor:
+    """Of the same logits, at twice the temperature (Guo et al. 2017, "On calibration of modern neural
+    networks")."""
+    roots = probabilities.sqrt()
+    roots /= roots.sum(dim=1, keepdim=True)
+    return roots
 
 
 def missed_pixels(shown: Tensor, probabilities: Tensor, correctness: Tensor) -> Tensor:

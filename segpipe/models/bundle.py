@@ -16,6 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from segpipe import storage
+from segpipe.confidence.score import UNNAMED_BELIEF, Belief
 from segpipe.config import MAX_SCALE, MAX_WORKING_PIXELS
 from segpipe.digests import covered, shown
 from segpipe.errors import ModelError, NotFoundError, TooLargeError
@@ -71,6 +72,9 @@ class ModelSpec(BaseModel):
     second_look: SecondLook | None = None
     """How the generator sees each image once more, for the score alone: at half its sides, mirrored; None:
     not at all, of a bundle from before, or of a network that does not take half its sizes."""
+    own_belief: Belief | None = None
+    """How the score takes the generator's probabilities; None: softened, of a bundle from before there was a
+    choice."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -93,6 +97,11 @@ class ModelSpec(BaseModel):
     def rule(self) -> IouRule:
         """What an image's IoU is to this model."""
         return self.iou_rule or UNNAMED_RULE
+
+    @property
+    def belief(self) -> Belief:
+        """How the score takes the generator's probabilities."""
+        return self.own_belief or UNNAMED_BELIEF
 
     @property
     def mask_channels(self) -> int:

@@ -243,7 +243,7 @@ def _add(bundle: Bundle, sums: ImageSums, image: ScaledImage, tile: Tile, view: 
     cells = correctness.numel()
     of_tile = class_sums(view.shown.one_hot, view.shown.probabilities, correctness)
     sums.sums += _exactly(of_tile)
-    sums.own += _exactly(own_sums(view.shown.one_hot, view.shown.probabilities))
+    sums.own += _exactly(own_sums(view.shown.one_hot, view.shown.probabilities, bundle.spec.belief))
     sums.again += _exactly(agreement_sums(view.shown.one_hot, view.again))
     sums.correctness_logits = sums.correctness_logits + view.correctness.float().sum()
     sums.realness = sums.realness + adversarial_score(view.realness)[0].double() * cells

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from segpipe.confidence.score import (
+    Belief,
     adversarial_score,
     agreement,
     agreement_sums,
@@ -39,10 +40,10 @@ class Verdict:
 
 
 def give_verdict(
-    judge: Judge, judgement: Judgement, shown: ShownMask, again: Tensor, rule: IouRule
+    judge: Judge, judgement: Judgement, shown: ShownMask, again: Tensor, rule: IouRule, belief: Belief
 ) -> Verdict:
     """One verdict per image; again: labels (B,h,w) of the images seen again; rule: of the IoU that is
-    expected."""
+    expected; belief: how the generator's own is taken."""
     correctness = judgement.correctness.sigmoid()
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
@@ -55,7 +56,7 @@ def give_verdict(
             "image_iou": judgement.image_iou,
             "familiarity": judgement.familiarity,
             "agreement": iou_logit(agreement(agreement_sums(shown.one_hot, again))),
-            **own_parts(own_sums(shown.one_hot, shown.probabilities), shares, presence, rule),
+            **own_parts(own_sums(shown.one_hot, shown.probabilities, belief), shares, presence, rule),
         }
     )
     return Verdict(

@@ -362,7 +362,8 @@ class Scoring:
         again = seen_again(self.spec, self.teachers.generator, image, labels, self.device)
         truth = labels_at_size(masks.to(self.device), (labels.shape[1], labels.shape[2]))
         iou, known = true_iou(shown.one_hot, truth, self.spec.ignore_index, self.spec.rule)
-        parts = give_verdict(self.judge, judgement, shown, again, self.spec.rule).parts
+        rule, belief = self.spec.rule, self.spec.belief
+        parts = give_verdict(self.judge, judgement, shown, again, rule, belief).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
     def _look(self, image: Tensor) -> tuple[ShownMask, Judgement]:

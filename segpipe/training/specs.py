@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from segpipe.confidence.score import BELIEF
 from segpipe.datasets import Dataset
 from segpipe.metrics import IOU_RULE
 from segpipe.models.bundle import ModelSpec, SecondLook
@@ -37,4 +38,5 @@ def spec_of(
         image_range=dataset.image_range,
         iou_rule=IOU_RULE,
         second_look=second_look,
+        own_belief=BELIEF,
     )

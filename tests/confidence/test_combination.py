@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from segpipe.confidence.combination import class_diversity, fit_combination, given_weights
 
-OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0]
+OWN_ALONE = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.5, 0.0, 0.0]
 # As many classes in equal parts as make it so.
 DIVERSITY = 0.75
 
@@ -82,7 +82,7 @@ def test_two_pixels_are_of_different_classes_as_often_as_their_classes_are_diver
 
 def test_what_one_class_alone_tells_gives_way_to_what_many_tell() -> None:
     assert given_weights(0.0).tolist() == [1, 0, 0, 0, 0, 1, 0, 3, 0, 0]
-    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.375, 0.75, 1.125, 1.5]
+    assert given_weights(0.75).tolist() == [0.0625, 0, 0, 0, 0, 1, 0.375, 0.75, 1.125, 0.9375]
 
 
 def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high_as_the_masks_are_good() -> (
@@ -92,7 +92,7 @@ def test_what_no_fit_can_weigh_keeps_its_proportions_and_the_score_stays_as_high
     parts[:, 6] = np.random.default_rng(3).normal(1.0, 0.5, 200)
     ious = expit(0.5 * parts[:, 0])
     combination = fit_combination(parts, ious, DIVERSITY)
-    assert (combination[6:] / combination[6]).tolist() == pytest.approx([1, 0.375, 0.75, 1.125, 1.5])
+    assert (combination[6:] / combination[6]).tolist() == pytest.approx([1, 0.375, 0.75, 1.125, 0.9375])
     assert expit(scores_of(combination, parts)).mean() == pytest.approx(ious.mean(), abs=1e-3)
 
 

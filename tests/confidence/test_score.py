@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from segpipe.confidence.score import (
+    Belief,
     ClassSums,
     adversarial_score,
     agreement,
@@ -215,15 +216,16 @@ def test_who_knows_the_truth_expects_the_true_iou(seed: int, n_classes: int, rul
 
 
 @given(seed=seeds, n_classes=st.integers(2, 5))
-def test_own_sums_are_those_of_a_label_as_right_as_its_softened_probability(
-    seed: int, n_classes: int
+@pytest.mark.parametrize(("belief", "temperature"), [("plain", 1), ("softened", 2)])
+def test_own_sums_are_those_of_a_label_as_right_as_its_probability_at_this_temperature(
+    seed: int, n_classes: int, belief: Belief, temperature: int
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(1, n_classes, 6, 7, generator=draws)
     shown = hard(logits.argmax(dim=1)[0], n_classes)
-    softened = (logits / 2).softmax(dim=1)
-    as_right = softened.gather(1, logits.argmax(dim=1, keepdim=True))
-    expected, found = class_sums(shown, softened, as_right), own_sums(shown, logits.softmax(dim=1))
+    believed = (logits / temperature).softmax(dim=1)
+    as_right = believed.gather(1, logits.argmax(dim=1, keepdim=True))
+    expected, found = class_sums(shown, believed, as_right), own_sums(shown, logits.softmax(dim=1), belief)
     for name in ("right", "shown", "missed"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-4)
 

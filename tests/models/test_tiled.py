@@ -47,14 +47,28 @@ def one(labeler: Labeler, image: np.ndarray) -> Labeled:
     return labeled
 
 
-def test_one_tile_says_what_a_fitted_pass_says(fitted: Labeler) -> None:
-    image = scene(64, 96)
-    whole = one(with_spec(fitted, working_size=(64, 96)), image)
-    in_tiles = one(with_spec(fitted, working_size=(64, 96), scale=1.0, **TILE), image)
+@pytest.mark.parametrize("belief", ["plain", None])
+def test_one_tile_says_what_a_fitted_pass_says(fitted: Labeler, belief: str | None) -> None:
+    image, spec = scene(64, 96), {"working_size": (64, 96), "own_belief": belief}
+    whole = one(with_spec(fitted, **spec), image)
+    in_tiles = one(with_spec(fitted, **spec, scale=1.0, **TILE), image)
     assert np.array_equal(in_tiles.mask, whole.mask)
     assert in_tiles.discriminator_score == pytest.approx(whole.discriminator_score, abs=2e-3)
     np.testing.assert_allclose(in_tiles.class_confidences, whole.class_confidences, atol=1e-3)
     np.testing.assert_allclose(in_tiles.confidence_map, whole.confidence_map, atol=1e-3)
+
+
+@pytest.mark.parametrize("tiles", [{}, {"scale": 1.0, **TILE}], ids=["whole", "tiled"])
+def test_the_score_of_a_bundle_that_names_no_belief_takes_it_softened(
+    fitted: Labeler, tiles: dict[str, object]
+) -> None:
+    assert fitted.bundle.spec.own_belief == "plain"
+    plain, unnamed = (
+        one(with_spec(fitted, working_size=(64, 96), own_belief=belief, **tiles), scene(64, 96))
+        for belief in ("plain", None)
+    )
+    assert np.array_equal(plain.mask, unnamed.mask)
+    assert plain.discriminator_score > unnamed.discriminator_score + 0.01
 
 
 class Local(torch.nn.Module):

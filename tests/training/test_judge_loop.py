@@ -130,7 +130,9 @@ def score(scoring: Scoring, labels: torch.Tensor) -> torch.Tensor:
         probabilities = scoring.teachers.generator(image).softmax(dim=1)
         shown = ShownMask(mask_channels(labels, 3, ignore_index=-1), probabilities)
         judgement = scoring.judge(shown_image(image, (16, 16)), shown)
-        return give_verdict(scoring.judge, judgement, shown, labels, scoring.spec.rule).score
+        return give_verdict(
+            scoring.judge, judgement, shown, labels, scoring.spec.rule, scoring.spec.belief
+        ).score
 
 
 def own_masks() -> torch.Tensor:
@@ -221,7 +223,7 @@ def test_without_a_labelled_tuning_image_the_own_belief_makes_the_score(
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "the generator's own belief makes the score" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0.5, 0, 0]
 
 
 def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,7 +231,7 @@ def test_images_that_taught_the_generator_tune_nothing(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO):
         scoring.run(lambda: None)
     assert "too few images to hold one back" in caplog.text
-    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 1, 0, 0]
+    assert scoring.judge.combination.tolist() == [0, 0, 0, 0, 0, 0, 1, 0, 0.5, 0, 0]
 
 
 @settings(max_examples=60, deadline=None)
