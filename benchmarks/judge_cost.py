@@ -61,7 +61,7 @@ def _once(bundle: Bundle, images: torch.Tensor) -> float:
     shown = shown_as(labels, logits)
     small = shown_image(images, (logits.shape[2], logits.shape[3]))
     again = seen_again(bundle.spec, bundle.generator, images, labels, "cpu")
-    give_verdict(judge, judge(small, shown), shown, again, bundle.spec.rule, bundle.spec.belief)
+    give_verdict(judge, judge(small, shown), shown, again, bundle.spec)
     return (time.perf_counter() - generated) / (generated - started)
 
 
@@ -77,7 +77,7 @@ def bundle_of(kind: Kind) -> Bundle:
         standard_deviation=(0.25, 0.25, 0.25),
         shown_masks="hard",
         second_look="half",
-        own_belief=BELIEF,
+        belief_kind=BELIEF,
     )
     generator, discriminator = build_networks(spec)
     networks = [

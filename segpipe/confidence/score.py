@@ -89,7 +89,7 @@ def class_ious(sums: ClassSums) -> Tensor:
 
 def own_sums(shown: Tensor, probabilities: Tensor, belief: Belief) -> ClassSums:
     """What expected_class_ious is made of for who believes the generator: a label is right as surely as its
-    probability says, and missed pixels are what the others' add up to. No gradient flows through it."""
+    probability says, and missed pixels are what the others' add up to."""
     believed = _softened(probabilities) if belief == "softened" else probabilities
     right = (believed * shown).sum(dim=(2, 3))
     return ClassSums(right, shown.sum(dim=(2, 3)), believed.sum(dim=(2, 3)) - right)

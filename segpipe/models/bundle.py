@@ -72,7 +72,7 @@ class ModelSpec(BaseModel):
     second_look: SecondLook | None = None
     """How the generator sees each image once more, for the score alone: at half its sides, mirrored; None:
     not at all, of a bundle from before, or of a network that does not take half its sizes."""
-    own_belief: Belief | None = None
+    belief_kind: Belief | None = None
     """How the score takes the generator's probabilities; None: softened, of a bundle from before there was a
     choice."""
 
@@ -101,7 +101,7 @@ class ModelSpec(BaseModel):
     @property
     def belief(self) -> Belief:
         """How the score takes the generator's probabilities."""
-        return self.own_belief or UNNAMED_BELIEF
+        return self.belief_kind or UNNAMED_BELIEF
 
     @property
     def mask_channels(self) -> int:

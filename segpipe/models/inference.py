@@ -71,8 +71,7 @@ def judge_masks(bundle: Bundle, batch: Tensor, generated: Tensor, device: str) -
     logits = class_logits(generated)
     labels = logits.argmax(dim=1)
     shown, again, judgement = look(bundle, batch, logits, labels, device)
-    rule, belief = bundle.spec.rule, bundle.spec.belief
-    verdict = give_verdict(bundle.discriminator.judge, judgement, shown, again, rule, belief)
+    verdict = give_verdict(bundle.discriminator.judge, judgement, shown, again, bundle.spec)
     return Prediction(logits, labels.to(torch.uint8), verdict)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from segpipe.confidence.score import (
-    Belief,
     adversarial_score,
     agreement,
     agreement_sums,
@@ -20,7 +19,7 @@ from segpipe.confidence.score import (
     own_sums,
     routing_score,
 )
-from segpipe.metrics import IouRule
+from segpipe.models.bundle import ModelSpec
 from segpipe.models.judge import Judge, Judgement, ShownMask
 
 
@@ -40,14 +39,13 @@ class Verdict:
 
 
 def give_verdict(
-    judge: Judge, judgement: Judgement, shown: ShownMask, again: Tensor, rule: IouRule, belief: Belief
+    judge: Judge, judgement: Judgement, shown: ShownMask, again: Tensor, spec: ModelSpec
 ) -> Verdict:
-    """One verdict per image; again: labels (B,h,w) of the images seen again; rule: of the IoU that is
-    expected; belief: how the generator's own is taken."""
+    """One verdict per image; again: labels (B,h,w) of the images seen again."""
     correctness = judgement.correctness.sigmoid()
     shares = shown.one_hot.mean(dim=(2, 3))
     by_class = expected_class_ious(shown.one_hot, shown.probabilities, correctness)
-    presence = judgement.presence.sigmoid()
+    presence, rule = judgement.presence.sigmoid(), spec.rule
     parts = in_order(
         {
             "expected_iou": iou_logit(expected_iou(by_class, shares, presence, rule)),
@@ -56,7 +54,7 @@ def give_verdict(
             "image_iou": judgement.image_iou,
             "familiarity": judgement.familiarity,
             "agreement": iou_logit(agreement(agreement_sums(shown.one_hot, again))),
-            **own_parts(own_sums(shown.one_hot, shown.probabilities, belief), shares, presence, rule),
+            **own_parts(own_sums(shown.one_hot, shown.probabilities, spec.belief), shares, presence, rule),
         }
     )
     return Verdict(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segpipe.confidence.combination import FEWEST_IMAGES, class_diversity, fit_combination
+from segpipe.confidence.combination import FEWEST_IMAGES, UNFITTED, class_diversity, fit_combination
 from segpipe.degradations import degrade_in_training
 from segpipe.models.bundle import ModelSpec
 from segpipe.models.device import autocast
@@ -306,6 +306,8 @@ class Scoring:
         return torch.cat(found)
 
     def _fit_score(self) -> None:
+        # A stopped stage 2 of an older segpipe may hold another.
+        self.judge.combination.copy_(torch.tensor(UNFITTED))
         if not len(self.parts.tuning) or torch.isin(self.parts.tuning, self.parts.taught).any():
             logger.info("too few images to hold one back: the generator's own belief makes the score")
             return
@@ -362,8 +364,7 @@ class Scoring:
         again = seen_again(self.spec, self.teachers.generator, image, labels, self.device)
         truth = labels_at_size(masks.to(self.device), (labels.shape[1], labels.shape[2]))
         iou, known = true_iou(shown.one_hot, truth, self.spec.ignore_index, self.spec.rule)
-        rule, belief = self.spec.rule, self.spec.belief
-        parts = give_verdict(self.judge, judgement, shown, again, rule, belief).parts
+        parts = give_verdict(self.judge, judgement, shown, again, self.spec).parts
         return parts.double().cpu().numpy(), iou.where(known, torch.nan).double().cpu().numpy()
 
     def _look(self, image: Tensor) -> tuple[ShownMask, Judgement]:

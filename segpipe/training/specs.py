@@ -38,5 +38,5 @@ def spec_of(
         image_range=dataset.image_range,
         iou_rule=IOU_RULE,
         second_look=second_look,
-        own_belief=BELIEF,
+        belief_kind=BELIEF,
     )

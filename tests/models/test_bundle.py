@@ -162,6 +162,13 @@ def test_a_new_bundle_holds_its_full_digest(trained_model: str) -> None:
     assert (len(str(card.digest)), str(card.digest)[:12]) == (64, card.model_id)
 
 
+def test_a_models_identity_covers_how_its_score_takes_probabilities(trained_model: str) -> None:
+    spec = read_card(trained_model).spec
+    unnamed = spec.model_copy(update={"belief_kind": None})
+    assert (spec.belief, unnamed.belief) == ("plain", "softened")
+    assert model_digest(spec, b"", b"") != model_digest(unnamed, b"", b"")
+
+
 def test_a_bundle_from_before_full_digests_loads_and_has_one(copied: Path) -> None:
     digest = read_card(str(copied)).digest
     content = json.loads((copied / "model.json").read_text())

@@ -49,7 +49,7 @@ def one(labeler: Labeler, image: np.ndarray) -> Labeled:
 
 @pytest.mark.parametrize("belief", ["plain", None])
 def test_one_tile_says_what_a_fitted_pass_says(fitted: Labeler, belief: str | None) -> None:
-    image, spec = scene(64, 96), {"working_size": (64, 96), "own_belief": belief}
+    image, spec = scene(64, 96), {"working_size": (64, 96), "belief_kind": belief}
     whole = one(with_spec(fitted, **spec), image)
     in_tiles = one(with_spec(fitted, **spec, scale=1.0, **TILE), image)
     assert np.array_equal(in_tiles.mask, whole.mask)
@@ -62,9 +62,9 @@ def test_one_tile_says_what_a_fitted_pass_says(fitted: Labeler, belief: str | No
 def test_the_score_of_a_bundle_that_names_no_belief_takes_it_softened(
     fitted: Labeler, tiles: dict[str, object]
 ) -> None:
-    assert fitted.bundle.spec.own_belief == "plain"
+    assert fitted.bundle.spec.belief_kind == "plain"
     plain, unnamed = (
-        one(with_spec(fitted, working_size=(64, 96), own_belief=belief, **tiles), scene(64, 96))
+        one(with_spec(fitted, working_size=(64, 96), belief_kind=belief, **tiles), scene(64, 96))
         for belief in ("plain", None)
     )
     assert np.array_equal(plain.mask, unnamed.mask)

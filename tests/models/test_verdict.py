@@ -10,10 +10,14 @@ import torch
 from segpipe.confidence.score import SCORE_PARTS, Belief
 from segpipe.models.judge import Judge, Judgement, ShownMask
 from segpipe.models.verdict import give_verdict
+from tests.support.labelled_arrays import plain_spec
 
 
 def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
+
+
+SPEC = plain_spec(("road", "car", "sky"), (64, 64)).model_copy(update={"iou_rule": "every_class"})
 
 
 def judge_with(combination: list[float] | None = None) -> Judge:
@@ -46,9 +50,10 @@ OWN_PRECISION = (0.6 + 0.5) * math.sqrt(0.5) / 2.25
 SOFTENED = math.sqrt(0.6) / (math.sqrt(0.6) + math.sqrt(0.4))
 
 
-@pytest.mark.parametrize(("belief", "sure"), [("plain", 0.6), ("softened", SOFTENED)])
-def test_the_parts_of_the_score_by_hand(belief: Belief, sure: float) -> None:
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class", belief)
+@pytest.mark.parametrize(("belief", "sure"), [("plain", 0.6), (None, SOFTENED)])
+def test_the_parts_of_the_score_by_hand(belief: Belief | None, sure: float) -> None:
+    spec = SPEC.model_copy(update={"belief_kind": belief})
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, spec)
     by_hand = {
         "expected_iou": logit(EXPECTED_IOU),
         "correctness": (logit(0.9) + logit(0.6)) / 2,
@@ -68,26 +73,24 @@ def test_the_parts_of_the_score_by_hand(belief: Belief, sure: float) -> None:
 
 def test_before_any_fit_the_score_is_half_the_logit_of_the_generators_own_belief() -> None:
     """Generators are too sure of themselves."""
-    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class", "plain")
+    verdict = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, SPEC)
     assert verdict.score.item() == pytest.approx(logit(OWN_PRECISION) / 2)
 
 
 def test_the_score_follows_the_fit_in_the_judges_weights() -> None:
     judge = judge_with([0.5, 2.0, 0.0, 1.0, 3.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    verdict = give_verdict(judge, JUDGEMENT, SHOWN, AGAIN, "every_class", "plain")
+    verdict = give_verdict(judge, JUDGEMENT, SHOWN, AGAIN, SPEC)
     assert verdict.score.item() == pytest.approx(0.5 + 2 * logit(EXPECTED_IOU) + 2.5 - 2.1)
     assert "combination" in judge.state_dict(), "or it would be lost with the bundle"
 
 
 def test_class_confidences_are_expected_ious_and_nan_for_a_class_not_in_the_mask() -> None:
-    confidences = give_verdict(
-        judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class", "plain"
-    ).class_confidences
+    confidences = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, SPEC).class_confidences
     torch.testing.assert_close(confidences, torch.tensor([[*CLASS_IOUS, torch.nan]]), equal_nan=True)
 
 
 def test_the_map_is_the_probability_that_each_label_is_right() -> None:
-    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, "every_class", "plain").correctness
+    correctness = give_verdict(judge_with(), JUDGEMENT, SHOWN, AGAIN, SPEC).correctness
     torch.testing.assert_close(correctness, torch.tensor([[[[0.9, 0.6]]]]))
 
 
@@ -101,6 +104,6 @@ def test_the_surest_judgement_gives_a_finite_score(sureness: float) -> None:
         features=torch.zeros(1, 4),
         familiarity=torch.zeros(1),
     )
-    verdict = give_verdict(judge_with([0.0, *[1.0] * 10]), judgement, SHOWN, AGAIN, "every_class", "plain")
+    verdict = give_verdict(judge_with([0.0, *[1.0] * 10]), judgement, SHOWN, AGAIN, SPEC)
     assert torch.isfinite(verdict.score).all()
     assert (verdict.score > 0) == (sureness > 0)

@@ -27,6 +27,7 @@ def plain_spec(
         standard_deviation=(0.25, 0.25, 0.25),
         shown_masks="hard",
         second_look="half",
+        belief_kind="plain",
     )
 
 

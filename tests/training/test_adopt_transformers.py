@@ -99,7 +99,7 @@ def test_the_bundle_holds_what_it_needs_and_its_digest_covers_it(taught: Path, a
     kept = Path(adopted.model) / "generator" / "model.safetensors"
     assert kept.read_bytes() == (taught / "model.safetensors").read_bytes()
     assert (foreign.output_stride, foreign.one_size, foreign.class_map) == (4, False, (1, 0))
-    assert bundle.spec.second_look == "half"
+    assert (bundle.spec.second_look, bundle.spec.belief_kind) == ("half", "plain")
     assert {"transformers", "torch"} <= set(bundle.card.versions)
 
 
