@@ -118,6 +118,7 @@ def test_the_bundle_is_as_adopts_and_knows_of_the_game(taught: Path, tuned: Trai
         "test_vector.safetensors",
     ]
     assert (bundle.spec.architecture, bundle.spec.shown_masks) == ("transformers", "hard")
+    assert bundle.spec.belief_kind == "plain"
     assert bundle.discriminator.adversary is not None
     assert bundle.card.versions.keys() >= {"transformers"}
     assert str(taught) not in (folder / "model.json").read_text()
