@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## Draw scenes, train, certify, label a bucket under Prefect: under 3 minutes
 	$(BIN)/python -m demo.demo --workdir $(WORKDIR)
 
-test: $(STAMP)  ## Run the fast test suite: 8 to 10 minutes on two cores
+test: $(STAMP)  ## Run the fast test suite: some 7 minutes on two cores
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile
 
 test-server: $(STAMP)  ## Run the tests that start a real Prefect server

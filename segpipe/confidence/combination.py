@@ -20,7 +20,7 @@ PRECISION_WEIGHT, MANY_CLASSES_WEIGHT, ACCURACY_WEIGHT, SECOND_LOOK_WEIGHT = 3.0
 # Bias, then a weight per part. What the judge sees in pixels must show its worth on images held back: on a
 # video that it does not know the generator's own belief is the better guess. At half its logit: generators
 # are too sure of themselves (Guo et al. 2017, "On calibration of modern neural networks").
-UNFITTED = tuple({"own_precision": 0.5, "familiarity": 1.0}.get(part, 0.0) for part in ("", *SCORE_PARTS))
+UNFITTED = (0.0, *({"own_precision": 0.5, "familiarity": 1.0}.get(part, 0.0) for part in SCORE_PARTS))
 # Pulls the fitted weight towards 0 and the stretch towards 1: a handful of tuning images can say little.
 RIDGE = 0.02
 # Below it scores would be rounding, where IoUs do not follow them at all.
